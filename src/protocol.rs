@@ -1,0 +1,428 @@
+//! What server and worker say to each other.
+//!
+//! ZMTP multipart messages in the style of the Majordomo protocol; the server
+//! holds the ROUTER, each worker a DEALER. Every message is
+//!
+//! | frame | content |
+//! |---|---|
+//! | 0 | `qgisserver/1`: the protocol and its version |
+//! | 1 | the word, in ASCII |
+//! | 2 | the head: JSON, one type per word; absent where the table says none |
+//! | 3 | the body: raw bytes; only where the table says so |
+//!
+//! | word | from | head | body | meaning |
+//! |---|---|---|---|---|
+//! | `READY` | worker | [`Ready`] | | I am idle and this is who I am; first message of a connection |
+//! | `REQUEST` | server | [`Request`] | request body | serve this |
+//! | `PARTIAL` | worker | [`Partial`] | bytes | the reply goes on; costs one credit |
+//! | `FINAL` | worker | [`Final`] | bytes | the reply ends; I am idle unless `leaving` |
+//! | `CREDIT` | server | [`Credit`] | | the client took `n` chunks, send as many more |
+//! | `CANCEL` | server | [`Cancel`] | | nobody waits for this request any more |
+//! | `HEARTBEAT` | both | none | | I am alive |
+//! | `DISCONNECT` | both | [`Disconnect`] | | see [`Reason`]; a worker's is answered with the same word, and the answer proves that everything before it arrived |
+//!
+//! A message of another version is [`Error::Version`]: it is refused with a log
+//! line and never guessed at. Nothing here is executable: heads are data, bodies
+//! are opaque.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+/// Frame 0 of every message.
+pub const VERSION: &str = "qgisserver/1";
+
+/// Upper bound of a head, in bytes; a longer one is refused unread.
+pub const HEAD_MAX: usize = 1 << 20;
+
+/// A worker introduces itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ready {
+    /// Name of the pool, for logs: `--identity` or the host name.
+    pub pool: String,
+    /// Random, one per life of the pool's parent: workers with the same value share a parent.
+    pub pool_instance: String,
+    /// Random, one per worker process life.
+    pub instance: String,
+    /// Number of the worker in its pool, from 1.
+    pub number: u32,
+    pub host: String,
+    pub pid: u32,
+    pub versions: Versions,
+    /// Names of the QGIS server plugins that loaded.
+    #[serde(default)]
+    pub plugins: Vec<String>,
+    /// Names of the plugins that did not load.
+    #[serde(default)]
+    pub plugins_failed: Vec<String>,
+    /// No access control and no server filter is loaded, so answers depend on the request alone.
+    #[serde(default)]
+    pub may_cache: bool,
+    /// Projects in the worker's cache, as `alias:path`.
+    #[serde(default)]
+    pub projects: Vec<String>,
+}
+
+/// Versions of what answers; each as its own library reports it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Versions {
+    pub worker: String,
+    pub qgis: String,
+    pub python: String,
+    pub gdal: String,
+    pub proj: String,
+    pub geos: String,
+}
+
+/// A project as the operator's configuration sees it: never a file name, URL or
+/// connection that a client made up.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ProjectRef {
+    /// The scheme alias; `file` is the root directory.
+    pub alias: String,
+    /// Relative, `/`-separated, without `..`; the suffix may be missing.
+    pub path: String,
+}
+
+impl std::fmt::Display for ProjectRef {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.alias, self.path)
+    }
+}
+
+/// One request for one worker. Its body is the message's body frame.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// Unique per server life; replies name it.
+    pub id: u64,
+    /// `X-Request-Id`, the one in every log line.
+    pub request_id: String,
+    /// Time left until the first byte must be out, and from then on between any two chunks, in milliseconds.
+    pub timeout_ms: u64,
+    /// How many PARTIALs may be unacknowledged.
+    pub window: u32,
+    pub method: String,
+    /// Public URL with its query, as the client would write it.
+    pub url: String,
+    /// Names in Title-Case, as QGIS looks them up.
+    pub headers: Vec<(String, String)>,
+    /// None for requests that need no project (landing page).
+    pub project: Option<ProjectRef>,
+    /// For the log and the obituary: `GetMap`, `/wfs3/collections`.
+    pub operation: String,
+}
+
+/// Status line and headers of a reply.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+}
+
+/// Part of a reply; the first part carries the head.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Partial {
+    pub id: u64,
+    pub head: Option<Head>,
+}
+
+/// The end of a reply. `head` is present unless a PARTIAL carried it, or `failure` says why there is none.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Final {
+    pub id: u64,
+    pub head: Option<Head>,
+    pub failure: Option<Failure>,
+    pub timings: Timings,
+    /// Changes whenever the project does.
+    pub project_version: Option<String>,
+    /// When the project last changed, in seconds since 1970.
+    pub project_modified: Option<u64>,
+    /// Resident memory of the worker, in kilobytes.
+    pub memory_kb: u64,
+    /// The worker takes no more requests.
+    pub leaving: bool,
+}
+
+/// Where the time of a request went inside the worker, in microseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timings {
+    pub load_us: u64,
+    pub render_us: u64,
+}
+
+/// Why a worker has no reply from QGIS. Facts only: the texts are the server's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Failure {
+    /// Absent, outside the allowed root, or not a project: the client cannot tell which.
+    ProjectNotFound,
+    /// The file is there and QGIS cannot read it.
+    ProjectUnreadable,
+    /// Strict mode, and some layers are invalid; the log names them.
+    BadLayers,
+    /// A Python exception while the request ran; the log has the traceback.
+    PluginRaised,
+    /// A C++ exception left QGIS in doubt, out of memory included; the worker leaves.
+    QgisFailed,
+    /// The request was cancelled before it ended.
+    Cancelled,
+}
+
+/// The client took `n` chunks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Credit {
+    pub id: u64,
+    pub n: u32,
+}
+
+/// Nobody waits for request `id` any more. The worker asks QGIS to stop and,
+/// when it has not within `grace_ms`, exits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cancel {
+    pub id: u64,
+    pub grace_ms: u64,
+}
+
+/// See [`Reason`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disconnect {
+    pub reason: Reason,
+}
+
+/// Why one side says DISCONNECT.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// From a worker: I leave. From the server: I saw that you leave.
+    Leaving,
+    /// From the server: I go away; finish nothing for me, look for my successor.
+    Stopping,
+    /// From the server: renew your pool, one worker after the other. The connection stays.
+    Restart,
+    /// From the server: I do not know you (you were silent too long); connect anew.
+    Unknown,
+}
+
+/// One message of the protocol.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Message {
+    Ready(Ready),
+    Request(Request, Bytes),
+    Partial(Partial, Bytes),
+    Final(Final, Bytes),
+    Credit(Credit),
+    Cancel(Cancel),
+    Heartbeat,
+    Disconnect(Disconnect),
+}
+
+/// Why a message was refused.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Error {
+    Version { got: String },
+    Word { got: String },
+    Frames { word: &'static str, expected: usize, got: usize },
+    HeadTooLong { word: &'static str, bytes: usize },
+    Head { word: &'static str, why: String },
+    Empty,
+}
+
+impl std::fmt::Display for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Version { got } => write!(f, "speaks {got:?}, not {VERSION:?}"),
+            Self::Word { got } => write!(f, "unknown word {got:?}"),
+            Self::Frames { word, expected, got } => {
+                write!(f, "{word} has {expected} frames, got {got}")
+            }
+            Self::HeadTooLong { word, bytes } => {
+                write!(f, "the head of {word} has {bytes} bytes, more than {HEAD_MAX}")
+            }
+            Self::Head { word, why } => write!(f, "the head of {word} is malformed: {why}"),
+            Self::Empty => write!(f, "a message without frames"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl Message {
+    /// The word of frame 1.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Ready(_) => "READY",
+            Self::Request(..) => "REQUEST",
+            Self::Partial(..) => "PARTIAL",
+            Self::Final(..) => "FINAL",
+            Self::Credit(_) => "CREDIT",
+            Self::Cancel(_) => "CANCEL",
+            Self::Heartbeat => "HEARTBEAT",
+            Self::Disconnect(_) => "DISCONNECT",
+        }
+    }
+
+    /// The frames of this message, without any ZeroMQ identity. Bodies are not copied.
+    pub fn encode(self) -> Vec<Bytes> {
+        let word = Bytes::from_static(self.word().as_bytes());
+        let mut frames = vec![Bytes::from_static(VERSION.as_bytes()), word];
+        match self {
+            Self::Heartbeat => {}
+            Self::Ready(head) => frames.push(json(&head)),
+            Self::Credit(head) => frames.push(json(&head)),
+            Self::Cancel(head) => frames.push(json(&head)),
+            Self::Disconnect(head) => frames.push(json(&head)),
+            Self::Request(head, body) => frames.extend([json(&head), body]),
+            Self::Partial(head, body) => frames.extend([json(&head), body]),
+            Self::Final(head, body) => frames.extend([json(&head), body]),
+        }
+        frames
+    }
+
+    /// The message in `frames`, which have no ZeroMQ identity any more.
+    pub fn decode(frames: &[Bytes]) -> Result<Self, Error> {
+        let [version, rest @ ..] = frames else {
+            return Err(Error::Empty);
+        };
+        if version != VERSION.as_bytes() {
+            return Err(Error::Version { got: printable(version) });
+        }
+        let [word, rest @ ..] = rest else {
+            return Err(Error::Word { got: String::new() });
+        };
+        Ok(match &word[..] {
+            b"READY" => Self::Ready(head_only("READY", rest)?),
+            b"CREDIT" => Self::Credit(head_only("CREDIT", rest)?),
+            b"CANCEL" => Self::Cancel(head_only("CANCEL", rest)?),
+            b"DISCONNECT" => Self::Disconnect(head_only("DISCONNECT", rest)?),
+            b"HEARTBEAT" => {
+                count("HEARTBEAT", rest, 0)?;
+                Self::Heartbeat
+            }
+            b"REQUEST" => {
+                let (head, body) = head_and_body("REQUEST", rest)?;
+                Self::Request(head, body)
+            }
+            b"PARTIAL" => {
+                let (head, body) = head_and_body("PARTIAL", rest)?;
+                Self::Partial(head, body)
+            }
+            b"FINAL" => {
+                let (head, body) = head_and_body("FINAL", rest)?;
+                Self::Final(head, body)
+            }
+            other => return Err(Error::Word { got: printable(other) }),
+        })
+    }
+}
+
+fn json(head: &impl Serialize) -> Bytes {
+    serde_json::to_vec(head)
+        .expect("heads are plain structs with string keys")
+        .into()
+}
+
+fn head_only<T: for<'a> Deserialize<'a>>(word: &'static str, rest: &[Bytes]) -> Result<T, Error> {
+    count(word, rest, 1)?;
+    head(word, &rest[0])
+}
+
+fn head_and_body<T: for<'a> Deserialize<'a>>(
+    word: &'static str,
+    rest: &[Bytes],
+) -> Result<(T, Bytes), Error> {
+    count(word, rest, 2)?;
+    Ok((head(word, &rest[0])?, rest[1].clone()))
+}
+
+fn count(word: &'static str, rest: &[Bytes], expected: usize) -> Result<(), Error> {
+    match rest.len() == expected {
+        true => Ok(()),
+        false => Err(Error::Frames { word, expected: expected + 2, got: rest.len() + 2 }),
+    }
+}
+
+fn head<T: for<'a> Deserialize<'a>>(word: &'static str, frame: &[u8]) -> Result<T, Error> {
+    if frame.len() > HEAD_MAX {
+        return Err(Error::HeadTooLong { word, bytes: frame.len() });
+    }
+    serde_json::from_slice(frame).map_err(|error| Error::Head { word, why: error.to_string() })
+}
+
+/// What a peer sent, short and fit for a log line.
+fn printable(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(&bytes[..bytes.len().min(40)]).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn samples() -> Vec<Message> {
+        let head = Head { status: 200, headers: vec![("Content-Type".into(), "image/png".into())] };
+        vec![
+            Message::Ready(Ready { pool: "p".into(), pid: 7, may_cache: true, ..Ready::default() }),
+            Message::Request(
+                Request {
+                    id: u64::MAX,
+                    project: Some(ProjectRef { alias: "file".into(), path: "a/b".into() }),
+                    ..Request::default()
+                },
+                Bytes::from_static(b"<GetFeature/>"),
+            ),
+            Message::Partial(Partial { id: 1, head: Some(head) }, Bytes::from_static(&[0, 255])),
+            Message::Final(
+                Final { id: 1, failure: Some(Failure::BadLayers), ..Final::default() },
+                Bytes::new(),
+            ),
+            Message::Credit(Credit { id: 1, n: 3 }),
+            Message::Cancel(Cancel { id: 1, grace_ms: 100 }),
+            Message::Heartbeat,
+            Message::Disconnect(Disconnect { reason: Reason::Restart }),
+        ]
+    }
+
+    #[test]
+    fn every_message_survives_the_wire() {
+        for message in samples() {
+            assert_eq!(Message::decode(&message.clone().encode()), Ok(message));
+        }
+    }
+
+    #[test]
+    fn another_version_is_refused_by_name() {
+        let frames = [Bytes::from_static(b"qgisserver/2"), Bytes::from_static(b"HEARTBEAT")];
+        let error = Message::decode(&frames).unwrap_err();
+        assert_eq!(error.to_string(), r#"speaks "qgisserver/2", not "qgisserver/1""#);
+    }
+
+    #[test]
+    fn missing_and_surplus_frames_are_refused() {
+        for message in samples() {
+            let word = message.word();
+            let mut frames = message.encode();
+            frames.push(Bytes::new());
+            assert!(matches!(Message::decode(&frames), Err(Error::Frames { .. })), "{word}");
+            frames.truncate(1);
+            assert!(matches!(Message::decode(&frames), Err(Error::Word { .. })), "{word}");
+        }
+        assert_eq!(Message::decode(&[]), Err(Error::Empty));
+    }
+
+    #[test]
+    fn a_head_that_is_too_long_is_refused_unread() {
+        let frames = ["qgisserver/1", "READY"].map(|s| Bytes::from_static(s.as_bytes()));
+        let frames = [&frames[..], &[vec![b' '; HEAD_MAX + 1].into()]].concat();
+        assert!(matches!(Message::decode(&frames), Err(Error::HeadTooLong { .. })));
+    }
+
+    proptest::proptest! {
+        /// Whatever the frames say, decoding returns.
+        #[test]
+        fn no_frames_panic(frames: Vec<Vec<u8>>, word in 0usize..9) {
+            let words: [&'static [u8]; 9] = [b"READY", b"REQUEST", b"PARTIAL", b"FINAL", b"CREDIT", b"CANCEL", b"HEARTBEAT", b"DISCONNECT", b"?"];
+            let known = [VERSION.as_bytes(), words[word]].map(Bytes::from_static);
+            let frames: Vec<Bytes> = frames.into_iter().map(Bytes::from).collect();
+            let _ = Message::decode(&frames);
+            let _ = Message::decode(&[&known[..], &frames[..]].concat());
+        }
+    }
+}
