@@ -1,1 +1,92 @@
-fn main(){}
+//! The pool of QGIS processes behind qgisserver: flags → settings → log → Python → pool.
+
+mod board;
+mod dealer;
+mod environment;
+mod link;
+mod pool;
+mod projects;
+mod qgis;
+mod serve;
+
+use std::process::ExitCode;
+
+use qgisserver::config::{self, Action, Config};
+use qgisserver::log;
+use qgisserver::protocol::Versions;
+
+use qgis::Zygote;
+
+/// The service cannot be provided (`EX_UNAVAILABLE`).
+const UNAVAILABLE: u8 = 69;
+
+fn main() -> ExitCode {
+    let environment = std::env::vars().collect();
+    match config::worker_command_line(std::env::args_os(), &environment) {
+        Ok(Action::Run(config, warnings)) => run(*config, &warnings),
+        Ok(Action::Version) => version(),
+        Ok(Action::Help(text) | Action::PrintConfig(text) | Action::CheckConfig(text)) => {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(exit) => {
+            eprintln!("qgisserver-worker: {}", exit.message);
+            ExitCode::from(u8::try_from(exit.code).unwrap_or(1))
+        }
+    }
+}
+
+fn run(config: Config, warnings: &[String]) -> ExitCode {
+    log::init(&config.log);
+    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    environment::prepare(&config.pool.env, &config.pool.env_allow);
+    let zygote = match Zygote::start(&config.pool.python, &environment::prefix()) {
+        Ok(zygote) => zygote,
+        Err(error) => {
+            tracing::error!("{error}");
+            return ExitCode::from(UNAVAILABLE);
+        }
+    };
+    // A local pool ends with its server, whatever ends the server.
+    let is_child = config.pool.server.starts_with("ipc://");
+    match pool::run(config, zygote, is_child) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(%error, "the pool cannot go on");
+            ExitCode::from(UNAVAILABLE)
+        }
+    }
+}
+
+/// `--version`: ours and those of all that answers.
+fn version() -> ExitCode {
+    environment::prepare(&Default::default(), &[]);
+    let python = Config::default().pool.python;
+    let versions = match Zygote::start(&python, &environment::prefix()) {
+        Ok(zygote) => zygote.versions(),
+        Err(error) => {
+            eprintln!("qgisserver-worker: {error}");
+            Versions { worker: env!("CARGO_PKG_VERSION").into(), ..Versions::default() }
+        }
+    };
+    println!("qgisserver-worker {}", versions.worker);
+    let rows = [
+        ("QGIS", &versions.qgis),
+        ("GDAL", &versions.gdal),
+        ("PROJ", &versions.proj),
+        ("GEOS", &versions.geos),
+        ("Python", &versions.python),
+    ];
+    for (name, version) in rows {
+        println!("{name} {}", if version.is_empty() { "unknown" } else { version });
+    }
+    ExitCode::SUCCESS
+}
+
+/// The name of this machine, for logs.
+fn host() -> String {
+    nix::unistd::gethostname()
+        .ok()
+        .and_then(|name| name.into_string().ok())
+        .unwrap_or_else(|| "localhost".into())
+}

@@ -1,0 +1,88 @@
+"""Start QGIS: imports before the fork, QgsApplication and QgsServer after it."""
+
+import gc
+import os
+import sys
+
+
+def preload():
+    """Import PyQGIS. Runs in the pool's parent: no Qt object, thread or socket may come of it."""
+    # The package pulls in qgis.gui and QtWidgets, which cost 22 MB and which a server
+    # never shows. Plugins that import qgis.gui still get the real one.
+    sys.modules.setdefault("qgis.gui", None)
+    import qgis.core
+    import qgis.server  # noqa: F401
+
+    if sys.modules.get("qgis.gui") is None:
+        sys.modules.pop("qgis.gui", None)
+
+
+def freeze():
+    """What the pool's parent holds is never garbage; frozen, its pages stay shared."""
+    gc.collect()
+    gc.freeze()
+
+
+def versions():
+    """``{"qgis": …, "python": …, "gdal": …, "proj": …, "geos": …}`` as the libraries report them."""
+    from qgis.core import Qgis
+
+    found = {
+        "qgis": Qgis.version(),
+        "python": sys.version.split()[0],
+        "geos": _text(Qgis, "geosVersion"),
+        "gdal": "",
+        "proj": "",
+    }
+    try:
+        from osgeo import gdal, osr
+
+        found["gdal"] = gdal.VersionInfo("RELEASE_NAME")
+        found["proj"] = ".".join(
+            str(part())
+            for part in (
+                osr.GetPROJVersionMajor,
+                osr.GetPROJVersionMinor,
+                osr.GetPROJVersionMicro,
+            )
+        )
+    except ImportError:
+        from qgis.core import QgsProjUtils
+
+        found["proj"] = f"{QgsProjUtils.projVersionMajor()}.{QgsProjUtils.projVersionMinor()}"
+    return found
+
+
+def _text(owner, name):
+    return getattr(owner, name)() if hasattr(owner, name) else ""
+
+
+class Application:
+    """The one QgsApplication and QgsServer of a worker process."""
+
+    def __init__(self, prefix, tmpdir, log):
+        """``prefix``: where QGIS is installed; ``tmpdir``: the worker's own folder for
+        temporary files; ``log(level, tag, text)`` receives every message."""
+        os.environ["TMPDIR"] = tmpdir
+        from qgis.core import Qgis, QgsApplication
+        from qgis.PyQt.QtCore import qInstallMessageHandler
+        from qgis.server import QgsServer
+
+        self._log = log
+        self._levels = {Qgis.Info: "info", Qgis.Warning: "warning", Qgis.Critical: "error"}
+        # Qt's and QGIS's own lines go where ours go, with the request id beside them.
+        qInstallMessageHandler(self._qt_message)
+        # Without the prefix no service module is found, and every request fails.
+        QgsApplication.setPrefixPath(prefix, True)
+        self.qgis = QgsApplication([b"qgisserver-worker"], False)
+        QgsApplication.messageLog().messageReceived.connect(self._qgis_message)
+        self.server = QgsServer()
+        self.interface = self.server.serverInterface()
+
+    def _qt_message(self, kind, context, text):
+        self._log("debug", "Qt", text or "")
+
+    def _qgis_message(self, text, tag="", level=None):
+        # The signal has a second form with one bool, which says nothing.
+        if isinstance(text, str):
+            self._log(self._levels.get(level, "info"), tag or "QGIS", text)

@@ -1,0 +1,117 @@
+"""One request to QgsServer and its answer back.
+
+``serve`` drives ``QgsServer.handleRequest``; ``Response`` hands bytes to the
+sink while QGIS still works, which only WFS GetFeature does (it calls ``flush``
+once per feature).
+"""
+
+import sys
+import traceback
+
+from qgis.server import QgsBufferServerRequest, QgsBufferServerResponse, QgsServerRequest
+
+METHODS = {
+    "GET": QgsServerRequest.GetMethod,
+    "HEAD": QgsServerRequest.HeadMethod,
+    "POST": QgsServerRequest.PostMethod,
+    "PUT": QgsServerRequest.PutMethod,
+    "DELETE": QgsServerRequest.DeleteMethod,
+}
+if hasattr(QgsServerRequest, "PatchMethod"):
+    METHODS["PATCH"] = QgsServerRequest.PatchMethod
+
+# QGIS reports a SERVICE that nobody registered with status 200.
+UNKNOWN_SERVICE = b'code="Service configuration error"'
+
+
+class Recorder:
+    """Keeps Python exceptions that C++ callers of plugin code would swallow.
+
+    PyQt calls ``sys.excepthook`` when an override raises and then goes on as if
+    nothing had happened, with access control not applied. Without a hook it
+    aborts the process. So: record, and let ``serve`` throw the answer away.
+    """
+
+    def __init__(self, log):
+        self._log = log
+        self.raised = False
+
+    def install(self):
+        sys.excepthook = self
+
+    def __call__(self, kind, value, trace):
+        self.raised = True
+        self._log("error", "plugin", "".join(traceback.format_exception(kind, value, trace)))
+
+
+class Response(QgsBufferServerResponse):
+    """A response whose bytes leave while QGIS still makes them."""
+
+    def __init__(self, sink, recorder, eager):
+        """``sink.part(status, headers, data)`` takes the parts, blocks while the client
+        is slow, and raises when nobody wants more; ``sink.wanted`` is how many bytes
+        it likes to get at once.
+
+        ``eager``: hand over at every flush, since server filters read ``data()``
+        in ``sendResponse`` and must find what was flushed, no more.
+        """
+        super().__init__()
+        self._sink = sink
+        self._recorder = recorder
+        self._eager = eager
+        self._wanted = 0 if eager else sink.wanted
+        self._device = self.io()
+        self.started = False
+        self.broken = False
+
+    def flush(self):
+        if self._device.pos() < self._wanted or self.broken:
+            return
+        try:
+            if self._recorder.raised:
+                # Fail closed: what comes now was made without the plugin's consent.
+                raise RuntimeError("a plugin raised while the request ran")
+            self._sink.part(self.statusCode(), self.headers(), self.data())
+        except Exception:
+            # QGIS stops its work at once when flush raises.
+            self.broken = True
+            raise
+        finally:
+            self.truncate()
+        self.started = True
+        if not self._eager:
+            self._wanted = self._sink.wanted
+
+    def finish(self):
+        """Called by QGIS at the end; the rest leaves with FINAL."""
+
+    def headersSent(self):
+        # QGIS asks this before it replaces the answer by an exception report. What
+        # has left cannot be replaced, so the stream must not look complete.
+        self.broken = self.broken or self.started
+        return self.started
+
+
+def serve(server, recorder, sink, eager, method, url, headers, body, project):
+    """Pass one request to QGIS.
+
+    Returns ``(status, headers, data)`` with all that the sink did not get: the whole
+    answer, or the rest of a stream. Returns ``None`` when the answer is not to be
+    trusted: a plugin raised or the stream broke.
+    """
+    verb = METHODS.get(method)
+    if verb is None:
+        return 405, {"Allow": ", ".join(METHODS)}, b""
+    request = QgsBufferServerRequest(url, verb, headers, body)
+    response = Response(sink, recorder, eager)
+    recorder.raised = False
+    if project is None:
+        server.handleRequest(request, response)
+    else:
+        server.handleRequest(request, response, project)
+    if recorder.raised or response.broken:
+        return None
+    status, data = response.statusCode(), response.data()
+    if status == 200 and UNKNOWN_SERVICE in bytes(data[:400]):
+        status = 400
+    return status, response.headers(), data

@@ -1,0 +1,93 @@
+//! The environment that QGIS and its plugins see.
+//!
+//! Expressions in projects and requests can read environment variables, so a
+//! worker inherits what QGIS and its libraries are known to need, and nothing else.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// Names, or prefixes with `*`, that are passed on.
+const ALLOWED: [&str; 41] = [
+    "PATH", "HOME", "USER", "LOGNAME", "PWD", "TZ", "TZDIR", "TMPDIR", "DISPLAY", "LANG",
+    "LANGUAGE", "LC_*", "XDG_*", "LD_LIBRARY_PATH", "MALLOC_*", "RUST_BACKTRACE",
+    // QGIS, Qt and what they are made of; QGSRV_* is ours and may hold passwords.
+    "QGIS_*", "QGIS3_*", "QT_*", "FONTCONFIG_*", "OMP_*", "OPENBLAS_*", "PYTHON*",
+    "GDAL_*", "OGR_*", "OSR_*", "CPL_*", "VSI_*", "PROJ_*", "GEOTIFF_*", "SPATIALITE_*",
+    // PostgreSQL without PGPASSWORD: passwords come from files.
+    "PGSERVICE", "PGSERVICEFILE", "PGSYSCONFDIR", "PGPASSFILE", "PGSSL*", "PGHOST", "PGPORT",
+    "PGUSER", "PGDATABASE", "PGAPPNAME",
+];
+
+/// Never passed on, whatever the prefixes say: the server decides which project
+/// is the default, and a parent's Python is not ours.
+const REFUSED: [&str; 4] = ["QGIS_PROJECT_FILE", "PYTHONHOME", "PYTHONSTARTUP", "PYTHONEXECUTABLE"];
+
+/// What QGIS needs to run without a screen and without threads before the fork;
+/// `false`: only where nobody set it.
+const FIXED: [(&str, &str, bool); 5] = [
+    ("OPENBLAS_NUM_THREADS", "1", true),
+    ("QGIS_NO_OVERRIDE_IMPORT", "1", true),
+    ("QGIS_DISABLE_MESSAGE_HOOKS", "1", true),
+    ("QGIS_SERVER_PROJECT_CACHE_STRATEGY", "off", true),
+    ("QT_QPA_PLATFORM", "offscreen", false),
+];
+
+/// Makes the process's environment the one for QGIS. Only while there is one thread.
+pub fn prepare(set: &BTreeMap<String, String>, allow: &[String]) {
+    let names: Vec<String> =
+        std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()).collect();
+    let refused: Vec<_> = names.iter().filter(|name| !is_allowed(name, allow)).collect();
+    for name in &refused {
+        // SAFETY: no other thread reads the environment yet.
+        unsafe { std::env::remove_var(name) };
+    }
+    tracing::debug!(?refused, "environment variables that workers do not inherit");
+    let headless = std::env::var_os("DISPLAY").is_none();
+    for (name, value, always) in FIXED {
+        if always || (headless && std::env::var_os(name).is_none()) {
+            // SAFETY: as above.
+            unsafe { std::env::set_var(name, value) };
+        }
+    }
+    for (name, value) in set {
+        // SAFETY: as above.
+        unsafe { std::env::set_var(name, value) };
+    }
+}
+
+/// Where QGIS is installed.
+pub fn prefix() -> PathBuf {
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    variable("QGIS_PREFIX_PATH").or_else(|| variable("QGIS3_HOME")).unwrap_or("/usr".into()).into()
+}
+
+fn is_allowed(name: &str, allow: &[String]) -> bool {
+    let matches = |pattern: &str| match pattern.strip_suffix('*') {
+        Some(prefix) => name.starts_with(prefix),
+        None => name == pattern,
+    };
+    let asked = allow.iter().any(|pattern| matches(pattern));
+    asked || (ALLOWED.iter().any(|pattern| matches(pattern)) && !REFUSED.contains(&name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn qgis_sees_its_own_settings_and_no_secret() {
+        for name in ["QGIS_SERVER_LOG_LEVEL", "GDAL_CACHEMAX", "PGSERVICEFILE", "LC_ALL"] {
+            assert!(is_allowed(name, &[]), "{name}");
+        }
+        for name in ["AWS_SECRET_ACCESS_KEY", "PGPASSWORD", "QGSRV_X", "QGIS_PROJECT_FILE"] {
+            assert!(!is_allowed(name, &[]), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_operator_may_pass_more() {
+        let allow = ["PGPASSWORD".to_string(), "AWS_*".to_string()];
+        assert!(is_allowed("PGPASSWORD", &allow) && is_allowed("AWS_REGION", &allow));
+        assert!(!is_allowed("AWSOME", &allow));
+    }
+}

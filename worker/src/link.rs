@@ -1,0 +1,499 @@
+//! The link between a worker and the server: one thread with its own runtime.
+//!
+//! It keeps beating while QGIS works, owns the deadline of the running request
+//! and the credits of its stream, and ends the process when QGIS does not stop.
+//!
+//! | phase | meaning | left when |
+//! |---|---|---|
+//! | reserve | warm, not connected | the pool promotes the worker |
+//! | seeking | no connection | connected: READY is said |
+//! | connected | READY, REQUEST, … | the connection ends, or the worker leaves |
+//!
+//! A request whose server went away is cancelled, and the worker seeks again
+//! only when QGIS is idle.
+
+use std::future::pending;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use qgisserver::protocol::{
+    Cancel, Disconnect, Final, Head, Message, Partial, Ready, Reason, Request,
+};
+use tokio::io::AsyncReadExt;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+
+use crate::board::{Board, Farewell};
+use crate::dealer::{Dealer, Event};
+
+/// What the parent says through the control socket, one byte each.
+pub const PROMOTED: u8 = b'P';
+pub const DISMISSED: u8 = b'D';
+
+/// Nobody waits for the answer any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unwanted;
+
+/// One request for the main thread.
+pub struct Job {
+    pub request: Request,
+    pub body: Bytes,
+    pub outlet: Arc<Outlet>,
+}
+
+/// What the main thread gives back.
+enum Out {
+    Part(Partial, Bytes),
+    End(Box<Final>, Bytes),
+}
+
+/// Where the answer to one request leaves. The main thread puts parts in and is
+/// held up while the client takes none; the link grants credits and cancels.
+pub struct Outlet {
+    id: u64,
+    flow: Mutex<Flow>,
+    changed: Condvar,
+    out: Option<mpsc::UnboundedSender<Out>>,
+}
+
+struct Flow {
+    credits: u32,
+    cancelled: bool,
+}
+
+impl Outlet {
+    fn new(id: u64, credits: u32, out: mpsc::UnboundedSender<Out>) -> Self {
+        let flow = Mutex::new(Flow { credits, cancelled: false });
+        Self { id, flow, changed: Condvar::new(), out: Some(out) }
+    }
+
+    /// An outlet that leads nowhere, for the first map of a worker.
+    pub fn nowhere() -> Self {
+        let flow = Mutex::new(Flow { credits: u32::MAX, cancelled: false });
+        Self { id: 0, flow, changed: Condvar::new(), out: None }
+    }
+
+    /// Sends a part; waits for a credit first. The channel behind is bounded by the credits.
+    pub fn part(&self, head: Option<Head>, bytes: Bytes) -> Result<(), Unwanted> {
+        let mut flow = self.flow.lock().expect("nobody panics while holding it");
+        while flow.credits == 0 && !flow.cancelled {
+            flow = self.changed.wait(flow).expect("nobody panics while holding it");
+        }
+        if flow.cancelled {
+            return Err(Unwanted);
+        }
+        flow.credits -= 1;
+        drop(flow);
+        self.send(Out::Part(Partial { id: self.id, head }, bytes))
+    }
+
+    /// Ends the answer.
+    pub fn end(&self, r#final: Final, bytes: Bytes) {
+        let r#final = Box::new(Final { id: self.id, ..r#final });
+        // If the link is gone, so is the process in a moment.
+        let _ = self.send(Out::End(r#final, bytes));
+    }
+
+    pub fn is_cancelled(&self) -> bool {
+        self.flow.lock().expect("nobody panics while holding it").cancelled
+    }
+
+    fn send(&self, out: Out) -> Result<(), Unwanted> {
+        match &self.out {
+            Some(sender) => sender.send(out).map_err(|_| Unwanted),
+            None => Ok(()),
+        }
+    }
+
+    fn is_blocked(&self) -> bool {
+        let flow = self.flow.lock().expect("nobody panics while holding it");
+        flow.credits == 0 && !flow.cancelled
+    }
+
+    fn grant(&self, n: u32) {
+        let mut flow = self.flow.lock().expect("nobody panics while holding it");
+        flow.credits = flow.credits.saturating_add(n);
+        self.changed.notify_all();
+    }
+
+    fn cancel(&self) {
+        self.flow.lock().expect("nobody panics while holding it").cancelled = true;
+        self.changed.notify_all();
+    }
+}
+
+/// What a link needs to know.
+pub struct Settings {
+    pub server: String,
+    pub heartbeat: Duration,
+    pub heartbeat_misses: u32,
+    /// For a request that is overdue or whose server went away.
+    pub cancel_grace: Duration,
+}
+
+/// Runs the link until the process ends.
+pub fn run(
+    settings: Settings,
+    ready: Ready,
+    board: Arc<Board>,
+    control: std::os::unix::net::UnixStream,
+    jobs: std::sync::mpsc::Sender<Job>,
+) -> ! {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.expect("a thread may have a runtime");
+    runtime.block_on(async {
+        control.set_nonblocking(true).expect("a socket can be non-blocking");
+        let control = tokio::net::UnixStream::from_std(control).expect("inside the runtime");
+        Link::new(settings, ready, board, jobs).run(control).await
+    })
+}
+
+struct Link {
+    settings: Settings,
+    ready: Ready,
+    board: Arc<Board>,
+    jobs: std::sync::mpsc::Sender<Job>,
+    out: (mpsc::UnboundedSender<Out>, mpsc::UnboundedReceiver<Out>),
+    promoted: bool,
+    leaving: bool,
+    dealer: Option<Dealer>,
+    heard_at: Instant,
+    seek_at: Instant,
+    pause: Duration,
+    running: Option<Running>,
+}
+
+struct Running {
+    outlet: Arc<Outlet>,
+    timeout: Duration,
+    /// When a part has to be out; stands still while the client is the slow one.
+    deadline: Instant,
+    /// Cancelled: when the process ends if QGIS has not stopped.
+    kill_at: Option<Instant>,
+    /// The server that asked is still there.
+    wanted: bool,
+}
+
+impl Link {
+    fn new(
+        settings: Settings,
+        ready: Ready,
+        board: Arc<Board>,
+        jobs: std::sync::mpsc::Sender<Job>,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            settings,
+            ready,
+            board,
+            jobs,
+            out: mpsc::unbounded_channel(),
+            promoted: false,
+            leaving: false,
+            dealer: None,
+            heard_at: now,
+            seek_at: now,
+            pause: FIRST_PAUSE,
+            running: None,
+        }
+    }
+
+    async fn run(mut self, mut control: tokio::net::UnixStream) -> ! {
+        let mut beat = tokio::time::interval(self.settings.heartbeat);
+        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
+            .expect("SIGTERM can be handled");
+        loop {
+            let alarm = self.alarm();
+            // Dropping any of these futures loses nothing: reads of one byte, of
+            // channels and of whole messages either happen or do not.
+            tokio::select! {
+                biased;
+                out = self.out.1.recv() => self.pass_on(out.expect("we hold a sender")).await,
+                event = next(&mut self.dealer) => self.hear(event).await,
+                byte = control.read_u8() => match byte {
+                    Ok(PROMOTED) => self.promoted = true,
+                    Ok(DISMISSED) => self.leave().await,
+                    Ok(other) => tracing::warn!(other, "the pool said something unknown"),
+                    // The parent is gone: nobody would bury us.
+                    Err(_) => exit(&self.board, Farewell::Told),
+                },
+                _ = terminate.recv() => self.leave().await,
+                _ = beat.tick() => self.beat().await,
+                () = until(alarm) => self.alarmed(),
+            }
+            self.seek().await;
+        }
+    }
+
+    /// Connects when that is what is missing.
+    async fn seek(&mut self) {
+        let idle = self.running.is_none();
+        if !self.promoted || self.dealer.is_some() || !idle || Instant::now() < self.seek_at {
+            return;
+        }
+        if self.leaving {
+            exit(&self.board, Farewell::Told);
+        }
+        let server = self.settings.server.clone();
+        match Dealer::connect(&server, self.settings.heartbeat).await {
+            Ok(mut dealer) => {
+                dealer.send(Message::Ready(self.ready.clone())).await;
+                tracing::debug!(server, "connected");
+                self.dealer = Some(dealer);
+                self.heard_at = Instant::now();
+                self.pause = FIRST_PAUSE;
+            }
+            Err(why) => {
+                tracing::debug!(server, why, "no server yet");
+                self.pause = (self.pause * 2).min(LAST_PAUSE);
+                self.seek_at = Instant::now() + jittered(self.pause);
+            }
+        }
+    }
+
+    async fn hear(&mut self, event: Event) {
+        self.heard_at = Instant::now();
+        match event {
+            Event::Message(Message::Request(request, body)) => self.begin(request, body),
+            Event::Message(Message::Credit(credit)) => {
+                if let Some(running) = self.running.as_mut().filter(|it| it.outlet.id == credit.id) {
+                    running.outlet.grant(credit.n);
+                    running.deadline = self.heard_at + running.timeout;
+                }
+            }
+            Event::Message(Message::Cancel(cancel)) => self.cancel(cancel),
+            Event::Message(Message::Heartbeat) => {}
+            Event::Message(Message::Disconnect(Disconnect { reason })) => self.told(reason),
+            Event::Message(other) => tracing::warn!(word = other.word(), "not for a worker"),
+            Event::Malformed(error) => {
+                tracing::error!(%error, "the server is not understood: leaving it");
+                self.disconnected();
+            }
+            Event::Closed => self.disconnected(),
+        }
+    }
+
+    fn begin(&mut self, request: Request, body: Bytes) {
+        if self.running.is_some() {
+            // Two at a time would mix their maps; the server sees the connection end.
+            tracing::error!(id = request.request_id, "a second request while one is running");
+            return self.disconnected();
+        }
+        self.board.begin(&describe(&request));
+        let outlet = Arc::new(Outlet::new(request.id, request.window, self.out.0.clone()));
+        let timeout = Duration::from_millis(request.timeout_ms);
+        self.running = Some(Running {
+            outlet: outlet.clone(),
+            timeout,
+            deadline: Instant::now() + timeout,
+            kill_at: None,
+            wanted: true,
+        });
+        self.jobs.send(Job { request, body, outlet }).expect("the main thread outlives the link");
+    }
+
+    fn cancel(&mut self, cancel: Cancel) {
+        if let Some(running) = self.running.as_mut().filter(|it| it.outlet.id == cancel.id) {
+            running.stop(Duration::from_millis(cancel.grace_ms));
+        }
+    }
+
+    /// Passes on what the main thread gave.
+    async fn pass_on(&mut self, out: Out) {
+        let wanted = self.running.as_ref().is_some_and(|running| running.wanted);
+        match out {
+            Out::Part(partial, bytes) => {
+                if let Some(running) = &mut self.running {
+                    running.deadline = Instant::now() + running.timeout;
+                }
+                self.send(wanted, Message::Partial(partial, bytes)).await;
+            }
+            Out::End(mut end, bytes) => {
+                self.running = None;
+                self.board.end();
+                if end.leaving {
+                    self.board.say_farewell(Farewell::Doubt);
+                    self.leaving = true;
+                }
+                end.leaving = self.leaving;
+                self.send(wanted, Message::Final(*end, bytes)).await;
+                if self.leaving {
+                    self.leave().await;
+                }
+            }
+        }
+    }
+
+    async fn send(&mut self, wanted: bool, message: Message) {
+        if let Some(dealer) = self.dealer.as_mut().filter(|_| wanted) {
+            dealer.send(message).await;
+        }
+    }
+
+    /// Leaves now, or when the running request is done. The server's answer to
+    /// DISCONNECT proves that it got everything before.
+    async fn leave(&mut self) {
+        self.leaving = true;
+        if self.running.is_some() {
+            return;
+        }
+        match &mut self.dealer {
+            Some(dealer) => {
+                dealer.send(Message::Disconnect(Disconnect { reason: Reason::Leaving })).await;
+            }
+            None => exit(&self.board, Farewell::Told),
+        }
+    }
+
+    fn told(&mut self, reason: Reason) {
+        match reason {
+            // A request that crossed our word is served first; its end says it again.
+            Reason::Leaving if self.leaving && self.running.is_none() => {
+                exit(&self.board, Farewell::Told)
+            }
+            Reason::Leaving => {}
+            Reason::Stopping | Reason::Unknown => self.disconnected(),
+            Reason::Restart => {
+                let parent = nix::unistd::getppid();
+                if let Err(error) = nix::sys::signal::kill(parent, nix::sys::signal::SIGHUP) {
+                    tracing::warn!(%error, "the pool could not be told to restart");
+                }
+            }
+        }
+    }
+
+    fn disconnected(&mut self) {
+        if self.dealer.take().is_some() {
+            tracing::debug!(server = self.settings.server, "disconnected");
+        }
+        self.seek_at = Instant::now() + jittered(FIRST_PAUSE);
+        if let Some(running) = &mut self.running {
+            running.wanted = false;
+            running.stop(self.settings.cancel_grace);
+        }
+    }
+
+    async fn beat(&mut self) {
+        self.board.beat();
+        let limit = self.settings.heartbeat * self.settings.heartbeat_misses;
+        if self.dealer.is_some() && self.heard_at.elapsed() > limit {
+            tracing::warn!(server = self.settings.server, "silent for {limit:?}: leaving it");
+            self.disconnected();
+        }
+        self.send(true, Message::Heartbeat).await;
+    }
+
+    /// When something has to happen if nothing else does.
+    fn alarm(&self) -> Option<Instant> {
+        let running = self.running.as_ref();
+        let overdue = running.and_then(|running| match running.kill_at {
+            Some(kill_at) => Some(kill_at),
+            None => (!running.outlet.is_blocked()).then_some(running.deadline),
+        });
+        let seek = (self.promoted && self.dealer.is_none() && running.is_none()).then_some(self.seek_at);
+        overdue.into_iter().chain(seek).min()
+    }
+
+    fn alarmed(&mut self) {
+        let now = Instant::now();
+        let Some(running) = &mut self.running else { return };
+        match running.kill_at {
+            Some(kill_at) if kill_at <= now => exit(&self.board, Farewell::Stuck),
+            // The server has answered 504 by now; its CANCEL is on its way.
+            None if running.deadline <= now => running.stop(self.settings.cancel_grace),
+            _ => {}
+        }
+    }
+}
+
+impl Running {
+    fn stop(&mut self, grace: Duration) {
+        self.outlet.cancel();
+        let kill_at = Instant::now() + grace;
+        self.kill_at = Some(self.kill_at.map_or(kill_at, |at| at.min(kill_at)));
+    }
+}
+
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LAST_PAUSE: Duration = Duration::from_secs(2);
+
+/// Between half and the whole of `pause`, so that a thousand workers do not come at once.
+fn jittered(pause: Duration) -> Duration {
+    let share = uuid::Uuid::new_v4().as_u128() as u32;
+    pause / 2 + pause.mul_f64(f64::from(share) / f64::from(u32::MAX) / 2.0)
+}
+
+async fn next(dealer: &mut Option<Dealer>) -> Event {
+    match dealer {
+        Some(dealer) => dealer.next().await,
+        None => pending().await,
+    }
+}
+
+async fn until(alarm: Option<Instant>) {
+    match alarm {
+        Some(at) => sleep_until(at).await,
+        None => pending().await,
+    }
+}
+
+fn describe(request: &Request) -> String {
+    match &request.project {
+        Some(project) => format!("{} of {project} ({})", request.operation, request.request_id),
+        None => format!("{} ({})", request.operation, request.request_id),
+    }
+}
+
+/// Ends the process at once: QGIS's destructors could wait for what does not come.
+fn exit(board: &Board, farewell: Farewell) -> ! {
+    if board.farewell() == Farewell::None {
+        board.say_farewell(farewell);
+    }
+    // SAFETY: ends the process without running anything.
+    unsafe { libc::_exit(i32::from(farewell != Farewell::Told)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outlet_without_credits_holds_its_worker_until_the_client_takes_something() {
+        let (sender, mut receiver) = mpsc::unbounded_channel();
+        let outlet = Arc::new(Outlet::new(1, 1, sender));
+        outlet.part(None, Bytes::from_static(b"1")).unwrap();
+        let writer = std::thread::spawn({
+            let outlet = outlet.clone();
+            move || outlet.part(None, Bytes::from_static(b"2"))
+        });
+        assert!(outlet.is_blocked());
+        assert!(matches!(receiver.blocking_recv(), Some(Out::Part(..))));
+        assert!(receiver.try_recv().is_err(), "no credit, no part");
+        outlet.grant(1);
+        assert_eq!(writer.join().unwrap(), Ok(()));
+        assert!(matches!(receiver.blocking_recv(), Some(Out::Part(..))));
+    }
+
+    #[test]
+    fn a_cancelled_outlet_lets_its_worker_go_at_once() {
+        let (sender, _receiver) = mpsc::unbounded_channel();
+        let outlet = Arc::new(Outlet::new(1, 0, sender));
+        let writer = std::thread::spawn({
+            let outlet = outlet.clone();
+            move || outlet.part(None, Bytes::new())
+        });
+        outlet.cancel();
+        assert_eq!(writer.join().unwrap(), Err(Unwanted));
+        assert!(outlet.is_cancelled());
+    }
+
+    #[test]
+    fn a_pause_is_spread_over_its_second_half() {
+        let pause = Duration::from_secs(2);
+        for _ in 0..100 {
+            let jittered = jittered(pause);
+            assert!(jittered >= pause / 2 && jittered <= pause, "{jittered:?}");
+        }
+    }
+}

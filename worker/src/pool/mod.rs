@@ -1,0 +1,341 @@
+//! The pool's parent: forks workers, reaps them and says in the log why they died.
+//!
+//! Single-threaded for ever: it holds an interpreter with PyQGIS imported and no
+//! Qt object, which is the only state from which a fork is sound. It knows pids
+//! and exit statuses and nothing about requests.
+
+mod obituary;
+pub mod state;
+mod temporary;
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Pid, getpid, getppid};
+use qgisserver::config::Config;
+use qgisserver::protocol::Versions;
+use sd_notify::NotifyState;
+
+use crate::board::Board;
+use crate::link::{DISMISSED, PROMOTED};
+use crate::qgis::Zygote;
+use crate::serve;
+use obituary::Obituary;
+use state::{Effect, Pool, Rules, State, Verdict};
+use temporary::Folder;
+
+/// Runs the pool until it is told to stop. `is_child`: started by a server, whose
+/// end closes our standard input.
+pub fn run(config: Config, zygote: Zygote, is_child: bool) -> nix::Result<()> {
+    let mut parent = Parent::new(config, zygote, is_child)?;
+    let outcome = parent.watch();
+    parent.folder.remove();
+    outcome
+}
+
+struct Parent {
+    config: Config,
+    zygote: Zygote,
+    versions: Versions,
+    name: String,
+    instance: String,
+    pool: Pool,
+    workers: BTreeMap<u32, Worker>,
+    signals: SignalFd,
+    mask: SigSet,
+    lifeline: Option<std::io::Stdin>,
+    folder: Folder,
+    announced: bool,
+}
+
+struct Worker {
+    pid: Pid,
+    control: UnixStream,
+    board: Arc<Board>,
+    verdict: Option<Verdict>,
+}
+
+impl Parent {
+    fn new(config: Config, zygote: Zygote, is_child: bool) -> nix::Result<Self> {
+        let mut mask = SigSet::empty();
+        [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]
+            .into_iter()
+            .for_each(|signal| mask.add(signal));
+        sigprocmask(SigmaskHow::SIG_BLOCK, Some(&mask), None)?;
+        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+        let signals = SignalFd::with_flags(&mask, flags)?;
+        let pool = &config.pool;
+        let rules = Rules {
+            workers: pool.workers,
+            spares: pool.spares,
+            start_timeout: pool.start_timeout,
+            drain_timeout: pool.drain_timeout,
+            young: pool.young,
+            backoff_max: pool.backoff_max,
+            silence_max: pool.heartbeat * pool.heartbeat_misses,
+        };
+        Ok(Self {
+            versions: zygote.versions(),
+            name: pool.identity.clone().unwrap_or_else(crate::host),
+            instance: uuid::Uuid::new_v4().simple().to_string(),
+            pool: Pool::new(rules, Instant::now()),
+            workers: BTreeMap::new(),
+            signals,
+            mask,
+            lifeline: is_child.then(std::io::stdin),
+            folder: Folder::new()?,
+            announced: false,
+            config,
+            zygote,
+        })
+    }
+
+    fn watch(&mut self) -> nix::Result<()> {
+        while !self.pool.is_finished() {
+            self.act();
+            self.announce();
+            self.wait()?;
+            self.read_beats();
+        }
+        Ok(())
+    }
+
+    fn act(&mut self) {
+        for effect in self.pool.step(Instant::now()) {
+            match effect {
+                Effect::Fork(number) => self.fork(number),
+                Effect::Promote(number) => self.say(number, PROMOTED),
+                Effect::Dismiss(number) => self.say(number, DISMISSED),
+                Effect::Kill(number, verdict) => self.kill(number, verdict),
+            }
+        }
+    }
+
+    fn fork(&mut self, number: u32) {
+        if let Err(error) = self.try_fork(number) {
+            tracing::error!(worker = number, %error, "no process for a worker");
+            self.pool.fork_failed(number, Instant::now());
+        }
+    }
+
+    fn try_fork(&mut self, number: u32) -> std::io::Result<()> {
+        let board = Arc::new(Board::new()?);
+        let (ours, theirs) = UnixStream::pair()?;
+        let tmpdir = self.folder.make(number)?;
+        let parent = getpid();
+        match self.zygote.fork()? {
+            ForkResult::Parent { child } => {
+                ours.set_nonblocking(true)?;
+                tracing::debug!(worker = number, pid = child.as_raw(), "forked");
+                let worker = Worker { pid: child, control: ours, board, verdict: None };
+                self.workers.insert(number, worker);
+                Ok(())
+            }
+            ForkResult::Child => {
+                drop(ours);
+                self.become_worker(parent);
+                serve::run(serve::Birth {
+                    number,
+                    pool: &self.config.pool,
+                    log: &self.config.log,
+                    zygote: &self.zygote,
+                    versions: &self.versions,
+                    name: &self.name,
+                    pool_instance: &self.instance,
+                    board,
+                    control: theirs,
+                    tmpdir,
+                })
+            }
+        }
+    }
+
+    /// What a forked child must shed before it is a worker of its own.
+    fn become_worker(&mut self, parent: Pid) {
+        // SAFETY: asks the kernel to end us with our parent, whatever ends it.
+        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+        if getppid() != parent {
+            // SAFETY: it died before we asked.
+            unsafe { libc::_exit(1) };
+        }
+        // Ctrl-C reaches the whole terminal group; the parent decides what it means.
+        // SAFETY: no handler of ours is replaced.
+        unsafe { libc::signal(libc::SIGINT, libc::SIG_IGN) };
+        let unblocked = sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&self.mask), None);
+        unblocked.expect("the mask was valid when it was set");
+        // Siblings' sockets: their parent's end must be the parent's alone.
+        self.workers.clear();
+        self.lifeline = None;
+        if let Ok(null) = std::fs::File::open("/dev/null") {
+            // SAFETY: both descriptors are ours.
+            unsafe { libc::dup2(null.as_raw_fd(), 0) };
+        }
+    }
+
+    fn say(&mut self, number: u32, word: u8) {
+        if let Some(worker) = self.workers.get_mut(&number)
+            && let Err(error) = worker.control.write_all(&[word])
+        {
+            // Its end is noticed by itself.
+            tracing::debug!(worker = number, %error, "not told");
+        }
+    }
+
+    fn kill(&mut self, number: u32, verdict: Verdict) {
+        if let Some(worker) = self.workers.get_mut(&number) {
+            worker.verdict = Some(verdict);
+            // Not reaped yet, so the pid is still its own.
+            let _ = kill(worker.pid, Signal::SIGKILL);
+        }
+    }
+
+    /// Waits for a signal, a word of a worker, the end of the server or the next deadline.
+    fn wait(&mut self) -> nix::Result<()> {
+        let now = Instant::now();
+        let wake = self.pool.next_wake(now).unwrap_or(now + self.config.pool.heartbeat);
+        let pause = wake.saturating_duration_since(now).min(self.config.pool.heartbeat);
+        // Rounded up, or the last millisecond would be spent spinning.
+        let pause = PollTimeout::try_from(pause + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+        let (signalled, cut, spoke) = {
+            let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+            fds.extend(self.workers.values().map(|worker| {
+                let wanted = PollFlags::POLLIN;
+                PollFd::new(worker.control.as_fd(), wanted)
+            }));
+            if let Some(lifeline) = &self.lifeline {
+                fds.push(PollFd::new(lifeline.as_fd(), PollFlags::POLLIN));
+            }
+            match poll(&mut fds, pause) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(error) => return Err(error),
+            }
+            let hot = |fd: &PollFd<'_>| fd.any().unwrap_or(false);
+            let numbers: Vec<_> = self.workers.keys().copied().collect();
+            let spoke: Vec<_> = numbers
+                .into_iter()
+                .zip(&fds[1..])
+                .filter_map(|(number, fd)| hot(fd).then_some(number))
+                .collect();
+            let cut = self.lifeline.is_some() && fds.last().is_some_and(hot);
+            (hot(&fds[0]), cut, spoke)
+        };
+        if signalled {
+            self.read_signals()?;
+        }
+        spoke.into_iter().for_each(|number| self.listen(number));
+        if cut {
+            self.cut();
+        }
+        Ok(())
+    }
+
+    fn read_signals(&mut self) -> nix::Result<()> {
+        while let Some(info) = self.signals.read_signal()? {
+            match Signal::try_from(info.ssi_signo as i32) {
+                Ok(Signal::SIGCHLD) => self.reap(),
+                Ok(Signal::SIGHUP) => self.restart(),
+                // Ctrl-C in a terminal reaches us as well as the server, which
+                // still wants its requests served; its own word is SIGTERM.
+                Ok(Signal::SIGINT) if self.lifeline.is_some() => {}
+                Ok(signal) => self.stop(signal),
+                Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn restart(&mut self) {
+        tracing::info!("replacing the workers, one after the other");
+        self.pool.restart();
+    }
+
+    fn stop(&mut self, signal: Signal) {
+        tracing::info!(%signal, "stopping: running requests may end");
+        let _ = sd_notify::notify(false, &[NotifyState::Stopping]);
+        self.pool.stop();
+    }
+
+    /// A worker is warm, or its socket is at its end, which SIGCHLD explains.
+    fn listen(&mut self, number: u32) {
+        let Some(worker) = self.workers.get_mut(&number) else { return };
+        let mut word = [0];
+        if let Ok(1) = worker.control.read(&mut word)
+            && word[0] == serve::READY
+        {
+            self.pool.ready(number, Instant::now());
+        }
+    }
+
+    /// The server is gone. Nobody waits for anything any more.
+    fn cut(&mut self) {
+        tracing::warn!("the server is gone: the pool ends");
+        self.lifeline = None;
+        self.pool.stop();
+        for worker in self.workers.values() {
+            let _ = kill(worker.pid, Signal::SIGKILL);
+        }
+        temporary::remove_socket_folder(&self.config.pool.server);
+    }
+
+    fn reap(&mut self) {
+        loop {
+            match waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::StillAlive) | Err(_) => return,
+                Ok(status) => self.bury(status),
+            }
+        }
+    }
+
+    fn bury(&mut self, status: WaitStatus) {
+        let Some(pid) = status.pid() else { return };
+        let found = self.workers.iter().find(|(_, worker)| worker.pid == pid);
+        let Some(number) = found.map(|(number, _)| *number) else { return };
+        let worker = self.workers.remove(&number).expect("it was found just now");
+        let state = self.pool.state(number);
+        let n_served = worker.board.n_served();
+        let age = self.pool.died(number, n_served > 0, Instant::now()).unwrap_or_default();
+        self.folder.drop_worker(number);
+        Obituary {
+            number,
+            pid,
+            status,
+            age,
+            n_served,
+            was_warm: state != Some(State::Starting),
+            verdict: worker.verdict,
+            farewell: worker.board.farewell(),
+            serving: worker.board.serving(),
+        }
+        .log();
+        let pause = self.pool.backoff(Instant::now());
+        if pause > Duration::from_secs(1) {
+            tracing::warn!("workers die young: the next one is started in {pause:.1?}");
+        }
+    }
+
+    fn read_beats(&mut self) {
+        let now = Instant::now();
+        for (number, worker) in &self.workers {
+            self.pool.beats(*number, worker.board.beats(), now);
+        }
+    }
+
+    /// Tells systemd and the log, once, that the pool is complete.
+    fn announce(&mut self) {
+        if !self.announced && self.pool.is_settled() {
+            self.announced = true;
+            let n_workers = self.config.pool.workers;
+            tracing::info!(n_workers, qgis = self.versions.qgis, "the pool is ready");
+            let _ = sd_notify::notify(false, &[NotifyState::Ready]);
+        }
+    }
+}

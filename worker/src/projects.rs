@@ -1,0 +1,246 @@
+//! The projects of one worker: found under the root, kept while they do not change.
+//!
+//! One entry per file whatever the client's spelling; least recently used goes
+//! first. A project that cannot be read is remembered too, until its file changes,
+//! so that it costs one load and not one per request.
+
+use std::num::NonZeroUsize;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Component, Path, PathBuf};
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use lru::LruCache;
+use qgisserver::protocol::{Failure, ProjectRef};
+
+/// What tells one state of a project file from another. An older file is as
+/// different as a newer one: it may come from a backup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    modified_ns: u128,
+    size: u64,
+    inode: u64,
+}
+
+impl Stamp {
+    fn of(path: &Path) -> std::io::Result<Self> {
+        let metadata = std::fs::metadata(path)?;
+        let modified = metadata.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
+        Ok(Self { modified_ns: modified.as_nanos(), size: metadata.len(), inode: metadata.ino() })
+    }
+
+    /// Changes whenever the project does.
+    pub fn version(&self) -> String {
+        format!("{:x}-{:x}-{:x}", self.modified_ns, self.size, self.inode)
+    }
+
+    /// Seconds since 1970.
+    pub fn modified(&self) -> u64 {
+        (self.modified_ns / 1_000_000_000) as u64
+    }
+}
+
+struct Entry<P> {
+    stamp: Stamp,
+    checked: Instant,
+    project: Result<P, Failure>,
+}
+
+/// What happened to a project that was asked for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Found {
+    Cached,
+    Loaded,
+    /// It had been loaded before, from another state of the file.
+    Reloaded,
+}
+
+/// The cache, generic over what a loaded project is so that tests need no QGIS.
+pub struct Projects<P> {
+    root: PathBuf,
+    check_interval: Duration,
+    entries: LruCache<PathBuf, Entry<P>>,
+}
+
+impl<P> Projects<P> {
+    pub fn new(root: &Path, size: usize, check_interval: Duration) -> Self {
+        let size = NonZeroUsize::new(size).unwrap_or(NonZeroUsize::MIN);
+        Self { root: root.to_owned(), check_interval, entries: LruCache::new(size) }
+    }
+
+    /// The canonical path of the project's file. None if it does not exist or is
+    /// not below the root, symbolic links followed: the client cannot tell which.
+    pub fn find(&self, project: &ProjectRef) -> Option<PathBuf> {
+        let path = Path::new(&project.path);
+        let climbs = path.components().any(|part| matches!(part, Component::ParentDir));
+        if project.alias != "file" || climbs || project.path.contains('\0') {
+            return None;
+        }
+        let root = self.root.canonicalize().ok()?;
+        // An absolute path replaces the root here, and has to lie below it all the same.
+        let whole = root.join(path);
+        let suffixed = |suffix: &str| PathBuf::from(format!("{}{suffix}", whole.display()));
+        let is_project = |path: &Path| path.extension().is_some_and(|s| s == "qgs" || s == "qgz");
+        [whole.clone(), suffixed(".qgs"), suffixed(".qgz")]
+            .into_iter()
+            .filter(|path| is_project(path))
+            .filter_map(|path| path.canonicalize().ok())
+            .find(|path| path.starts_with(&root) && path.is_file())
+    }
+
+    /// The project in `path`, loaded by `load` unless it is here and unchanged.
+    pub fn get(
+        &mut self,
+        path: &Path,
+        now: Instant,
+        load: impl FnOnce(&Path) -> Result<P, Failure>,
+    ) -> Result<(&P, Stamp, Found), Failure> {
+        let found = match self.is_fresh(path, now)? {
+            Some(true) => Found::Cached,
+            known => {
+                let stamp = Stamp::of(path).map_err(|_| Failure::ProjectNotFound)?;
+                // The old one goes first: two copies of a big project may not fit.
+                self.entries.pop(path);
+                let entry = Entry { stamp, checked: now, project: load(path) };
+                self.entries.put(path.to_owned(), entry);
+                if known.is_none() { Found::Loaded } else { Found::Reloaded }
+            }
+        };
+        let entry = self.entries.get(path).expect("it was found or put just now");
+        match &entry.project {
+            Ok(project) => Ok((project, entry.stamp, found)),
+            Err(failure) => Err(*failure),
+        }
+    }
+
+    /// Names of the cached projects, for READY and the status page.
+    pub fn names(&self) -> Vec<String> {
+        let relative = |path: &PathBuf| path.strip_prefix(&self.root).unwrap_or(path).display().to_string();
+        self.entries.iter().map(|(path, _)| format!("file:{}", relative(path))).collect()
+    }
+
+    /// Some(fresh) of a known project, None of an unknown one.
+    fn is_fresh(&mut self, path: &Path, now: Instant) -> Result<Option<bool>, Failure> {
+        let Some(entry) = self.entries.get_mut(path) else { return Ok(None) };
+        if now - entry.checked < self.check_interval {
+            return Ok(Some(true));
+        }
+        entry.checked = now;
+        match Stamp::of(path) {
+            Ok(stamp) => Ok(Some(stamp == entry.stamp)),
+            Err(_) => {
+                self.entries.pop(path);
+                Err(Failure::ProjectNotFound)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn at(path: &str) -> ProjectRef {
+        ProjectRef { alias: "file".into(), path: path.into() }
+    }
+
+    fn root() -> (tempfile::TempDir, Projects<String>) {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("root");
+        fs::create_dir_all(root.join("sub")).unwrap();
+        fs::write(root.join("city.qgs"), "one").unwrap();
+        fs::write(root.join("sub/town.qgz"), "zip").unwrap();
+        fs::write(folder.path().join("secret.qgs"), "no").unwrap();
+        let projects = Projects::new(&root, 2, Duration::ZERO);
+        (folder, projects)
+    }
+
+    fn read(path: &Path) -> Result<String, Failure> {
+        fs::read_to_string(path).map_err(|_| Failure::ProjectUnreadable)
+    }
+
+    #[test]
+    fn every_spelling_of_a_project_is_one_file() {
+        let (folder, projects) = root();
+        let whole = folder.path().join("root/city.qgs").canonicalize().unwrap();
+        for spelling in ["city", "city.qgs", "./city", "sub/../city.qgs", whole.to_str().unwrap()] {
+            let expected = (!spelling.contains("..")).then(|| whole.clone());
+            assert_eq!(projects.find(&at(spelling)), expected, "{spelling}");
+        }
+        assert!(projects.find(&at("sub/town")).is_some());
+    }
+
+    #[test]
+    fn nothing_outside_the_root_is_found() {
+        let (folder, projects) = root();
+        let secret = folder.path().join("secret.qgs");
+        std::os::unix::fs::symlink(&secret, folder.path().join("root/link.qgs")).unwrap();
+        for path in ["../secret", "../secret.qgs", secret.to_str().unwrap(), "link", "link.qgs", "", "/", "sub", "city\0"] {
+            assert_eq!(projects.find(&at(path)), None, "{path}");
+        }
+        assert_eq!(projects.find(&ProjectRef { alias: "x".into(), path: "city".into() }), None);
+    }
+
+    #[test]
+    fn a_change_in_either_direction_reloads() {
+        let (folder, mut projects) = root();
+        let path = folder.path().join("root/city.qgs");
+        let now = Instant::now();
+        assert_eq!(projects.get(&path, now, read).unwrap().2, Found::Loaded);
+        assert_eq!(projects.get(&path, now, read).unwrap().2, Found::Cached);
+        let file = fs::File::options().write(true).open(&path).unwrap();
+        file.set_modified(UNIX_EPOCH + Duration::from_secs(1)).unwrap();
+        let (_, stamp, found) = projects.get(&path, now, read).unwrap();
+        assert_eq!((found, stamp.modified()), (Found::Reloaded, 1));
+    }
+
+    #[test]
+    fn within_the_interval_the_file_is_not_looked_at() {
+        let (folder, mut projects) = root();
+        projects.check_interval = Duration::from_secs(10);
+        let path = folder.path().join("root/city.qgs");
+        let now = Instant::now();
+        projects.get(&path, now, read).unwrap();
+        fs::remove_file(&path).unwrap();
+        let later = now + Duration::from_secs(9);
+        assert_eq!(projects.get(&path, later, read).unwrap().2, Found::Cached);
+        let later = now + Duration::from_secs(10);
+        assert_eq!(projects.get(&path, later, read).unwrap_err(), Failure::ProjectNotFound);
+    }
+
+    #[test]
+    fn a_broken_project_is_loaded_once_until_it_changes() {
+        let (folder, mut projects) = root();
+        let path = folder.path().join("root/city.qgs");
+        let now = Instant::now();
+        let broken = |_: &Path| Err(Failure::BadLayers);
+        let never = |_: &Path| -> Result<String, Failure> { panic!("loaded again") };
+        assert_eq!(projects.get(&path, now, broken).unwrap_err(), Failure::BadLayers);
+        assert_eq!(projects.get(&path, now, never).unwrap_err(), Failure::BadLayers);
+        fs::write(&path, "mended").unwrap();
+        assert_eq!(projects.get(&path, now, read).unwrap().0, "mended");
+    }
+
+    #[test]
+    fn the_least_recently_used_goes_first() {
+        let (folder, mut projects) = root();
+        let now = Instant::now();
+        let path = |name: &str| {
+            let path = folder.path().join("root").join(name);
+            fs::write(&path, name).unwrap();
+            path
+        };
+        let [a, b, c] = ["a.qgs", "b.qgs", "c.qgs"].map(path);
+        for (path, expected) in [
+            (&a, Found::Loaded),
+            (&b, Found::Loaded),
+            (&a, Found::Cached),
+            (&c, Found::Loaded),
+            (&a, Found::Cached),
+            (&b, Found::Loaded),
+        ] {
+            assert_eq!(projects.get(path, now, read).unwrap().2, expected, "{path:?}");
+        }
+        assert_eq!(projects.names().len(), 2);
+    }
+}

@@ -1,0 +1,553 @@
+//! QGIS through Python: the only file that knows pyo3.
+//!
+//! [`Python`] is what the pool's parent holds: an interpreter with PyQGIS
+//! imported and nothing started. After the fork [`Qgis`] is what a worker
+//! holds: one QgsServer. One request at a time, on the main thread; the GIL is
+//! free while QGIS works.
+
+use std::ffi::{CStr, CString};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use nix::unistd::ForkResult;
+use pyo3::buffer::PyBuffer;
+use pyo3::exceptions::{PyMemoryError, PyRuntimeError};
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict};
+use qgisserver::config;
+use qgisserver::protocol::{Failure, Head, Request, Versions};
+
+use crate::link::{Outlet, Unwanted};
+
+/// Why Python or QGIS did not start.
+#[derive(Debug)]
+pub enum Error {
+    /// The interpreter itself.
+    Interpreter(String),
+    /// An exception, with its traceback.
+    Python(String),
+}
+
+impl std::fmt::Display for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Interpreter(why) => write!(f, "Python does not start: {why}"),
+            Self::Python(trace) => write!(f, "QGIS does not start: {trace}"),
+        }
+    }
+}
+
+impl From<PyErr> for Error {
+    fn from(error: PyErr) -> Self {
+        Python::attach(|py| Self::Python(trace(py, &error)))
+    }
+}
+
+/// The Python half, compiled in: the worker is one file that cannot miss a part.
+const MODULES: [(&CStr, &CStr, &str); 5] = [
+    (c"qgisserver", c"qgisserver/__init__.py", include_str!("../../python/qgisserver/__init__.py")),
+    (
+        c"qgisserver.application",
+        c"qgisserver/application.py",
+        include_str!("../../python/qgisserver/application.py"),
+    ),
+    (
+        c"qgisserver.projects",
+        c"qgisserver/projects.py",
+        include_str!("../../python/qgisserver/projects.py"),
+    ),
+    (
+        c"qgisserver.plugins",
+        c"qgisserver/plugins.py",
+        include_str!("../../python/qgisserver/plugins.py"),
+    ),
+    (
+        c"qgisserver.exchange",
+        c"qgisserver/exchange.py",
+        include_str!("../../python/qgisserver/exchange.py"),
+    ),
+];
+
+/// An interpreter with PyQGIS imported, ready to be forked.
+pub struct Zygote {
+    prefix: PathBuf,
+}
+
+impl Zygote {
+    /// Starts Python as `program` would, whatever `python3` is first on PATH.
+    pub fn start(program: &Path, prefix: &Path) -> Result<Self, Error> {
+        initialize(program)?;
+        Python::attach(|py| -> PyResult<()> {
+            // Rust handles signals; Python's SIGINT handler would raise in the middle of a map.
+            py.import("signal")?.call_method1(
+                "signal",
+                (nix::libc::SIGINT, py.import("signal")?.getattr("SIG_DFL")?),
+            )?;
+            let [(name, file, source), (app_name, app_file, app_source), rest @ ..] = MODULES;
+            module(py, name, file, source)?;
+            let application = module(py, app_name, app_file, app_source)?;
+            application.call_method0("preload")?;
+            for (name, file, source) in rest {
+                module(py, name, file, source)?;
+            }
+            application.call_method0("freeze")?;
+            Ok(())
+        })?;
+        let zygote = Self { prefix: prefix.to_owned() };
+        zygote.load_libraries();
+        Ok(zygote)
+    }
+
+    /// What answers, as each library reports it.
+    pub fn versions(&self) -> Versions {
+        let found = Python::attach(|py| -> PyResult<Versions> {
+            let found = py.import("qgisserver.application")?.call_method0("versions")?;
+            let text = |key: &str| found.get_item(key)?.extract::<String>();
+            Ok(Versions {
+                worker: env!("CARGO_PKG_VERSION").into(),
+                qgis: text("qgis")?,
+                python: text("python")?,
+                gdal: text("gdal")?,
+                proj: text("proj")?,
+                geos: text("geos")?,
+            })
+        });
+        found.unwrap_or_else(|error| {
+            tracing::warn!(%error, "the versions of QGIS are unknown");
+            Versions { worker: env!("CARGO_PKG_VERSION").into(), ..Versions::default() }
+        })
+    }
+
+    /// Forks with Python's consent. Sound only while the process has one thread
+    /// and no Qt application.
+    pub fn fork(&self) -> nix::Result<ForkResult> {
+        Python::attach(|_| {
+            // SAFETY: attached, and CPython asks for exactly these calls around a fork.
+            // The process has one thread, so the child's memory is consistent.
+            unsafe {
+                pyo3::ffi::PyOS_BeforeFork();
+                let result = nix::unistd::fork();
+                match result {
+                    Ok(ForkResult::Child) => pyo3::ffi::PyOS_AfterFork_Child(),
+                    _ => pyo3::ffi::PyOS_AfterFork_Parent(),
+                }
+                result
+            }
+        })
+    }
+
+    /// Loads the providers and services that QGIS will load anyway, once for all children.
+    fn load_libraries(&self) {
+        let folders = ["plugins", "server"].map(|name| self.prefix.join("lib/qgis").join(name));
+        let files = folders.iter().filter_map(|folder| std::fs::read_dir(folder).ok()).flatten();
+        for file in files.flatten().map(|entry| entry.path()) {
+            // The WFS module opens proj.db while it loads, and an open database
+            // must not be shared by processes.
+            let skip = file.extension().is_none_or(|suffix| suffix != "so")
+                || file.file_name().is_some_and(|name| name == "libwfs.so" || name == "libwfs3.so");
+            if skip {
+                continue;
+            }
+            let Ok(name) = CString::new(file.as_os_str().as_encoded_bytes()) else { continue };
+            // SAFETY: QGIS loads the same files; their initialisers run here instead of there.
+            let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_LAZY | libc::RTLD_LOCAL) };
+            if handle.is_null() {
+                tracing::debug!(file = %file.display(), "not loaded before the fork");
+            }
+        }
+    }
+}
+
+fn initialize(program: &Path) -> Result<(), Error> {
+    use pyo3::ffi::*;
+    let text = CString::new(program.as_os_str().as_encoded_bytes())
+        .map_err(|error| Error::Interpreter(error.to_string()))?;
+    // SAFETY: the documented order of CPython's initialisation; the configuration
+    // is cleared on every way out, and the GIL is released as pyo3 expects it.
+    unsafe {
+        let mut config = std::mem::MaybeUninit::<PyConfig>::zeroed();
+        PyConfig_InitPythonConfig(config.as_mut_ptr());
+        let config = config.assume_init_mut();
+        config.install_signal_handlers = 0;
+        let program_name = &raw mut config.program_name;
+        let mut status = PyConfig_SetBytesString(config, program_name, text.as_ptr());
+        if PyStatus_Exception(status) == 0 {
+            status = Py_InitializeFromConfig(config);
+        }
+        PyConfig_Clear(config);
+        if PyStatus_Exception(status) != 0 {
+            let why = match status.err_msg.is_null() {
+                true => "unknown reason".into(),
+                false => CStr::from_ptr(status.err_msg).to_string_lossy().into_owned(),
+            };
+            return Err(Error::Interpreter(why));
+        }
+        PyEval_SaveThread();
+    }
+    Ok(())
+}
+
+fn module<'py>(
+    py: Python<'py>,
+    name: &CStr,
+    file: &CStr,
+    source: &str,
+) -> PyResult<Bound<'py, PyModule>> {
+    let source = CString::new(source).expect("our sources have no NUL");
+    let module = PyModule::from_code(py, &source, file, name)?;
+    let name = name.to_str().expect("our names are ASCII");
+    match name.rsplit_once('.') {
+        Some((package, short)) => py.import(package)?.setattr(short, &module)?,
+        None => module.setattr("__path__", Vec::<String>::new())?,
+    }
+    Ok(module)
+}
+
+/// A loaded project. Dropped on the main thread.
+pub struct Project {
+    object: Py<PyAny>,
+    /// Invalid layers that the operator accepts.
+    pub bad_layers: Vec<String>,
+}
+
+/// What one request came to.
+pub struct Served {
+    /// Head and bytes that the outlet did not get yet, or why there are none.
+    pub answer: Result<(Option<Head>, Bytes), Failure>,
+    pub render: Duration,
+}
+
+/// The one QgsServer of a worker process.
+pub struct Qgis {
+    application: Py<PyAny>,
+    server: Py<PyAny>,
+    recorder: Py<PyAny>,
+    serve: Py<PyAny>,
+    load: Py<PyAny>,
+    /// A server filter is loaded: it must see every flush.
+    eager: bool,
+    chunk_bytes: usize,
+    rules: config::Pool,
+    /// The request id of the running request, for log lines that QGIS writes.
+    current: Arc<Mutex<String>>,
+    pub plugins: Vec<String>,
+    pub plugins_failed: Vec<String>,
+    /// No filter and no access control: the answer depends on the request alone.
+    pub may_cache: bool,
+}
+
+impl Qgis {
+    /// Starts QGIS in a freshly forked process and loads the plugins.
+    pub fn start(
+        zygote: &Zygote,
+        pool: &config::Pool,
+        tmpdir: &Path,
+        qgis_info: bool,
+    ) -> Result<Self, Error> {
+        let current = Arc::new(Mutex::new(String::new()));
+        Python::attach(|py| {
+            let log = Py::new(py, Log { current: current.clone(), qgis_info })?;
+            let package = |name: &str| py.import(format!("qgisserver.{name}"));
+            let prefix = zygote.prefix.to_string_lossy();
+            let application = package("application")?
+                .call_method1("Application", (&prefix, tmpdir.to_string_lossy(), &log))?;
+            let recorder = package("exchange")?.call_method1("Recorder", (&log,))?;
+            recorder.call_method0("install")?;
+            let interface = application.getattr("interface")?;
+            let paths: Vec<_> =
+                pool.plugin_paths.iter().map(|path| path.to_string_lossy()).collect();
+            let loaded = package("plugins")?.call_method1("load", (paths, &interface, &log))?;
+            let (plugins, failed): (Vec<String>, Bound<'_, PyDict>) = loaded.extract()?;
+            // A plugin may have replaced the hook, as QGIS itself does.
+            recorder.call_method0("install")?;
+            let n_filters = interface.call_method0("filters")?.len()?;
+            let plain = n_filters == 0 && plugins.is_empty();
+            Ok(Self {
+                server: application.getattr("server")?.unbind(),
+                application: application.unbind(),
+                recorder: recorder.unbind(),
+                serve: package("exchange")?.getattr("serve")?.unbind(),
+                load: package("projects")?.getattr("load")?.unbind(),
+                eager: n_filters > 0,
+                chunk_bytes: pool.chunk_bytes,
+                rules: pool.clone(),
+                current: current.clone(),
+                plugins,
+                plugins_failed: failed.keys().iter().map(|key| key.to_string()).collect(),
+                may_cache: plain,
+            })
+        })
+        .map_err(|error: PyErr| error.into())
+    }
+
+    /// Renders one map of nothing: fonts and symbols are loaded before the first client waits.
+    pub fn warm(&mut self) {
+        let outcome = Python::attach(|py| -> PyResult<Project> {
+            let object = py.import("qgisserver.projects")?.call_method0("warm")?.unbind();
+            Ok(Project { object, bad_layers: Vec::new() })
+        });
+        let request = Request {
+            method: "GET".into(),
+            url: "http://localhost/?SERVICE=WMS&VERSION=1.3.0&REQUEST=GetMap&LAYERS=warm&STYLES=\
+                  &WIDTH=64&HEIGHT=64&CRS=EPSG:4326&BBOX=-1,-1,1,1&FORMAT=image/png"
+                .into(),
+            ..Request::default()
+        };
+        match outcome {
+            Ok(project) => drop(self.serve(&request, &[], Some(&project), Arc::new(Outlet::nowhere()))),
+            Err(error) => tracing::warn!(%error, "the first map will be slow"),
+        }
+    }
+
+    /// Reads a project file. `Err` has been logged.
+    pub fn load(&mut self, path: &Path) -> Result<Project, Failure> {
+        let rules = &self.rules;
+        let loaded = Python::attach(|py| {
+            let flags = (
+                path.to_string_lossy(),
+                rules.strict_check,
+                rules.trust_layer_metadata,
+                rules.disable_getprint,
+                rules.force_readonly_layers,
+            );
+            let loaded = self.load.call1(py, flags).map_err(|error| unloaded(py, path, &error))?;
+            let (object, bad_layers) = loaded.extract(py).map_err(|error: PyErr| unloaded(py, path, &error))?;
+            Ok(Project { object, bad_layers })
+        });
+        // What the XML document took is free again, and glibc keeps it: half of it goes back.
+        // SAFETY: no arguments that could be wrong.
+        unsafe { libc::malloc_trim(0) };
+        loaded
+    }
+
+    /// Forgets what QGIS itself derived from the file: its capabilities documents.
+    pub fn forget(&mut self, path: &Path) {
+        Python::attach(|py| {
+            let forgotten = self
+                .application
+                .getattr(py, "interface")
+                .and_then(|it| it.call_method1(py, "removeConfigCacheEntry", (path.to_string_lossy(),)));
+            if let Err(error) = forgotten {
+                tracing::warn!(%error, path = %path.display(), "QGIS may answer with old capabilities");
+            }
+        });
+    }
+
+    /// Passes one request to QGIS. Parts of a stream go to `outlet` while QGIS works.
+    pub fn serve(
+        &mut self,
+        request: &Request,
+        body: &[u8],
+        project: Option<&Project>,
+        outlet: Arc<Outlet>,
+    ) -> Served {
+        self.current.lock().expect("nobody panics while holding it").clone_from(&request.request_id);
+        let start = Instant::now();
+        let answer = Python::attach(|py| {
+            let sink = Bound::new(py, Sink::new(outlet, self.chunk_bytes)).map_err(|_| Failure::QgisFailed)?;
+            let outcome = self.call(py, request, body, project, &sink);
+            match outcome {
+                Ok(Some(answer)) => finish(&sink.borrow(), answer),
+                Ok(None) if sink.borrow().is_unwanted() => Err(Failure::Cancelled),
+                Ok(None) => Err(Failure::PluginRaised),
+                Err(error) => Err(escaped(py, &error, sink.borrow().is_unwanted())),
+            }
+        });
+        Served { answer, render: start.elapsed() }
+    }
+
+    /// The whole answer or the rest of a stream; None if it is not to be trusted.
+    fn call(
+        &self,
+        py: Python<'_>,
+        request: &Request,
+        body: &[u8],
+        project: Option<&Project>,
+        sink: &Bound<'_, Sink>,
+    ) -> PyResult<Option<(Head, Bytes)>> {
+        let headers = PyDict::new(py);
+        for (name, value) in &request.headers {
+            headers.set_item(name, value)?;
+        }
+        let answer = self.serve.call1(
+            py,
+            (
+                &self.server,
+                &self.recorder,
+                sink,
+                self.eager,
+                &request.method,
+                &request.url,
+                headers,
+                PyBytes::new(py, body),
+                project.map(|project| &project.object),
+            ),
+        )?;
+        if answer.is_none(py) {
+            return Ok(None);
+        }
+        let (status, headers, data): (u16, Bound<'_, PyDict>, Bound<'_, PyAny>) = answer.extract(py)?;
+        Ok(Some((head(status, &headers)?, bytes(&data)?)))
+    }
+}
+
+/// Joins what the sink still holds with the rest, so that a reply that was never
+/// streamed leaves in one piece and with its length.
+fn finish(sink: &Sink, (head, rest): (Head, Bytes)) -> Result<(Option<Head>, Bytes), Failure> {
+    let mut state = sink.state.lock().expect("nobody panics while holding it");
+    let mut pending = std::mem::take(&mut state.pending);
+    let bytes = match pending.is_empty() {
+        true => rest,
+        false => {
+            pending.extend_from_slice(&rest);
+            pending.freeze()
+        }
+    };
+    // A stream's head has left with its first part.
+    Ok((state.head.take().or((!state.sent).then_some(head)), bytes))
+}
+
+fn head(status: u16, headers: &Bound<'_, PyDict>) -> PyResult<Head> {
+    let headers = headers
+        .iter()
+        .map(|(name, value)| Ok((name.extract()?, value.extract()?)))
+        .collect::<PyResult<_>>()?;
+    Ok(Head { status, headers })
+}
+
+/// The bytes of a QByteArray or of bytes, copied once.
+fn bytes(data: &Bound<'_, PyAny>) -> PyResult<Bytes> {
+    let buffer = PyBuffer::<u8>::get(data)?;
+    Ok(buffer.to_vec(data.py())?.into())
+}
+
+fn unloaded(py: Python<'_>, path: &Path, error: &PyErr) -> Failure {
+    let kind = error.get_type(py).name().map(|name| name.to_string()).unwrap_or_default();
+    let path = path.display();
+    match kind.as_str() {
+        "BadLayers" => {
+            let layers = error.value(py).to_string();
+            tracing::error!(%path, %layers, "project not served: invalid layers, and the check is strict");
+            Failure::BadLayers
+        }
+        "Unreadable" => {
+            tracing::error!(%path, why = %error.value(py), "project not served: QGIS cannot read it");
+            Failure::ProjectUnreadable
+        }
+        _ => {
+            tracing::error!(%path, trace = trace(py, error), "project not served");
+            Failure::ProjectUnreadable
+        }
+    }
+}
+
+/// An exception that left `handleRequest`: of C++ when it is a MemoryError or a
+/// bare Exception, and then QGIS holds a stale request.
+fn escaped(py: Python<'_>, error: &PyErr, unwanted: bool) -> Failure {
+    if unwanted {
+        return Failure::Cancelled;
+    }
+    tracing::error!(trace = trace(py, error), "the request raised");
+    let bare = error.get_type(py).name().is_ok_and(|name| name == "Exception");
+    match error.is_instance_of::<PyMemoryError>(py) || bare {
+        true => Failure::QgisFailed,
+        false => Failure::PluginRaised,
+    }
+}
+
+fn trace(py: Python<'_>, error: &PyErr) -> String {
+    let trace = error.traceback(py).and_then(|trace| trace.format().ok());
+    format!("{}{error}", trace.unwrap_or_default())
+}
+
+/// Where Python leaves the parts of a stream. It collects them to chunks of a
+/// size that suits the wire, the first one small so that the client sees progress.
+#[pyclass(frozen)]
+struct Sink {
+    outlet: Arc<Outlet>,
+    chunk_bytes: usize,
+    state: Mutex<Parts>,
+}
+
+#[derive(Default)]
+struct Parts {
+    head: Option<Head>,
+    pending: BytesMut,
+    sent: bool,
+    unwanted: bool,
+}
+
+const FIRST_CHUNK: usize = 16 << 10;
+
+impl Sink {
+    fn new(outlet: Arc<Outlet>, chunk_bytes: usize) -> Self {
+        Self { outlet, chunk_bytes, state: Mutex::default() }
+    }
+
+    fn is_unwanted(&self) -> bool {
+        self.outlet.is_cancelled()
+            || self.state.lock().expect("nobody panics while holding it").unwanted
+    }
+}
+
+#[pymethods]
+impl Sink {
+    /// How many bytes the sink likes to get at once.
+    #[getter]
+    fn wanted(&self) -> usize {
+        let sent = self.state.lock().expect("nobody panics while holding it").sent;
+        if sent { self.chunk_bytes } else { FIRST_CHUNK.min(self.chunk_bytes) }
+    }
+
+    /// Takes a part of the answer. Blocks while the client is slow; raises when
+    /// nobody waits for the answer any more.
+    fn part(
+        &self,
+        py: Python<'_>,
+        status: u16,
+        headers: &Bound<'_, PyDict>,
+        data: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let wanted = self.wanted();
+        let data = PyBuffer::<u8>::get(data)?;
+        let mut state = self.state.lock().expect("nobody panics while holding it");
+        if !state.sent && state.head.is_none() {
+            state.head = Some(head(status, headers)?);
+        }
+        let start = state.pending.len();
+        state.pending.resize(start + data.len_bytes(), 0);
+        data.copy_to_slice(py, &mut state.pending[start..])?;
+        while state.pending.len() >= wanted {
+            let size = state.pending.len().min(self.chunk_bytes);
+            let (head, chunk) = (state.head.take(), state.pending.split_to(size).freeze());
+            if py.detach(|| self.outlet.part(head, chunk)) == Err(Unwanted) {
+                state.unwanted = true;
+                return Err(PyRuntimeError::new_err("the request was cancelled"));
+            }
+            state.sent = true;
+        }
+        Ok(())
+    }
+}
+
+/// `log(level, tag, text)`: what QGIS, Qt and plugins say, as our log lines.
+#[pyclass(frozen)]
+struct Log {
+    current: Arc<Mutex<String>>,
+    qgis_info: bool,
+}
+
+#[pymethods]
+impl Log {
+    fn __call__(&self, level: &str, tag: &str, text: &str) {
+        let id = self.current.lock().map(|id| id.clone()).unwrap_or_default();
+        match level {
+            "error" => tracing::error!(target: "qgisserver::qgis", %id, %tag, "{text}"),
+            "warning" => tracing::warn!(target: "qgisserver::qgis", %id, %tag, "{text}"),
+            "info" if self.qgis_info => tracing::info!(target: "qgisserver::qgis", %id, %tag, "{text}"),
+            _ => tracing::debug!(target: "qgisserver::qgis", %id, %tag, "{text}"),
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! The life of one worker process, from the fork to its end.
+//!
+//! QGIS lives on the main thread, which serves one request at a time; the link
+//! lives on another thread and never waits for QGIS.
+
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use qgisserver::config;
+use qgisserver::protocol::{Failure, Final, Head, Ready, Request, Timings, Versions};
+
+use crate::board::{Board, Farewell};
+use crate::link::{self, Job, Outlet};
+use crate::projects::{Found, Projects, Stamp};
+use crate::qgis::{Project, Qgis, Served, Zygote};
+
+/// What a worker says to its parent when it is warm.
+pub const READY: u8 = b'R';
+
+/// What a new worker inherits.
+pub struct Birth<'a> {
+    pub number: u32,
+    pub pool: &'a config::Pool,
+    pub log: &'a config::Log,
+    pub zygote: &'a Zygote,
+    pub versions: &'a Versions,
+    pub name: &'a str,
+    pub pool_instance: &'a str,
+    pub board: Arc<Board>,
+    pub control: UnixStream,
+    /// Its own folder for temporary files; the parent removes it.
+    pub tmpdir: PathBuf,
+}
+
+/// Starts QGIS, says READY to the parent and serves until the process ends.
+pub fn run(birth: Birth<'_>) -> ! {
+    let mut qgis = match Qgis::start(birth.zygote, birth.pool, &birth.tmpdir, birth.log.qgis_info) {
+        Ok(qgis) => qgis,
+        Err(error) => {
+            tracing::error!("{error}");
+            birth.board.say_farewell(Farewell::NoStart);
+            // SAFETY: ends the process; nothing was promised to anybody yet.
+            unsafe { libc::_exit(1) }
+        }
+    };
+    qgis.warm();
+    let jobs = start_link(&birth, &qgis);
+    Server::new(qgis, birth.pool).run(&jobs)
+}
+
+fn start_link(birth: &Birth<'_>, qgis: &Qgis) -> Receiver<Job> {
+    let pool = birth.pool;
+    let settings = link::Settings {
+        server: pool.server.clone(),
+        heartbeat: pool.heartbeat,
+        heartbeat_misses: pool.heartbeat_misses,
+        cancel_grace: pool.cancel_grace,
+    };
+    let ready = Ready {
+        pool: birth.name.into(),
+        pool_instance: birth.pool_instance.into(),
+        instance: uuid::Uuid::new_v4().simple().to_string(),
+        number: birth.number,
+        host: crate::host(),
+        pid: std::process::id(),
+        versions: birth.versions.clone(),
+        plugins: qgis.plugins.clone(),
+        plugins_failed: qgis.plugins_failed.clone(),
+        may_cache: qgis.may_cache,
+        projects: Vec::new(),
+    };
+    let mut control = birth.control.try_clone().expect("a descriptor for the link");
+    let (board, own) = (birth.board.clone(), birth.control.try_clone().expect("another one"));
+    let (sender, jobs) = channel();
+    std::thread::Builder::new()
+        .name("link".into())
+        .spawn(move || link::run(settings, ready, board, own, sender))
+        .expect("a worker may have two threads");
+    // If the parent is gone the link notices, too.
+    let _ = control.write_all(&[READY]);
+    jobs
+}
+
+struct Server {
+    qgis: Qgis,
+    projects: Projects<Project>,
+    memory: Memory,
+}
+
+impl Server {
+    fn new(qgis: Qgis, pool: &config::Pool) -> Self {
+        let projects = Projects::new(&pool.rootdir, pool.cache_size, pool.check_interval);
+        Self { qgis, projects, memory: Memory::default() }
+    }
+
+    fn run(mut self, jobs: &Receiver<Job>) -> ! {
+        // Waiting does not hold the GIL: it is taken for each request alone.
+        while let Ok(job) = jobs.recv() {
+            self.serve(job);
+        }
+        // SAFETY: the link ended, which only the end of the process does.
+        unsafe { libc::_exit(1) }
+    }
+
+    fn serve(&mut self, Job { request, body, outlet }: Job) {
+        let start = Instant::now();
+        let memory_kb = self.memory.kilobytes();
+        let found = find(&mut self.qgis, &mut self.projects, &request);
+        let load_us = micros(start.elapsed());
+        let (project, stamp) = match found {
+            Ok(found) => found.unzip(),
+            Err(failure) => {
+                let timings = Timings { load_us, render_us: 0 };
+                let report =
+                    Final { failure: Some(failure), timings, memory_kb, ..Final::default() };
+                return outlet.end(report, Bytes::new());
+            }
+        };
+        let served = self.qgis.serve(&request, &body, project, outlet.clone());
+        let timings = Timings { load_us, render_us: micros(served.render) };
+        let report = Final {
+            timings,
+            memory_kb,
+            project_version: stamp.map(|stamp| stamp.version()),
+            project_modified: stamp.map(|stamp| stamp.modified()),
+            ..Final::default()
+        };
+        tracing::debug!(
+            id = request.request_id,
+            operation = request.operation,
+            load_us,
+            render_us = timings.render_us,
+            "served"
+        );
+        finish(&outlet, served, report);
+    }
+}
+
+/// The project of the request, loaded; None if it needs none.
+fn find<'a>(
+    qgis: &mut Qgis,
+    projects: &'a mut Projects<Project>,
+    request: &Request,
+) -> Result<Option<(&'a Project, Stamp)>, Failure> {
+    let Some(name) = &request.project else { return Ok(None) };
+    let path = projects.find(name).ok_or(Failure::ProjectNotFound)?;
+    let start = Instant::now();
+    let (project, stamp, found) = projects.get(&path, start, |path| qgis.load(path))?;
+    if found != Found::Cached {
+        let (id, ms) = (&request.request_id, start.elapsed().as_millis());
+        tracing::info!(id, project = %name, ms, bad_layers = ?project.bad_layers, "project loaded");
+    }
+    if found == Found::Reloaded {
+        qgis.forget(&path);
+    }
+    Ok(Some((project, stamp)))
+}
+
+/// Sends what is left of the answer: in chunks when there is much, the last with FINAL.
+fn finish(outlet: &Outlet, served: Served, report: Final) {
+    match served.answer {
+        Err(failure) => {
+            let leaving = failure == Failure::QgisFailed;
+            outlet.end(Final { failure: Some(failure), leaving, ..report }, Bytes::new());
+        }
+        Ok((mut head, mut bytes)) => {
+            if let Some(head) = &mut head {
+                set_length(head, bytes.len());
+            }
+            while bytes.len() > CHUNK {
+                if outlet.part(head.take(), bytes.split_to(CHUNK)).is_err() {
+                    let failure = Some(Failure::Cancelled);
+                    return outlet.end(Final { failure, ..report }, Bytes::new());
+                }
+            }
+            outlet.end(Final { head, ..report }, bytes);
+        }
+    }
+}
+
+/// Pieces in which a finished answer leaves.
+const CHUNK: usize = 256 << 10;
+
+/// The length is known, whatever QGIS or a plugin believed before.
+fn set_length(head: &mut Head, length: usize) {
+    head.headers.retain(|(name, _)| !name.eq_ignore_ascii_case("content-length"));
+    head.headers.push(("Content-Length".into(), length.to_string()));
+}
+
+/// Resident memory, read at most once per second: reading costs as much as a small request.
+#[derive(Default)]
+struct Memory {
+    read_at: Option<Instant>,
+    kilobytes: u64,
+}
+
+impl Memory {
+    fn kilobytes(&mut self) -> u64 {
+        if self.read_at.is_none_or(|at| at.elapsed() > Duration::from_secs(1)) {
+            self.read_at = Some(Instant::now());
+            self.kilobytes = resident_kilobytes().unwrap_or(0);
+        }
+        self.kilobytes
+    }
+}
+
+/// The second field of `/proc/self/statm` counts pages.
+fn resident_kilobytes() -> Option<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
+    // SAFETY: asks for a constant.
+    let page_size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    Some(pages * page_size.max(0) as u64 / 1024)
+}
+
+fn micros(duration: Duration) -> u64 {
+    duration.as_micros().try_into().unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_length_that_leaves_is_the_length_that_is() {
+        let headers = vec![("content-length".into(), "7".into()), ("A".into(), "b".into())];
+        let mut head = Head { status: 200, headers };
+        set_length(&mut head, 3);
+        assert_eq!(head.headers[1], ("Content-Length".into(), "3".into()));
+        assert_eq!(head.headers.len(), 2);
+    }
+
+    #[test]
+    fn a_process_has_memory() {
+        assert!(Memory::default().kilobytes() > 100);
+    }
+}
