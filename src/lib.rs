@@ -3,4 +3,5 @@
 
 pub mod broker;
 pub mod config;
+pub mod log;
 pub mod protocol;

@@ -4,10 +4,25 @@
 //! file and command line into values that remember their origin; this file
 //! checks them together and hands each part its own section.
 
+mod check;
+mod command_line;
+mod file;
+mod keys;
+mod kind;
+mod layers;
+mod print;
+
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
+
+pub use command_line::{Action, Exit, server_command_line, worker_command_line};
+pub use print::sample;
+
+use kind::Value;
+use layers::Settings;
 
 /// Everything a program of ours needs to know.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,6 +40,8 @@ pub struct Config {
     pub restartmon_interval: Duration,
     /// After SIGTERM, how long running requests may go on.
     pub drain_timeout: Duration,
+    /// See [`Config::pool_args`].
+    pub forwarded: Vec<OsString>,
 }
 
 /// The HTTP front.
@@ -175,7 +192,7 @@ impl Default for Config {
             },
             broker: Broker {
                 gate: None,
-                runtime_dir: std::env::temp_dir(),
+                runtime_dir: PathBuf::from("/tmp"),
                 queue_max: 1000,
                 queue_timeout: seconds(15),
                 heartbeat: seconds(1),
@@ -208,12 +225,318 @@ impl Default for Config {
                 env: BTreeMap::new(),
                 env_allow: Vec::new(),
             },
-            log: Log { level: tracing::Level::INFO, qgis_info: false, json: false },
+            log: Log {
+                level: tracing::Level::INFO,
+                qgis_info: false,
+                json: false,
+            },
             proxy: false,
             setuid: None,
             restartmon: None,
             restartmon_interval: Duration::from_millis(3000),
             drain_timeout: seconds(20),
+            forwarded: Vec::new(),
         }
+    }
+}
+
+impl Config {
+    /// What `qgisserver` appends to start `qgisserver-worker` as local pool with
+    /// the same settings: the file and what the command line overrode. The
+    /// environment is inherited; the caller adds `--connect ENDPOINT`.
+    pub fn pool_args(&self) -> Vec<OsString> {
+        self.forwarded.clone()
+    }
+
+    /// Hands every setting to its part; what they mean together is looked at in `check.rs`.
+    fn read(settings: &Settings) -> Self {
+        Self {
+            http: Http::read(settings),
+            broker: Broker::read(settings),
+            pool: Pool::read(settings),
+            log: Log::read(settings),
+            proxy: settings.bool("server.proxy"),
+            setuid: settings.text("server.setuid"),
+            restartmon: settings.path("server.restartmon"),
+            restartmon_interval: settings.duration("server.restartmon_check_time"),
+            drain_timeout: settings.duration("server.drain_timeout"),
+            forwarded: Vec::new(),
+        }
+    }
+}
+
+impl Http {
+    fn read(settings: &Settings) -> Self {
+        Self {
+            interfaces: settings.addresses("server.interfaces"),
+            port: u16::try_from(settings.count("server.port")).expect("a port has 16 bits"),
+            threads: settings.size("server.http_threads"),
+            tls: settings.bool("server.ssl").then(|| Tls {
+                cert: settings.path("server.ssl_cert").unwrap_or_default(),
+                key: settings.path("server.ssl_key").unwrap_or_default(),
+            }),
+            http_proxy: settings.bool("server.http_proxy"),
+            proxy_url: settings.text("server.proxy_url"),
+            cross_origin: settings.bool("server.cross_origin"),
+            allow_headers: lower_case(settings.words("server.allow_headers")),
+            status_page: settings.bool("server.status_page"),
+            default_project: settings.text("server.default_project"),
+            connections_max: settings.size("server.connections_max"),
+            header_timeout: settings.duration("server.header_timeout"),
+            body_timeout: settings.duration("server.body_timeout"),
+            idle_timeout: settings.duration("server.idle_timeout"),
+            write_timeout: settings.duration("server.write_timeout"),
+            body_max: settings.size("server.body_max"),
+            uri_max: settings.size("server.uri_max"),
+            header_max: settings.size("server.header_max"),
+            request_timeout: settings.duration("server.timeout"),
+            apis: apis(settings),
+            metadata: present("metadata.", settings),
+        }
+    }
+}
+
+impl Broker {
+    fn read(settings: &Settings) -> Self {
+        let address = settings
+            .text("zmq.bindaddr")
+            .filter(|_| settings.bool("server.proxy"));
+        Self {
+            gate: address.and_then(|address| kind::loopback(&address).ok()),
+            runtime_dir: settings.path("zmq.ipcpath").unwrap_or_default(),
+            queue_max: settings.size("zmq.maxqueue"),
+            queue_timeout: settings.duration("zmq.timeout"),
+            heartbeat: settings.duration("zmq.heartbeat"),
+            heartbeat_misses: settings.small("zmq.heartbeat_misses"),
+            window: settings.small("zmq.window"),
+            cancel_grace: settings.duration("zmq.cancel_grace"),
+        }
+    }
+}
+
+impl Pool {
+    fn read(settings: &Settings) -> Self {
+        Self {
+            workers: settings.size("server.workers"),
+            spares: settings.size("worker.spares"),
+            program: settings.path("worker.program"),
+            identity: settings.text("worker.identity"),
+            server: settings
+                .text("worker.server")
+                .expect("an endpoint is not empty"),
+            rootdir: settings.path("projects.cache.rootdir").unwrap_or_default(),
+            python: settings.path("worker.python").unwrap_or_default(),
+            plugin_paths: settings.paths("server.pluginpath"),
+            start_timeout: settings.duration("worker.start_timeout"),
+            young: settings.duration("worker.young"),
+            backoff_max: settings.duration("worker.backoff_max"),
+            heartbeat: settings.duration("zmq.heartbeat"),
+            heartbeat_misses: settings.small("zmq.heartbeat_misses"),
+            chunk_bytes: settings.size("worker.chunk_bytes"),
+            drain_timeout: settings.duration("worker.drain_timeout"),
+            cache_size: settings.size("projects.cache.size"),
+            check_interval: settings.duration("projects.cache.check_interval"),
+            strict_check: settings.bool("projects.cache.strict_check"),
+            trust_layer_metadata: settings.bool("projects.cache.trust_layer_metadata"),
+            disable_getprint: settings.bool("projects.cache.disable_getprint"),
+            force_readonly_layers: settings.bool("projects.cache.force_readonly_layers"),
+            env: variables(settings),
+            env_allow: settings.words("worker.env_allow"),
+        }
+    }
+}
+
+impl Log {
+    fn read(settings: &Settings) -> Self {
+        Self {
+            level: settings.level("logging.level"),
+            qgis_info: settings.bool("logging.qgis_info"),
+            json: settings.bool("logging.json"),
+        }
+    }
+}
+
+/// The enabled APIs that have a path.
+fn apis(settings: &Settings) -> Vec<(String, String)> {
+    let enabled = settings
+        .members("api.enabled.")
+        .filter(|(_, entry)| entry.value == Value::Bool(true));
+    let path = |name: &str| {
+        settings
+            .0
+            .get(&format!("api.endpoints.{name}"))
+            .map(|entry| entry.text.clone())
+    };
+    enabled
+        .filter_map(|(name, _)| Some((name.to_owned(), path(name)?)))
+        .collect()
+}
+
+/// The variables that go with APIs. What only the table gives is left out
+/// while its API is off: QGIS should not hear of it.
+fn variables(settings: &Settings) -> BTreeMap<String, String> {
+    let apis = apis(settings);
+    let is_wanted = |api: &str, entry: &layers::Entry| {
+        entry.origin != layers::Origin::Default || apis.iter().any(|(name, _)| name == api)
+    };
+    settings
+        .members("api:")
+        .filter_map(|(name, entry)| Some((name.rsplit_once('.')?, entry)))
+        .filter(|((api, _), entry)| is_wanted(api, entry))
+        .map(|((_, variable), entry)| (variable.to_owned(), entry.text.clone()))
+        .collect()
+}
+
+fn present(prefix: &str, settings: &Settings) -> BTreeMap<String, String> {
+    let all = settings
+        .members(prefix)
+        .map(|(key, entry)| (key.to_owned(), entry.text.clone()));
+    all.filter(|(_, text)| !text.is_empty()).collect()
+}
+
+fn lower_case(words: Vec<String>) -> Vec<String> {
+    words.iter().map(|word| word.to_lowercase()).collect()
+}
+
+/// The rows of the table, typed. Asking for another type than the row's is a
+/// bug that every test of the defaults finds.
+macro_rules! typed {
+    ($($name:ident, $kind:ident -> $type:ty;)*) => {
+        impl Settings {
+            $(fn $name(&self, name: &str) -> $type {
+                match &self.entry(name).value {
+                    Value::$kind(value) => value.clone(),
+                    other => unreachable!("{name} is {other:?}"),
+                }
+            })*
+        }
+    };
+}
+
+typed! {
+    bool, Bool -> bool;
+    count, Count -> u64;
+    duration, Duration -> Duration;
+    words, Words -> Vec<String>;
+    paths, Paths -> Vec<PathBuf>;
+    addresses, Addresses -> Vec<IpAddr>;
+    level, Level -> tracing::Level;
+}
+
+impl Settings {
+    fn text(&self, name: &str) -> Option<String> {
+        match &self.entry(name).value {
+            Value::Text(text) => Some(text.clone()).filter(|text| !text.is_empty()),
+            other => unreachable!("{name} is {other:?}"),
+        }
+    }
+
+    fn path(&self, name: &str) -> Option<PathBuf> {
+        match &self.entry(name).value {
+            Value::Path(path) => Some(path.clone()).filter(|path| !path.as_os_str().is_empty()),
+            other => unreachable!("{name} is {other:?}"),
+        }
+    }
+
+    fn size(&self, name: &str) -> usize {
+        usize::try_from(self.count(name)).unwrap_or(usize::MAX)
+    }
+
+    fn small(&self, name: &str) -> u32 {
+        u32::try_from(self.count(name)).unwrap_or(u32::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(lines: &[(&str, &str)]) -> Settings {
+        let given = |(name, text): &(&str, &str)| layers::Given {
+            name: name.to_string(),
+            text: text.to_string(),
+            origin: layers::Origin::file("q.conf", 1),
+        };
+        let merged = layers::merge(&BTreeMap::new(), lines.iter().map(given).collect(), vec![]);
+        assert_eq!(merged.mistakes, []);
+        merged.settings
+    }
+
+    #[test]
+    fn the_default_is_what_the_table_says() {
+        assert_eq!(Config::read(&settings(&[])), Config::default());
+    }
+
+    #[test]
+    fn every_part_finds_its_settings() {
+        let config = Config::read(&settings(&[
+            ("server.interfaces", "127.0.0.1, ::1"),
+            ("server.allow_headers", "X-Own-"),
+            ("server.timeout", "1.5"),
+            ("server.pluginpath", "/a:/b"),
+            ("server.proxy", "yes"),
+            ("zmq.bindaddr", "tcp://127.0.0.1:0"),
+            ("zmq.timeout", "250"),
+            ("projects.cache.size", "3"),
+            ("metadata.title", "Maps"),
+            ("metadata.motto", "m"),
+            ("logging.level", "WARNING"),
+        ]));
+        assert_eq!(config.http.interfaces.len(), 2);
+        assert_eq!(config.http.allow_headers, ["x-own-"]);
+        assert_eq!(config.http.request_timeout, Duration::from_millis(1500));
+        assert_eq!(
+            config.pool.plugin_paths,
+            [PathBuf::from("/a"), PathBuf::from("/b")]
+        );
+        assert_eq!(config.broker.gate, Some("127.0.0.1:0".parse().unwrap()));
+        assert_eq!(config.broker.queue_timeout, Duration::from_millis(250));
+        assert_eq!(config.pool.cache_size, 3);
+        assert_eq!(config.http.metadata.len(), 2);
+        assert_eq!(config.log.level, tracing::Level::WARN);
+    }
+
+    #[test]
+    fn a_pool_joins_the_gate_of_the_same_file_unless_told_otherwise() {
+        let server = |lines| Config::read(&settings(lines)).pool.server;
+        assert_eq!(
+            server(&[("zmq.bindaddr", "tcp://127.0.0.1:7000")]),
+            "tcp://127.0.0.1:7000"
+        );
+        assert_eq!(
+            server(&[("worker.server", "localhost")]),
+            "tcp://127.0.0.1:18080"
+        );
+    }
+
+    #[test]
+    fn an_enabled_api_brings_its_path_and_its_variables() {
+        let config = Config::read(&settings(&[
+            ("api.enabled.landing_page", "yes"),
+            ("api.enabled.own", "yes"),
+            ("api.endpoints.own", "/own"),
+            ("api.endpoints.off", "/off"),
+            ("projects.cache.rootdir", "/data"),
+            ("api:other.KEY", "x"),
+        ]));
+        let pairs = [("landing_page", "/catalog"), ("own", "/own")];
+        assert_eq!(
+            config.http.apis,
+            pairs.map(|(name, path)| (name.into(), path.into()))
+        );
+        let variables: Vec<_> = config
+            .pool
+            .env
+            .iter()
+            .map(|(k, v)| (k.as_str(), v.as_str()))
+            .collect();
+        assert_eq!(
+            variables,
+            [
+                ("KEY", "x"),
+                ("QGIS_SERVER_LANDING_PAGE_PREFIX", "/catalog"),
+                ("QGIS_SERVER_LANDING_PAGE_PROJECTS_DIRECTORIES", "/data"),
+            ]
+        );
     }
 }

@@ -1,0 +1,130 @@
+//! What settings must mean together, and on this machine.
+//!
+//! A single text was understood before; here files are opened and addresses
+//! judged, each program looking only at what it will use itself.
+
+use std::fs;
+use std::path::Path;
+
+use super::Config;
+use super::keys::Program;
+use super::kind::loopback;
+use super::layers::{Mistake, Settings};
+
+/// Everything that would only fail later.
+pub fn mistakes(config: &Config, settings: &Settings, program: Program) -> Vec<Mistake> {
+    let is_server = program == Program::Server;
+    let mut found = Found {
+        settings,
+        mistakes: Vec::new(),
+    };
+    if !(is_server && config.proxy) {
+        found.note("projects.cache.rootdir", directory(&config.pool.rootdir));
+    }
+    if let (true, Some(tls)) = (is_server, &config.http.tls) {
+        found.note("server.ssl_cert", readable(&tls.cert));
+        found.note("server.ssl_key", readable(&tls.key));
+    }
+    if is_server && config.proxy {
+        found.note(
+            "zmq.bindaddr",
+            address(&settings.text("zmq.bindaddr").unwrap_or_default()),
+        );
+    }
+    if !is_server && !config.pool.server.starts_with("ipc://") {
+        found.note("worker.server", address(&config.pool.server));
+    }
+    if let Some(url) = &config.http.proxy_url {
+        found.note("server.proxy_url", web_address(url));
+    }
+    for (name, path) in &config.http.apis {
+        found.note(&format!("api.endpoints.{name}"), root_path(path));
+    }
+    for (name, _) in settings.members("api.enabled.") {
+        found.note(&format!("api.enabled.{name}"), endpoint_of(name, settings));
+    }
+    found.mistakes
+}
+
+/// What works, but hardly as meant.
+pub fn warnings(config: &Config) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if config.http.proxy_url.is_some() && !config.http.http_proxy {
+        warnings.push("server.proxy_url has no effect without server.http_proxy".into());
+    }
+    for path in config
+        .pool
+        .plugin_paths
+        .iter()
+        .filter(|path| !path.is_dir())
+    {
+        warnings.push(format!(
+            "server.pluginpath: {} is not a directory",
+            path.display()
+        ));
+    }
+    warnings
+}
+
+struct Found<'a> {
+    settings: &'a Settings,
+    mistakes: Vec<Mistake>,
+}
+
+impl Found<'_> {
+    fn note(&mut self, name: &str, result: Result<(), String>) {
+        if let Err(what) = result {
+            self.mistakes
+                .push(Mistake::new(&self.settings.entry(name).origin, name, what));
+        }
+    }
+}
+
+fn directory(path: &Path) -> Result<(), String> {
+    if path.as_os_str().is_empty() {
+        return Err("is required: the absolute directory of the projects (--rootdir or QGSRV_CACHE_ROOTDIR)".into());
+    }
+    match path.is_absolute() && path.is_dir() {
+        true => Ok(()),
+        false => Err(format!(
+            "expected an absolute directory that exists, found {:?}",
+            path
+        )),
+    }
+}
+
+fn readable(path: &Path) -> Result<(), String> {
+    if path.as_os_str().is_empty() {
+        return Err("is required with server.ssl: a PEM file".into());
+    }
+    let opened = fs::File::open(path).map(drop);
+    opened.map_err(|error| format!("cannot read {}: {error}", path.display()))
+}
+
+fn address(endpoint: &str) -> Result<(), String> {
+    loopback(endpoint).map(drop)
+}
+
+fn web_address(url: &str) -> Result<(), String> {
+    let rest = url
+        .strip_prefix("http://")
+        .or_else(|| url.strip_prefix("https://"));
+    match rest.is_some_and(|rest| !rest.is_empty() && !rest.contains(char::is_whitespace)) {
+        true => Ok(()),
+        false => Err(format!("expected http://… or https://…, found {url:?}")),
+    }
+}
+
+fn root_path(path: &str) -> Result<(), String> {
+    match path.starts_with('/') && path.len() > 1 {
+        true => Ok(()),
+        false => Err(format!("expected a path such as /catalog, found {path:?}")),
+    }
+}
+
+fn endpoint_of(name: &str, settings: &Settings) -> Result<(), String> {
+    match settings.0.contains_key(&format!("api.endpoints.{name}")) {
+        true => Ok(()),
+        false => Err(format!("needs its path: api.endpoints.{name} = /…")),
+    }
+}

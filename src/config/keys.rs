@@ -1,0 +1,485 @@
+//! The table of settings: one row each, and everything else follows from it.
+//!
+//! Parser, `--help`, `--print-config` and `etc/qgisserver.conf` read these rows.
+//! A setting is `section.key`; any of its variables may set it, the first one
+//! that is there wins, and `QGSRV_<SECTION>_<KEY>` is always one of them.
+
+use super::kind::Kind;
+
+/// One row: a setting.
+#[derive(Debug, Clone, Copy)]
+pub struct Setting {
+    /// `section.key`; the key follows the last dot.
+    pub name: &'static str,
+    pub kind: Kind,
+    /// As it would stand in a file, so it may refer to other settings.
+    pub default: &'static str,
+    /// One line that says what it does and in which unit.
+    pub help: &'static str,
+    /// Variables besides `QGSRV_<SECTION>_<KEY>`, strongest first.
+    pub env: &'static [&'static str],
+    /// Older names of the setting in files.
+    pub older: &'static [&'static str],
+    pub flags: &'static [Flag],
+    pub state: State,
+}
+
+/// Whether setting it does anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    Ready,
+    /// Accepted, and a warning says that it is not implemented yet.
+    Later,
+    /// Accepted, and a warning says why it has no effect.
+    Moot(&'static str),
+}
+
+/// A flag that sets a setting.
+#[derive(Debug, Clone, Copy)]
+pub struct Flag {
+    pub long: &'static str,
+    pub short: Option<char>,
+    pub takes: Takes,
+    pub programs: &'static [Program],
+    /// A second name of the flag.
+    pub alias: Option<&'static str>,
+    pub hidden: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Takes {
+    /// The flag is followed by a value, called so in the help.
+    Value(&'static str),
+    /// The flag alone stands for this value.
+    Nothing { means: &'static str },
+}
+
+/// Whose command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Program {
+    Server,
+    Worker,
+}
+
+/// Settings whose keys the operator chooses.
+#[derive(Debug, Clone, Copy)]
+pub struct Family {
+    /// What their names start with.
+    pub prefix: &'static str,
+    /// The rest of the name in the help, such as `<name>`.
+    pub pattern: &'static str,
+    pub kind: Kind,
+    pub help: &'static str,
+    /// What their variables start with; the rest, in lower case, is the key.
+    pub env_prefix: Option<&'static str>,
+    pub state: State,
+}
+
+const SERVER: &[Program] = &[Program::Server];
+const WORKER: &[Program] = &[Program::Worker];
+const BOTH: &[Program] = &[Program::Server, Program::Worker];
+
+const ANY: Kind = Kind::Count {
+    min: 0,
+    max: u64::MAX,
+};
+const SOME: Kind = Kind::Count {
+    min: 1,
+    max: u64::MAX,
+};
+const SMALL: Kind = Kind::Count { min: 1, max: 1024 };
+const SMALL_OR_NONE: Kind = Kind::Count { min: 0, max: 1024 };
+
+const ONE_CONNECTION: State = State::Moot("server and worker share one connection for everything");
+
+impl Setting {
+    pub fn section(&self) -> &'static str {
+        split(self.name).0
+    }
+
+    pub fn key(&self) -> &'static str {
+        split(self.name).1
+    }
+
+    /// Every variable that sets it, strongest first.
+    pub fn variables(&self) -> impl Iterator<Item = String> {
+        self.env
+            .iter()
+            .map(|name| name.to_string())
+            .chain([variable(self.name)])
+    }
+
+    const fn env(mut self, names: &'static [&'static str]) -> Self {
+        self.env = names;
+        self
+    }
+
+    const fn older(mut self, names: &'static [&'static str]) -> Self {
+        self.older = names;
+        self
+    }
+
+    const fn flags(mut self, flags: &'static [Flag]) -> Self {
+        self.flags = flags;
+        self
+    }
+
+    const fn later(mut self) -> Self {
+        self.state = State::Later;
+        self
+    }
+
+    const fn moot(mut self, why: State) -> Self {
+        self.state = why;
+        self
+    }
+}
+
+impl Flag {
+    const fn value(long: &'static str, name: &'static str, programs: &'static [Program]) -> Self {
+        let takes = Takes::Value(name);
+        Self {
+            long,
+            short: None,
+            takes,
+            programs,
+            alias: None,
+            hidden: false,
+        }
+    }
+
+    const fn short(mut self, short: char) -> Self {
+        self.short = Some(short);
+        self
+    }
+
+    const fn takes(mut self, takes: Takes) -> Self {
+        self.takes = takes;
+        self
+    }
+
+    const fn alias(mut self, long: &'static str) -> Self {
+        self.alias = Some(long);
+        self
+    }
+
+    const fn hidden(mut self) -> Self {
+        self.hidden = true;
+        self
+    }
+}
+
+/// The section and the key of a full name.
+pub fn split(name: &str) -> (&str, &str) {
+    name.rsplit_once('.').unwrap_or(("", name))
+}
+
+/// `QGSRV_<SECTION>_<KEY>`.
+pub fn variable(name: &str) -> String {
+    let plain = |c: char| {
+        if c.is_ascii_alphanumeric() {
+            c.to_ascii_uppercase()
+        } else {
+            '_'
+        }
+    };
+    format!("QGSRV_{}", name.chars().map(plain).collect::<String>())
+}
+
+/// The row of `name`, be it the present or an older one.
+pub fn setting(name: &str) -> Option<&'static Setting> {
+    SETTINGS
+        .iter()
+        .find(|row| row.name == name || row.older.contains(&name))
+}
+
+/// The family that `name` belongs to.
+pub fn family(name: &str) -> Option<&'static Family> {
+    FAMILIES.iter().find(|family| {
+        let rest = name.strip_prefix(family.prefix).unwrap_or_default();
+        !rest.is_empty() && rest.contains('.') == family.pattern.contains('.')
+    })
+}
+
+const fn row(name: &'static str, kind: Kind, default: &'static str, help: &'static str) -> Setting {
+    Setting {
+        name,
+        kind,
+        default,
+        help,
+        env: &[],
+        older: &[],
+        flags: &[],
+        state: State::Ready,
+    }
+}
+
+/// Every setting, in the order of help and sample file.
+#[rustfmt::skip]
+pub const SETTINGS: &[Setting] = &[
+    row("server.port", Kind::Port, "8080", "TCP port for HTTP; 0 takes any free one")
+        .env(&["QGSRV_SERVER_HTTP_PORT"])
+        .flags(&[Flag::value("port", "PORT", SERVER).short('p')]),
+    row("server.interfaces", Kind::Addresses, "0.0.0.0", "IP addresses to listen on, separated by commas")
+        .flags(&[Flag::value("bind", "IP", SERVER).short('b')]),
+    row("server.workers", SMALL, "2", "worker processes of a pool, each serving one request at a time")
+        .flags(&[Flag::value("workers", "NUM", BOTH).short('w')]),
+    row("server.http_threads", SMALL, "2", "threads that serve HTTP")
+        .flags(&[Flag::value("jobs", "NUM", SERVER).short('j')]),
+    row("server.timeout", Kind::Seconds, "20", "seconds until a reply must begin, and between two parts of it")
+        .flags(&[Flag::value("timeout", "SECONDS", SERVER)]),
+    row("server.drain_timeout", Kind::SecondsOrZero, "20", "seconds that running requests may take when the server is told to stop"),
+    row("server.setuid", Kind::Text, "", "user to become once the ports are bound")
+        .flags(&[Flag::value("setuid", "SETUID", SERVER).short('u')]),
+    row("server.proxy", Kind::Bool, "no", "start no local pool: workers join through zmq.bindaddr")
+        .flags(&[Flag::value("proxy", "", SERVER).takes(Takes::Nothing { means: "yes" })]),
+    row("server.default_project", Kind::Text, "", "project of requests that name none")
+        .env(&["QGIS_PROJECT_FILE"]),
+    row("server.ssl", Kind::Bool, "no", "serve HTTPS instead of HTTP"),
+    row("server.ssl_cert", Kind::Path, "", "PEM file with the certificate chain"),
+    row("server.ssl_key", Kind::Path, "", "PEM file with the private key"),
+    row("server.http_proxy", Kind::Bool, "no", "trust Forwarded and X-Forwarded-* headers, because a proxy sets them"),
+    row("server.proxy_url", Kind::Text, "", "public URL to advertise, only with server.http_proxy; empty: what the proxy says"),
+    row("server.cross_origin", Kind::Bool, "yes", "yes: any site may read replies; no: the Origin is echoed"),
+    row("server.allow_headers", Kind::Words, "X-Qgis-,X-Lizmap-", "prefixes of request headers that reach QGIS"),
+    row("server.status_page", Kind::Bool, "no", "serve /status"),
+    row("server.connections_max", SOME, "10000", "open client connections; more have to wait"),
+    row("server.header_timeout", Kind::Seconds, "10", "seconds for a client to send a request head"),
+    row("server.body_timeout", Kind::Seconds, "20", "seconds between two parts of a request body"),
+    row("server.idle_timeout", Kind::Seconds, "75", "seconds that a connection is kept without a request"),
+    row("server.write_timeout", Kind::Seconds, "60", "seconds that a client may take nothing of its reply"),
+    row("server.body_max", Kind::Bytes, "100M", "size of a request body"),
+    row("server.uri_max", Kind::Bytes, "32K", "size of a request URI"),
+    row("server.header_max", Kind::Bytes, "64K", "size of a request head"),
+    row("server.restartmon", Kind::Path, "", "file whose change restarts the workers, one after the other"),
+    row("server.restartmon_check_time", Kind::Milliseconds, "3000", "milliseconds between two looks at server.restartmon"),
+    row("server.pluginpath", Kind::Paths, "", "directories with QGIS server plugins, separated by colons")
+        .env(&["QGSRV_SERVER_PLUGINPATH", "QGIS_PLUGINPATH"]),
+    row("server.enable_filters", Kind::Bool, "no", "run access policies before a request is served")
+        .later(),
+    row("server.memory_high_water_mark", Kind::Fraction, "0.9", "part of the machine's memory that all workers may use together")
+        .later(),
+    row("server.getfeaturelimit", Kind::Integer, "-1", "features that one WFS GetFeature may return; -1: any number")
+        .later(),
+    row("server.debug_request_id", Kind::Text, "", "value of X-Debug-Id that logs one request in detail")
+        .later(),
+    row("server.monitor", Kind::Text, "", "name of the monitor that is told about each request")
+        .later(),
+
+    row("logging.level", Kind::Level, "info", "debug, info, warning or error")
+        .flags(&[
+            Flag::value("logging", "LEVEL", BOTH),
+            Flag::value("debug", "", BOTH).short('d').takes(Takes::Nothing { means: "debug" }),
+        ]),
+    row("logging.qgis_info", Kind::Bool, "no", "log what QGIS says at level Info, too")
+        .env(&["QGSRV_LOGGING_QGIS_INFO", "QGSRV_QGIS_INFO"]),
+    row("logging.json", Kind::Bool, "no", "log JSON objects instead of text"),
+
+    row("projects.cache.rootdir", Kind::Path, "", "absolute directory of the projects; required")
+        .env(&["QGSRV_CACHE_ROOTDIR"]).older(&["cache.rootdir"])
+        .flags(&[Flag::value("rootdir", "PATH", BOTH)]),
+    row("projects.cache.size", SOME, "10", "projects that each worker keeps open")
+        .env(&["QGSRV_CACHE_SIZE"]).older(&["cache.size"]),
+    row("projects.cache.check_interval", Kind::SecondsOrZero, "0", "seconds between two looks for changes of a project; 0: at each request")
+        .env(&["QGSRV_CACHE_CHECK_INTERVAL"])
+        .older(&["cache.check_interval", "projects.cache.refresh_interval", "cache.refresh_interval"]),
+    row("projects.cache.strict_check", Kind::Bool, "yes", "refuse projects that have invalid layers")
+        .env(&["QGSRV_CACHE_STRICT_CHECK"]).older(&["cache.strict_check"]),
+    row("projects.cache.trust_layer_metadata", Kind::Bool, "no", "believe extents and keys in the project instead of asking the data")
+        .env(&["QGSRV_TRUST_LAYER_METADATA", "QGSRV_CACHE_TRUST_LAYER_METADATA", "QGIS_SERVER_TRUST_LAYER_METADATA"])
+        .older(&["cache.trust_layer_metadata"]),
+    row("projects.cache.disable_getprint", Kind::Bool, "no", "do not load print layouts")
+        .env(&["QGSRV_DISABLE_GETPRINT", "QGSRV_CACHE_DISABLE_GETPRINT", "QGIS_SERVER_DISABLE_GETPRINT"])
+        .older(&["cache.disable_getprint"]),
+    row("projects.cache.force_readonly_layers", Kind::Bool, "yes", "open layers for reading only (QGIS 3.28 and later)")
+        .env(&["QGSRV_CACHE_FORCE_READONLY_LAYERS", "QGIS_SERVER_FORCE_READONLY_LAYERS"])
+        .older(&["cache.force_readonly_layers"]),
+    row("projects.cache.preload_config", Kind::Path, "", "file that lists projects to open at start")
+        .env(&["QGSRV_CACHE_PRELOAD_CONFIG"]).older(&["cache.preload_config"]).later(),
+    row("projects.cache.insecure", Kind::Bool, "no", "let MAP carry any parameter of a database")
+        .env(&["QGSRV_CACHE_INSECURE"]).older(&["cache.insecure"]).later(),
+    row("projects.cache.disable_owsurls", Kind::Bool, "no", "ignore the service URLs that a project advertises")
+        .env(&["QGSRV_CACHE_DISABLE_OWSURLS"]).older(&["cache.disable_owsurls"]).later(),
+    row("projects.cache.force_etag", Kind::Bool, "no", "send ETags without projects.cache.trust_layer_metadata")
+        .env(&["QGSRV_CACHE_FORCE_ETAG"]).older(&["cache.force_etag"]).later(),
+    row("projects.cache.default_handler", Kind::Text, "file", "scheme of a MAP that has none")
+        .env(&["QGSRV_CACHE_DEFAULT_HANDLER"]).older(&["cache.default_handler"]).later(),
+    row("projects.cache.allow_storage_schemes", Kind::Words, "file", "schemes that a MAP may lead to")
+        .env(&["QGSRV_CACHE_ALLOW_STORAGE_SCHEMES"]).older(&["cache.allow_storage_schemes"]).later(),
+    row("projects.cache.observers", Kind::Words, "", "names of the observers that are told when a project changes")
+        .env(&["QGSRV_CACHE_OBSERVERS"]).older(&["cache.observers"]).later(),
+    row("projects.cache.has_observers", Kind::Bool, "no", "workers report changes of projects")
+        .later(),
+    row("projects.cache.advanced_report", Kind::Bool, "no", "report the memory that each request took")
+        .env(&["QGSRV_CACHE_ADVANCED_REPORT"]).older(&["cache.advanced_report"]).later(),
+
+    row("worker.server", Kind::Endpoint, "${zmq:bindaddr}", "the server that a pool joins: HOST, HOST:PORT or tcp://HOST:PORT")
+        .flags(&[
+            Flag::value("host", "HOST", WORKER).alias("proxy-host"),
+            Flag::value("connect", "ENDPOINT", WORKER).hidden(),
+        ]),
+    row("worker.identity", Kind::Text, "", "name of the pool in logs; empty: the host name")
+        .flags(&[Flag::value("identity", "STR", WORKER)]),
+    row("worker.spares", SMALL_OR_NONE, "1", "warm workers that wait to replace one that died"),
+    row("worker.program", Kind::Path, "", "program of the local pool; empty: qgisserver-worker beside this one, then in PATH"),
+    row("worker.python", Kind::Path, "/usr/bin/python3", "the Python that QGIS was built for"),
+    row("worker.env_allow", Kind::Words, "", "more variables (NAME or PREFIX*) that workers inherit"),
+    row("worker.start_timeout", Kind::Seconds, "60", "seconds for a worker to become ready"),
+    row("worker.young", Kind::SecondsOrZero, "5", "seconds; a worker that dies younger is replaced after a pause"),
+    row("worker.backoff_max", Kind::SecondsOrZero, "30", "seconds that this pause grows to"),
+    row("worker.drain_timeout", Kind::SecondsOrZero, "20", "seconds that a running request may take when its worker is told to leave"),
+    row("worker.chunk_bytes", Kind::Bytes, "256K", "bytes of a streamed reply that travel together"),
+
+    row("zmq.hostaddr", Kind::Text, "127.0.0.1", "host part of zmq.bindaddr; loopback only, until connections are encrypted"),
+    row("zmq.bindaddr", Kind::Endpoint, "tcp://${zmq:hostaddr}:18080", "where workers of other pools join, with --proxy")
+        .env(&["QGSRV_ZMQ_INADDR"]),
+    row("zmq.ipcpath", Kind::Path, "/tmp", "directory for the private socket of the local pool")
+        .env(&["QGSRV_ZMQ_IPCPATH", "RUNTIME_DIRECTORY", "TMPDIR"]),
+    row("zmq.maxqueue", ANY, "1000", "requests that may wait for a worker"),
+    row("zmq.timeout", Kind::Milliseconds, "15000", "milliseconds that a request may wait for a worker"),
+    row("zmq.heartbeat", Kind::Seconds, "1", "seconds between two heartbeats of server and worker"),
+    row("zmq.heartbeat_misses", SMALL, "3", "heartbeats in a row that may be missing"),
+    row("zmq.window", SMALL, "16", "parts of a streamed reply that may be under way"),
+    row("zmq.cancel_grace", Kind::SecondsOrZero, "1", "seconds for a worker to stop a cancelled request by itself"),
+    row("zmq.identity", Kind::Text, "", "name of the front towards the broker")
+        .moot(State::Moot("front and broker are one process; worker.identity names a pool")),
+    row("zmq.broadcastaddr", Kind::Text, "", "address of broadcasts to workers")
+        .moot(ONE_CONNECTION),
+    row("zmq.cache_observer_addr", Kind::Text, "", "address for news about cached projects")
+        .env(&["QGSRV_ZMQ_CACHEOBSERVERADDR"]).moot(ONE_CONNECTION),
+    row("zmq.supervisor_addr", Kind::Text, "", "address of the supervisor of remote workers")
+        .moot(ONE_CONNECTION),
+
+    row("api.enabled.landing_page", Kind::Bool, "no", "serve the catalogue of projects of QGIS"),
+    row("api.enabled.lizmap_api", Kind::Bool, "no", "serve the API of the Lizmap plugin")
+        .env(&["QGSRV_API_ENABLED_LIZMAP"]),
+    row("api.endpoints.landing_page", Kind::Text, "/catalog", "path of the catalogue of projects"),
+    row("api.endpoints.lizmap_api", Kind::Text, "/lizmap", "path of the API of the Lizmap plugin")
+        .env(&["QGSRV_API_ENDPOINTS_LIZMAP"]),
+    row("api:landing_page.QGIS_SERVER_LANDING_PAGE_PREFIX", Kind::Text, "${api.endpoints:landing_page}", "variable for QGIS: path of the catalogue")
+        .env(&["QGIS_SERVER_LANDING_PAGE_PREFIX"]),
+    row("api:landing_page.QGIS_SERVER_LANDING_PAGE_PROJECTS_DIRECTORIES", Kind::Text, "${projects.cache:rootdir}", "variable for QGIS: what the catalogue lists")
+        .env(&["QGIS_SERVER_LANDING_PAGE_PROJECTS_DIRECTORIES"]),
+
+    row("metadata.title", Kind::Text, "", "title of the service on the page at /"),
+    row("metadata.description", Kind::Text, "", "what the service offers"),
+    row("metadata.terms_of_service", Kind::Text, "", "URL of the terms of service"),
+    row("metadata.contact_name", Kind::Text, "", "who runs the service"),
+    row("metadata.contact_address", Kind::Text, "", "where they are"),
+    row("metadata.contact_email", Kind::Text, "", "how to write to them"),
+    row("metadata.contact_url", Kind::Text, "", "their site"),
+    row("metadata.licence_name", Kind::Text, "", "licence of the service's content"),
+    row("metadata.licence_url", Kind::Text, "", "text of that licence"),
+    row("metadata.external_doc_description", Kind::Text, "", "what further documentation says"),
+    row("metadata.external_doc_url", Kind::Text, "", "where it is"),
+
+    row("management.enabled", Kind::Bool, "no", "serve the management API").later(),
+    row("management.interfaces", Kind::Addresses, "127.0.0.1", "IP addresses of the management API").later(),
+    row("management.port", Kind::Port, "19876", "TCP port of the management API").later(),
+    row("management.ssl", Kind::Bool, "no", "serve the management API over HTTPS").later(),
+    row("management.ssl_cert", Kind::Path, "", "PEM file with its certificate chain").later(),
+    row("management.ssl_key", Kind::Path, "", "PEM file with its private key").later(),
+
+    row("monitor:amqp.host", Kind::Text, "", "AMQP server that is told about each request")
+        .env(&["AMQP_HOST"]).later(),
+    row("monitor:amqp.port", Kind::Port, "5672", "its port").env(&["AMQP_PORT"]).later(),
+    row("monitor:amqp.vhost", Kind::Text, "/", "its virtual host").env(&["AMQP_VHOST"]).later(),
+    row("monitor:amqp.user", Kind::Text, "", "user name there; the password is in the file $AMQPPASSFILE")
+        .env(&["AMQP_USER"]).later(),
+    row("monitor:amqp.exchange", Kind::Text, "qgis_log", "exchange to publish to").env(&["AMQP_EXCHANGE"]).later(),
+    row("monitor:amqp.routing_key", Kind::Text, "", "routing key of the messages").env(&["AMQP_ROUTING"]).later(),
+    row("monitor:amqp.default_routing_key", Kind::Text, "", "routing key when a variable part of the other is missing").later(),
+    row("monitor:amqp.reconnect_delay", Kind::SecondsOrZero, "5", "seconds before a lost connection is tried again")
+        .env(&["AMQP_RECONNECT_DELAY"]).later(),
+];
+
+/// Settings whose keys are chosen by the operator.
+#[rustfmt::skip]
+pub const FAMILIES: &[Family] = &[
+    Family { prefix: "projects.schemes.", pattern: "<name>", kind: Kind::Text,
+        help: "what a scheme of MAP stands for",
+        env_prefix: Some("QGSRV_PROJECTS_SCHEMES_"), state: State::Later },
+    Family { prefix: "api.enabled.", pattern: "<name>", kind: Kind::Bool,
+        help: "serve an API that a plugin brings",
+        env_prefix: Some("QGSRV_API_ENABLED_"), state: State::Ready },
+    Family { prefix: "api.endpoints.", pattern: "<name>", kind: Kind::Text,
+        help: "path of that API",
+        env_prefix: Some("QGSRV_API_ENDPOINTS_"), state: State::Ready },
+    Family { prefix: "api:", pattern: "<name>.<VARIABLE>", kind: Kind::Text,
+        help: "variable for QGIS that goes with an API",
+        env_prefix: None, state: State::Ready },
+    Family { prefix: "metadata.", pattern: "<key>", kind: Kind::Text,
+        help: "more to say on the page at /",
+        env_prefix: Some("QGSRV_METADATA_"), state: State::Ready },
+    Family { prefix: "monitor:", pattern: "<name>.<key>", kind: Kind::Text,
+        help: "a setting of a monitor",
+        env_prefix: None, state: State::Later },
+    Family { prefix: "cache.observers:", pattern: "<name>.<key>", kind: Kind::Text,
+        help: "a setting of an observer, such as server_address of ban",
+        env_prefix: None, state: State::Later },
+];
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn all_names() -> impl Iterator<Item = &'static str> {
+        SETTINGS
+            .iter()
+            .flat_map(|row| row.older.iter().copied().chain([row.name]))
+    }
+
+    #[test]
+    fn no_name_variable_or_flag_sets_two_settings() {
+        let mut seen = BTreeSet::new();
+        for name in all_names() {
+            assert!(seen.insert(name.to_owned()), "{name} twice");
+        }
+        let mut seen = std::collections::BTreeMap::new();
+        for row in SETTINGS {
+            for variable in row.variables() {
+                assert_eq!(*seen.entry(variable).or_insert(row.name), row.name);
+            }
+        }
+        let mut seen = BTreeSet::new();
+        for flag in SETTINGS.iter().flat_map(|row| row.flags) {
+            assert!(seen.insert(flag.long), "--{} twice", flag.long);
+        }
+    }
+
+    #[test]
+    fn help_is_one_line() {
+        for row in SETTINGS {
+            assert!(
+                !row.help.is_empty() && !row.help.contains('\n'),
+                "{}",
+                row.name
+            );
+        }
+    }
+
+    #[test]
+    fn a_variable_replaces_what_a_shell_cannot_name() {
+        assert_eq!(variable("projects.cache.size"), "QGSRV_PROJECTS_CACHE_SIZE");
+        assert_eq!(
+            variable("cache.observers:ban.x-y"),
+            "QGSRV_CACHE_OBSERVERS_BAN_X_Y"
+        );
+    }
+
+    #[test]
+    fn families_take_what_no_row_names() {
+        let of = |name| family(name).map(|family| family.prefix);
+        assert_eq!(of("api:wfs3.KEY"), Some("api:"));
+        assert_eq!(of("metadata.motto"), Some("metadata."));
+        assert_eq!(
+            of("cache.observers:ban.server_address"),
+            Some("cache.observers:")
+        );
+        assert_eq!(of("projects.schemes.a.b"), None);
+        assert_eq!(of("metadata."), None);
+        assert_eq!(of("server.prot"), None);
+    }
+}
