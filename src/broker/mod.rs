@@ -1,15 +1,102 @@
 //! The broker: takes requests from the front and gives them to workers.
 //!
 //! [`Handle`] is what the front sees. Behind it one OS thread (`router.rs`)
-//! holds the only ROUTER and drives the pure decisions of `queue.rs`.
+//! holds the only ROUTER (`transport.rs`) and drives the pure decisions of
+//! `queue.rs`. Workers on this machine connect to a socket in a private
+//! directory (`directory.rs`), all others through `gate.rs`.
 
-use std::pin::Pin;
-use std::task::{Context, Poll};
+mod directory;
+mod queue;
+mod router;
+#[cfg(test)]
+mod tests;
+mod throttle;
+mod transport;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
 
+use crate::config;
 use crate::protocol::{Failure, Head, ProjectRef, Ready, Reason, Timings};
+
+pub use router::StartError;
+
+/// Starts the broker: when this returns, workers can connect.
+pub fn start(config: &config::Broker) -> Result<(Handle, Broker), StartError> {
+    router::start(config)
+}
+
+/// The running broker. Dropping it stops it at once; [`Broker::stop`] lets requests end.
+#[derive(Debug)]
+pub struct Broker {
+    /// Where local workers connect: `ipc:///…/broker.sock`.
+    pub endpoint: String,
+    /// Where the gate listens, with the real port.
+    pub gate: Option<SocketAddr>,
+    commands: mpsc::UnboundedSender<Command>,
+    ended: oneshot::Receiver<()>,
+}
+
+impl Broker {
+    /// Refuses new calls, lets those that are here go on for `within`, and tells
+    /// the workers. When it returns, the thread has ended and the socket is gone.
+    pub async fn stop(mut self, within: Duration) {
+        let _ = self.commands.send(Command::Stop { within });
+        self.ended().await;
+    }
+
+    /// Resolves when the thread has ended, which before `stop` is a bug.
+    pub async fn ended(&mut self) {
+        if !self.ended.is_terminated() {
+            let _ = (&mut self.ended).await;
+        }
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        let _ = self.commands.send(Command::Stop {
+            within: Duration::ZERO,
+        });
+    }
+}
+
+/// What handles and bodies tell the thread. The channel is unbounded, but each
+/// call has at most one `Call`, one `Took` and two `Withdraw` in it.
+#[derive(Debug)]
+enum Command {
+    Call {
+        id: u64,
+        call: Box<Call>,
+        answer: oneshot::Sender<Result<Reply, Error>>,
+    },
+    /// The counter of the stream is not zero any more.
+    Took {
+        id: u64,
+    },
+    Withdraw {
+        id: u64,
+    },
+    Status(oneshot::Sender<Status>),
+    TellPools(Reason),
+    Stop {
+        within: Duration,
+    },
+}
+
+/// What handles can see without asking.
+#[derive(Debug, Default)]
+struct Shared {
+    next_id: AtomicU64,
+    n_workers: AtomicUsize,
+    stopping: AtomicBool,
+}
 
 /// A request as the front hands it over.
 #[derive(Debug, Clone)]
@@ -48,38 +135,146 @@ pub struct Outcome {
 /// Chunks of a reply. Taking one sends the worker a credit; dropping the body
 /// before its end cancels the request.
 #[derive(Debug)]
-pub struct Body {}
+pub struct Body {
+    state: State,
+    outcome: Option<Outcome>,
+}
+
+#[derive(Debug)]
+enum State {
+    /// No more will come from the worker.
+    Here(Bytes),
+    Stream(Stream),
+}
+
+/// The front's end of a stream.
+#[derive(Debug)]
+struct Stream {
+    id: u64,
+    items: mpsc::Receiver<Item>,
+    taken: Arc<AtomicU32>,
+    commands: mpsc::UnboundedSender<Command>,
+    ended: bool,
+}
+
+/// What passes through the channel of a stream.
+#[derive(Debug)]
+enum Item {
+    Chunk(Bytes),
+    Last(Bytes, Outcome),
+    Broken(Error),
+}
 
 impl Body {
     /// The next chunk; `None` after the last. An error means that the reply
     /// is cut off and must not be ended normally.
-    pub fn poll_next(&mut self, _cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
-        todo!()
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
+        let stream = match &mut self.state {
+            State::Here(bytes) => return Poll::Ready(take(bytes).map(Ok)),
+            State::Stream(stream) => stream,
+        };
+        match ready!(stream.poll_item(cx)) {
+            Some(Item::Chunk(bytes)) => Poll::Ready(Some(Ok(bytes))),
+            Some(Item::Last(mut bytes, outcome)) => {
+                let last = take(&mut bytes);
+                self.end(Some(outcome));
+                Poll::Ready(last.map(Ok))
+            }
+            Some(Item::Broken(error)) => {
+                self.end(None);
+                Poll::Ready(Some(Err(error)))
+            }
+            None => {
+                self.end(None);
+                Poll::Ready(Some(Err(Error::WorkerDied)))
+            }
+        }
     }
 
-    /// Present once FINAL arrived; for a reply that was not streamed, from the start.
+    /// Present once FINAL was taken; for a reply that was not streamed, from the start.
     pub fn outcome(&self) -> Option<&Outcome> {
-        todo!()
+        self.outcome.as_ref()
     }
 
-    /// The whole body is here: (chunks left, bytes left) when no more will come from the worker.
+    /// No more will come from the worker: the next chunk, if any, is the last.
     pub fn is_complete(&self) -> bool {
-        todo!()
+        matches!(self.state, State::Here(_))
     }
 
-    /// A body that is already here; for tests of the front.
-    pub fn full(_bytes: Bytes) -> Self {
-        todo!()
+    /// How many bytes are left; unknown while the worker may send more.
+    pub fn n_left(&self) -> Option<usize> {
+        match &self.state {
+            State::Here(bytes) => Some(bytes.len()),
+            State::Stream(_) => None,
+        }
+    }
+
+    /// A body that is already here.
+    pub fn full(bytes: Bytes) -> Self {
+        Self {
+            state: State::Here(bytes),
+            outcome: Some(Outcome::default()),
+        }
+    }
+
+    fn end(&mut self, outcome: Option<Outcome>) {
+        self.outcome = outcome;
+        if let State::Stream(stream) = &mut self.state {
+            stream.ended = true;
+        }
+        self.state = State::Here(Bytes::new());
+    }
+}
+
+fn take(bytes: &mut Bytes) -> Option<Bytes> {
+    let bytes = std::mem::take(bytes);
+    (!bytes.is_empty()).then_some(bytes)
+}
+
+impl Stream {
+    fn poll_item(&mut self, cx: &mut Context<'_>) -> Poll<Option<Item>> {
+        loop {
+            let item = ready!(self.items.poll_recv(cx));
+            let Some(Item::Chunk(bytes)) = &item else {
+                return Poll::Ready(item);
+            };
+            self.took_one();
+            // A part may carry the head alone.
+            if !bytes.is_empty() {
+                return Poll::Ready(item);
+            }
+        }
+    }
+
+    /// Credits gather in the counter while the thread has not seen the command.
+    fn took_one(&self) {
+        if self.taken.fetch_add(1, Ordering::AcqRel) == 0 {
+            let _ = self.commands.send(Command::Took { id: self.id });
+        }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if !self.ended {
+            let _ = self.commands.send(Command::Withdraw { id: self.id });
+        }
     }
 }
 
 /// Why there is no answer from a worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Error {
-    QueueFull { limit: usize },
+    QueueFull {
+        limit: usize,
+    },
     /// Waited too long for a worker.
-    QueueTimedOut { after: Duration },
-    TimedOut { after: Duration },
+    QueueTimedOut {
+        after: Duration,
+    },
+    TimedOut {
+        after: Duration,
+    },
     WorkerDied,
     /// The server is stopping.
     Stopping,
@@ -125,26 +320,60 @@ pub struct Worker {
 
 /// The broker, as the front and `run` see it. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Handle {}
+pub struct Handle {
+    commands: mpsc::UnboundedSender<Command>,
+    shared: Arc<Shared>,
+}
 
 impl Handle {
     /// The reply to `call`, or why there is none. Dropping the future withdraws
     /// the call: out of the queue, or cancelled if `call.cancel`.
-    pub async fn call(&self, _call: Call) -> Result<Reply, Error> {
-        todo!()
+    pub async fn call(&self, call: Call) -> Result<Reply, Error> {
+        let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
+        let (answer, answered) = oneshot::channel();
+        let command = Command::Call {
+            id,
+            call: Box::new(call),
+            answer,
+        };
+        self.commands.send(command).map_err(|_| Error::Stopping)?;
+        let mut guard = Withdrawal {
+            id,
+            commands: Some(&self.commands),
+        };
+        let result = answered.await.unwrap_or(Err(Error::Stopping));
+        guard.commands = None;
+        result
     }
 
     /// At least one worker is connected, and the server is not stopping.
     pub fn is_ready(&self) -> bool {
-        todo!()
+        let shared = &self.shared;
+        !shared.stopping.load(Ordering::Relaxed) && shared.n_workers.load(Ordering::Relaxed) > 0
     }
 
     pub async fn status(&self) -> Status {
-        todo!()
+        let (answer, answered) = oneshot::channel();
+        let _ = self.commands.send(Command::Status(answer));
+        answered.await.unwrap_or_default()
     }
 
     /// One worker of each pool is told `reason` (`Reason::Restart`): its pool renews itself.
-    pub fn tell_pools(&self, _reason: Reason) {
-        todo!()
+    pub fn tell_pools(&self, reason: Reason) {
+        let _ = self.commands.send(Command::TellPools(reason));
+    }
+}
+
+/// Withdraws a call when its future is dropped before the answer.
+struct Withdrawal<'a> {
+    id: u64,
+    commands: Option<&'a mpsc::UnboundedSender<Command>>,
+}
+
+impl Drop for Withdrawal<'_> {
+    fn drop(&mut self) {
+        if let Some(commands) = self.commands {
+            let _ = commands.send(Command::Withdraw { id: self.id });
+        }
     }
 }

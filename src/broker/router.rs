@@ -1,0 +1,748 @@
+//! The broker's thread: acts on what `queue.rs` decides.
+//!
+//! One OS thread with a current_thread runtime owns the transport, the queue
+//! and the clock; handles and bodies talk to it through a channel. Nothing on
+//! it waits but the one `select!` of [`Driver::run`]: sends are queued or fail,
+//! and a reply goes to the front by `try_send` into a channel that the window
+//! bounds.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{self, MissedTickBehavior};
+
+use super::directory::Directory;
+use super::queue::{Effect, Fate, Id, Limits, Peer, Queue, Ticket, Why};
+use super::throttle::Throttle;
+use super::transport::{Event, Router, Transport};
+use super::{
+    Body, Broker, Call, Command, Error, Handle, Item, Outcome, Reply, Shared, State, Status,
+    Stream, Worker,
+};
+use crate::config;
+use crate::protocol::{
+    Cancel, Credit, Disconnect, Final, Message, Partial, Ready, Reason, Request,
+};
+
+/// Why the broker did not start.
+#[derive(Debug)]
+pub enum StartError {
+    Directory {
+        parent: PathBuf,
+        error: io::Error,
+    },
+    Socket {
+        path: PathBuf,
+        error: String,
+    },
+    Gate {
+        address: SocketAddr,
+        error: io::Error,
+    },
+    Thread(io::Error),
+}
+
+impl std::fmt::Display for StartError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Directory { parent, error } => {
+                write!(
+                    f,
+                    "cannot make a private directory in {}: {error}",
+                    parent.display()
+                )
+            }
+            Self::Socket { path, error } => write!(f, "cannot bind {}: {error}", path.display()),
+            Self::Gate { address, error } => write!(f, "cannot listen on {address}: {error}"),
+            Self::Thread(error) => write!(f, "cannot start a thread: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for StartError {}
+
+pub fn start(config: &config::Broker) -> Result<(Handle, Broker), StartError> {
+    let directory =
+        Directory::create(&config.runtime_dir).map_err(|error| StartError::Directory {
+            parent: config.runtime_dir.clone(),
+            error,
+        })?;
+    let path = directory.join("broker.sock");
+    let refused = |error: String| StartError::Socket {
+        path: path.clone(),
+        error,
+    };
+    let listener = UnixListener::bind(&path).map_err(|error| refused(error.to_string()))?;
+
+    let shared = Arc::new(Shared::default());
+    let (commands, inbox) = mpsc::unbounded_channel();
+    let (bound, binding) = std::sync::mpsc::channel();
+    let (end, ended) = oneshot::channel();
+    let seat = Seat {
+        config: config.clone(),
+        shared: shared.clone(),
+        commands: commands.clone(),
+        inbox,
+    };
+    thread::Builder::new()
+        .name("broker".into())
+        .spawn(move || {
+            seat.run(listener, bound);
+            drop(directory);
+            let _ = end.send(());
+        })
+        .map_err(StartError::Thread)?;
+    binding
+        .recv()
+        .unwrap_or_else(|_| Err("its thread ended".into()))
+        .map_err(refused)?;
+
+    let endpoint = format!("ipc://{}", path.display());
+    let handle = Handle {
+        commands: commands.clone(),
+        shared,
+    };
+    Ok((
+        handle,
+        Broker {
+            endpoint,
+            gate: None,
+            commands,
+            ended,
+        },
+    ))
+}
+
+/// What the thread starts with.
+struct Seat {
+    config: config::Broker,
+    shared: Arc<Shared>,
+    commands: mpsc::UnboundedSender<Command>,
+    inbox: mpsc::UnboundedReceiver<Command>,
+}
+
+impl Seat {
+    fn run(self, listener: UnixListener, bound: std::sync::mpsc::Sender<Result<(), String>>) {
+        let runtime = match tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+        {
+            Ok(runtime) => runtime,
+            Err(error) => return drop(bound.send(Err(error.to_string()))),
+        };
+        runtime.block_on(async {
+            match Router::bind(listener).await {
+                Ok(router) => {
+                    let _ = bound.send(Ok(()));
+                    Driver::new(router, self.config, self.shared, self.commands)
+                        .run(self.inbox)
+                        .await;
+                }
+                Err(error) => drop(bound.send(Err(error.to_string()))),
+            }
+        });
+    }
+}
+
+/// The queue with its clock, its sockets and its log.
+struct Driver<T> {
+    config: config::Broker,
+    transport: T,
+    queue: Queue,
+    calls: HashMap<Id, Pending>,
+    workers: HashMap<Peer, Member>,
+    refusals: Throttle,
+    shared: Arc<Shared>,
+    /// For the bodies of streams.
+    commands: mpsc::UnboundedSender<Command>,
+    stop_until: Option<Instant>,
+}
+
+/// A call without an end.
+struct Pending {
+    call: Box<Call>,
+    answer: Answer,
+}
+
+/// Where its answer goes.
+enum Answer {
+    Whole(oneshot::Sender<Result<Reply, Error>>),
+    Stream {
+        items: mpsc::Sender<Item>,
+        taken: Arc<AtomicU32>,
+    },
+}
+
+/// A worker that said READY.
+struct Member {
+    ready: Ready,
+    since: Instant,
+    serving: Option<Serving>,
+    n_served: u64,
+    memory_kb: u64,
+}
+
+/// For status and log, until FINAL.
+struct Serving {
+    request_id: String,
+    operation: String,
+    project: String,
+}
+
+impl std::fmt::Display for Member {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Ready {
+            number,
+            pool,
+            pid,
+            host,
+            ..
+        } = &self.ready;
+        write!(f, "worker {number} of {pool} (pid {pid} on {host})")
+    }
+}
+
+impl<T: Transport> Driver<T> {
+    fn new(
+        transport: T,
+        config: config::Broker,
+        shared: Arc<Shared>,
+        commands: mpsc::UnboundedSender<Command>,
+    ) -> Self {
+        Self {
+            queue: Queue::new(limits(&config), Instant::now()),
+            config,
+            transport,
+            calls: HashMap::new(),
+            workers: HashMap::new(),
+            refusals: Throttle::default(),
+            shared,
+            commands,
+            stop_until: None,
+        }
+    }
+
+    async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Command>) {
+        let mut beat = time::interval(self.config.heartbeat);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut alarm = pin!(time::sleep(Duration::ZERO));
+        let mut armed = None;
+        for turn in 1u64.. {
+            let due = self.next_deadline();
+            // It may ring early, never late; so most turns leave it alone.
+            if due.is_some_and(|due| armed.is_none_or(|armed| due < armed)) {
+                armed = due;
+                alarm.as_mut().reset(due.expect("it is some").into());
+            }
+            // Every branch is cancel-safe: what is not taken stays queued.
+            tokio::select! {
+                event = self.transport.next() => self.event(event),
+                Some(command) = inbox.recv() => self.obey(command),
+                () = alarm.as_mut(), if armed.is_some() => {
+                    armed = None;
+                    self.tick();
+                }
+                _ = beat.tick() => self.beat(),
+            }
+            if self.has_ended() {
+                break;
+            }
+            // The transport's writers are tasks on this thread, and a flood must not starve them.
+            if turn % 32 == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        self.say_goodbye().await;
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let queue = self.queue.next_deadline();
+        queue.into_iter().chain(self.stop_until).min()
+    }
+
+    fn has_ended(&self) -> bool {
+        self.stop_until.is_some() && self.queue.n_waiting() + self.queue.n_running() == 0
+    }
+
+    fn tick(&mut self) {
+        let now = Instant::now();
+        if self.stop_until.is_some_and(|until| until <= now) {
+            self.queue.abort();
+        }
+        self.queue.tick(now);
+        self.act();
+    }
+
+    fn beat(&mut self) {
+        let peers: Vec<Peer> = self.workers.keys().cloned().collect();
+        for peer in peers {
+            self.send(&peer, Message::Heartbeat);
+        }
+        self.tick();
+    }
+
+    /// Workers hang up when they are told; those that do not lose their connection.
+    async fn say_goodbye(&mut self) {
+        for peer in self.workers.keys() {
+            let message = Message::Disconnect(Disconnect {
+                reason: Reason::Stopping,
+            });
+            let _ = self.transport.send(peer, message.encode());
+        }
+        let all_gone = async {
+            while !self.workers.is_empty() {
+                if let Event::Gone(peer) = self.transport.next().await {
+                    self.workers.remove(&peer);
+                }
+            }
+        };
+        let _ = time::timeout(self.config.heartbeat, all_gone).await;
+    }
+
+    // From the front.
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Call { id, call, answer } => self.submit(id, call, answer),
+            Command::Took { id } => self.took(id),
+            Command::Withdraw { id } => self.queue.withdraw(id, Instant::now()),
+            Command::Status(answer) => drop(answer.send(self.status())),
+            Command::TellPools(reason) => self.tell_pools(reason),
+            Command::Stop { within } => self.stop(within),
+        }
+        self.act();
+    }
+
+    fn submit(&mut self, id: Id, call: Box<Call>, answer: oneshot::Sender<Result<Reply, Error>>) {
+        let ticket = Ticket {
+            retry: call.retry,
+            cancel: call.cancel,
+            timeout: call.timeout,
+        };
+        self.calls.insert(
+            id,
+            Pending {
+                call,
+                answer: Answer::Whole(answer),
+            },
+        );
+        self.queue.submit(id, ticket, Instant::now());
+    }
+
+    fn took(&mut self, id: Id) {
+        if let Some(Pending {
+            answer: Answer::Stream { taken, .. },
+            ..
+        }) = self.calls.get(&id)
+        {
+            let n = taken.swap(0, Ordering::AcqRel);
+            self.queue.took(id, n, Instant::now());
+        }
+    }
+
+    fn stop(&mut self, within: Duration) {
+        self.shared.stopping.store(true, Ordering::Relaxed);
+        let until = Instant::now() + within;
+        self.stop_until = Some(self.stop_until.map_or(until, |earlier| earlier.min(until)));
+        self.queue.stop();
+    }
+
+    fn tell_pools(&mut self, reason: Reason) {
+        let mut told = HashSet::new();
+        let pools = self
+            .workers
+            .iter()
+            .map(|(peer, worker)| (peer, &worker.ready.pool_instance));
+        let peers: Vec<Peer> = pools
+            .filter(|(_, pool)| told.insert(*pool))
+            .map(|(peer, _)| peer.clone())
+            .collect();
+        for peer in peers {
+            self.send(&peer, Message::Disconnect(Disconnect { reason }));
+        }
+    }
+
+    fn status(&self) -> Status {
+        let mut workers: Vec<Worker> = self.workers.values().map(Member::status).collect();
+        workers
+            .sort_by(|a, b| (&a.ready.pool, a.ready.number).cmp(&(&b.ready.pool, b.ready.number)));
+        Status {
+            n_waiting: self.queue.n_waiting(),
+            n_running: self.queue.n_running(),
+            workers,
+        }
+    }
+
+    // From the workers.
+
+    fn event(&mut self, event: Event) {
+        match event {
+            Event::Message(peer, frames) => match Message::decode(&frames) {
+                Ok(message) => self.received(peer, message),
+                Err(error) => self.refuse(&peer, &error.to_string()),
+            },
+            Event::Gone(peer) => self.lost(&peer, "its connection ended"),
+        }
+        self.act();
+    }
+
+    fn received(&mut self, peer: Peer, message: Message) {
+        match message {
+            Message::Ready(ready) => self.ready(peer, ready),
+            Message::Partial(partial, bytes) => self.partial(&peer, partial, bytes),
+            Message::Final(last, bytes) => self.finished(&peer, last, bytes),
+            Message::Heartbeat => {
+                if !self.queue.heard(&peer, Instant::now()) {
+                    self.send_away(&peer);
+                }
+            }
+            Message::Disconnect(_) => self.queue.leaving(&peer, Instant::now()),
+            message @ (Message::Request(..) | Message::Credit(_) | Message::Cancel(_)) => {
+                self.refuse(&peer, &format!("{} is the server's to say", message.word()));
+            }
+        }
+    }
+
+    fn ready(&mut self, peer: Peer, ready: Ready) {
+        let earlier = self
+            .workers
+            .iter()
+            .find(|(other, worker)| **other != peer && worker.ready.instance == ready.instance);
+        if let Some((earlier, _)) = earlier.map(|(peer, worker)| (peer.clone(), worker)) {
+            self.lost(&earlier, "it connected anew");
+            self.transport.close(&earlier);
+        }
+        if !self.queue.ready(&peer, Instant::now()) {
+            return tracing::warn!(worker = %Name(self.workers.get(&peer)), "READY while busy, ignored");
+        }
+        if let Some(worker) = self.workers.get_mut(&peer) {
+            worker.ready = ready;
+            return;
+        }
+        let worker = Member::new(ready);
+        tracing::info!(%worker, qgis = worker.ready.versions.qgis, "ready");
+        self.workers.insert(peer, worker);
+    }
+
+    fn partial(&mut self, peer: &Peer, partial: Partial, bytes: Bytes) {
+        let Partial { id, head } = partial;
+        match self.queue.partial(peer, id, head.is_some(), Instant::now()) {
+            Fate::Drop => return,
+            Fate::Stranger => return self.send_away(peer),
+            Fate::Deliver => {}
+        }
+        let pending = self.calls.get_mut(&id).expect("the queue knows only calls");
+        if let Answer::Stream { items, .. } = &pending.answer {
+            // Full is impossible within the window. Closed: a withdrawal is on its way.
+            let _ = items.try_send(Item::Chunk(bytes));
+            return;
+        }
+        let (items, receiver) = mpsc::channel(self.config.window as usize + 1);
+        let taken = Arc::new(AtomicU32::new(0));
+        let _ = items.try_send(Item::Chunk(bytes));
+        let stream = Answer::Stream {
+            items,
+            taken: taken.clone(),
+        };
+        let Answer::Whole(answer) = std::mem::replace(&mut pending.answer, stream) else {
+            unreachable!("it was checked above");
+        };
+        let commands = self.commands.clone();
+        let stream = Stream {
+            id,
+            items: receiver,
+            taken,
+            commands,
+            ended: false,
+        };
+        let body = Body {
+            state: State::Stream(stream),
+            outcome: None,
+        };
+        let head = head.expect("the queue expels a worker whose reply begins without");
+        // If nobody waits any more, dropping the body withdraws the call.
+        let _ = answer.send(Ok(Reply { head, body }));
+    }
+
+    fn finished(&mut self, peer: &Peer, last: Final, bytes: Bytes) {
+        let has_head = last.head.is_some() || last.failure.is_some();
+        let now = Instant::now();
+        let fate = self
+            .queue
+            .finished(peer, last.id, has_head, last.leaving, now);
+        if fate == Fate::Stranger {
+            return self.send_away(peer);
+        }
+        if let Some(worker) = self.workers.get_mut(peer) {
+            worker.serving = None;
+            worker.n_served += 1;
+            worker.memory_kb = last.memory_kb;
+        }
+        if fate == Fate::Deliver {
+            let pending = self
+                .calls
+                .remove(&last.id)
+                .expect("the queue knows only calls");
+            pending.answer.end(last, bytes);
+        }
+    }
+
+    /// From a peer that we do not know, or do not understand.
+    fn refuse(&mut self, peer: &Peer, why: &str) {
+        if let Some(suppressed) = self.refusals.allow(Instant::now()) {
+            let name = Name(self.workers.get(peer));
+            tracing::warn!(peer = %hex(peer), worker = %name, why, suppressed, "refused a message");
+        }
+        self.lost(peer, why);
+        self.send_away(peer);
+    }
+
+    fn send_away(&mut self, peer: &Peer) {
+        let message = Message::Disconnect(Disconnect {
+            reason: Reason::Unknown,
+        });
+        let _ = self.transport.send(peer, message.encode());
+        self.transport.close(peer);
+    }
+
+    /// A worker is gone, or as good as gone.
+    fn lost(&mut self, peer: &Peer, why: &str) {
+        self.queue.gone(peer, Instant::now());
+        self.bury(peer, why);
+    }
+
+    fn bury(&mut self, peer: &Peer, why: &str) {
+        let Some(worker) = self.workers.remove(peer) else {
+            return;
+        };
+        match &worker.serving {
+            None => tracing::info!(%worker, why, n_served = worker.n_served, "gone"),
+            Some(Serving {
+                request_id,
+                operation,
+                project,
+            }) => {
+                tracing::warn!(%worker, why, request_id, operation, project, "gone while serving");
+            }
+        }
+    }
+
+    // What the queue decided.
+
+    fn act(&mut self) {
+        loop {
+            let effects = self.queue.effects();
+            if effects.is_empty() {
+                break;
+            }
+            effects.into_iter().for_each(|effect| self.perform(effect));
+        }
+        self.shared
+            .n_workers
+            .store(self.workers.len(), Ordering::Relaxed);
+    }
+
+    fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::Assign { id, peer, left } => self.assign(id, &peer, left),
+            Effect::Requeued { id } => self.requeued(id),
+            Effect::Answer { id, error } => self.answer(id, error),
+            Effect::Forget { id } => drop(self.calls.remove(&id)),
+            Effect::Credit { peer, id, n } => self.send(&peer, Message::Credit(Credit { id, n })),
+            Effect::Cancel { peer, id } => {
+                let grace_ms = self.config.cancel_grace.as_millis() as u64;
+                self.send(&peer, Message::Cancel(Cancel { id, grace_ms }));
+            }
+            Effect::Farewell { peer } => {
+                self.send(
+                    &peer,
+                    Message::Disconnect(Disconnect {
+                        reason: Reason::Leaving,
+                    }),
+                );
+            }
+            Effect::Expel { peer, why } => self.expel(&peer, why),
+        }
+    }
+
+    fn assign(&mut self, id: Id, peer: &Peer, left: Duration) {
+        // Both are there, unless an effect before this one found the worker gone;
+        // then the queue knows, and has decided anew.
+        let (Some(pending), Some(worker)) = (self.calls.get(&id), self.workers.get_mut(peer))
+        else {
+            return;
+        };
+        let call = &pending.call;
+        let request = Request {
+            id,
+            request_id: call.request_id.clone(),
+            timeout_ms: left.as_millis() as u64,
+            window: self.config.window,
+            method: call.method.clone(),
+            url: call.url.clone(),
+            headers: call.headers.clone(),
+            project: call.project.clone(),
+            operation: call.operation.clone(),
+        };
+        let body = call.body.clone();
+        worker.serving = Some(Serving::of(call));
+        tracing::debug!(request_id = request.request_id, %worker, "assigned");
+        self.send(peer, Message::Request(request, body));
+    }
+
+    fn requeued(&mut self, id: Id) {
+        let call = &self
+            .calls
+            .get(&id)
+            .expect("the queue knows only calls")
+            .call;
+        let Call {
+            request_id,
+            operation,
+            ..
+        } = &**call;
+        tracing::warn!(
+            request_id,
+            operation,
+            "is sent once more, to another worker"
+        );
+    }
+
+    fn answer(&mut self, id: Id, error: Error) {
+        let pending = self.calls.remove(&id).expect("the queue knows only calls");
+        let Call {
+            request_id,
+            operation,
+            ..
+        } = &*pending.call;
+        tracing::debug!(request_id, operation, %error, "ended without a reply");
+        pending.answer.fail(error);
+    }
+
+    fn expel(&mut self, peer: &Peer, why: Why) {
+        self.bury(peer, &why.to_string());
+        self.send_away(peer);
+    }
+
+    /// A peer that takes nothing is gone.
+    fn send(&mut self, peer: &Peer, message: Message) {
+        let word = message.word();
+        if let Err(error) = self.transport.send(peer, message.encode()) {
+            self.lost(peer, &format!("{word} cannot be sent: {}", error.0));
+            self.transport.close(peer);
+        }
+    }
+}
+
+fn limits(config: &config::Broker) -> Limits {
+    Limits {
+        queue_max: config.queue_max,
+        queue_timeout: config.queue_timeout,
+        heartbeat: config.heartbeat,
+        silence: config.heartbeat * config.heartbeat_misses,
+        window: config.window,
+        cancel_grace: config.cancel_grace,
+    }
+}
+
+impl Answer {
+    fn end(self, last: Final, bytes: Bytes) {
+        if let Some(failure) = last.failure {
+            return self.fail(Error::Failed(failure));
+        }
+        let outcome = Outcome {
+            timings: last.timings,
+            project_version: last.project_version,
+            project_modified: last.project_modified,
+        };
+        // In both cases a front that is gone needs no answer.
+        match self {
+            Self::Stream { items, .. } => drop(items.try_send(Item::Last(bytes, outcome))),
+            Self::Whole(answer) => {
+                let head = last
+                    .head
+                    .expect("the queue expels a worker whose reply has none");
+                let body = Body {
+                    state: State::Here(bytes),
+                    outcome: Some(outcome),
+                };
+                let _ = answer.send(Ok(Reply { head, body }));
+            }
+        }
+    }
+
+    fn fail(self, error: Error) {
+        match self {
+            Self::Stream { items, .. } => drop(items.try_send(Item::Broken(error))),
+            Self::Whole(answer) => drop(answer.send(Err(error))),
+        }
+    }
+}
+
+impl Serving {
+    fn of(call: &Call) -> Self {
+        Self {
+            request_id: call.request_id.clone(),
+            operation: call.operation.clone(),
+            project: call
+                .project
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+        }
+    }
+}
+
+impl Member {
+    fn new(ready: Ready) -> Self {
+        Self {
+            ready,
+            since: Instant::now(),
+            serving: None,
+            n_served: 0,
+            memory_kb: 0,
+        }
+    }
+
+    fn status(&self) -> Worker {
+        Worker {
+            ready: self.ready.clone(),
+            serving: self
+                .serving
+                .as_ref()
+                .map(|serving| serving.operation.clone()),
+            n_served: self.n_served,
+            connected_for: self.since.elapsed(),
+            memory_kb: self.memory_kb,
+        }
+    }
+}
+
+/// A peer in a log line; strangers have no name.
+struct Name<'a>(Option<&'a Member>);
+
+impl std::fmt::Display for Name<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Some(worker) => worker.fmt(f),
+            None => f.write_str("a stranger"),
+        }
+    }
+}
+
+fn hex(peer: &[u8]) -> String {
+    peer.iter()
+        .take(8)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
