@@ -3,4 +3,6 @@
 
 pub mod broker;
 pub mod config;
+pub mod http;
+mod ogc;
 pub mod protocol;
