@@ -1,7 +1,9 @@
 //! qgisserver turns an HTTP request into a call on a QGIS project inside a
 //! disposable process, and the answer back into HTTP.
 
-pub mod broker;
+mod broker;
 pub mod config;
+mod http;
 pub mod log;
+mod ogc;
 pub mod protocol;

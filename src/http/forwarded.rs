@@ -1,0 +1,465 @@
+//! The public base URL of a request: from Host, or from what a trusted proxy
+//! says (RFC 7239 and the headers that were there before it).
+//!
+//! Everything that ends up in the URL is validated here. Of a list the first
+//! element counts: the one that the outermost proxy wrote. A malformed value of
+//! a proxy is as good as none; a malformed Host is refused.
+
+use std::net::IpAddr;
+
+use hyper::header::{HOST, HeaderMap};
+use hyper::http::uri::Authority;
+use hyper::{Uri, Version};
+
+/// Where the client believes that we live.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Base {
+    pub scheme: String,
+    /// Host and port.
+    pub authority: String,
+    /// Empty, or a path that starts with a slash and ends without.
+    pub prefix: String,
+}
+
+/// The Host of a request is missing, repeated or malformed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BadHost;
+
+impl Base {
+    /// The base without any proxy. HTTP/1.0 may come without a Host; then
+    /// `local`, the address of our end, has to do.
+    pub fn direct(
+        scheme: &str,
+        uri: &Uri,
+        version: Version,
+        headers: &HeaderMap,
+        local: &str,
+    ) -> Result<Self, BadHost> {
+        let mut hosts = headers.get_all(HOST).iter();
+        let host = match (uri.authority(), hosts.next(), hosts.next()) {
+            (_, _, Some(_)) => return Err(BadHost),
+            (Some(authority), _, _) => authority.as_str(),
+            (None, Some(host), None) => host.to_str().map_err(|_| BadHost)?,
+            (None, None, None) if version <= Version::HTTP_10 => local,
+            (None, None, None) => return Err(BadHost),
+        };
+        let authority = authority(host).ok_or(BadHost)?;
+        Ok(Self {
+            scheme: scheme.into(),
+            authority,
+            prefix: String::new(),
+        })
+    }
+
+    /// What the proxies in front of us say; `proxy_url` is fixed by the operator.
+    pub fn behind_proxy(self, proxy_url: Option<&str>, headers: &HeaderMap) -> Self {
+        let fixed = proxy_url.and_then(Self::of_url);
+        let url = |name| first(headers, name).and_then(Self::of_url);
+        fixed
+            .or_else(|| url("x-forwarded-url"))
+            .or_else(|| url("x-qgis-forwarded-url"))
+            .unwrap_or_else(|| self.piecewise(headers))
+    }
+
+    /// `{scheme}://{authority}{prefix}` and what follows, a path.
+    pub fn with(&self, path: &str) -> String {
+        format!("{}://{}{}{path}", self.scheme, self.authority, self.prefix)
+    }
+
+    fn of_url(url: &str) -> Option<Self> {
+        let uri: Uri = url.trim().parse().ok()?;
+        Some(Self {
+            scheme: scheme(uri.scheme_str()?)?,
+            authority: authority(uri.authority()?.as_str())?,
+            prefix: prefix(uri.path())?,
+        })
+    }
+
+    fn piecewise(self, headers: &HeaderMap) -> Self {
+        let forwarded = combined(headers, "forwarded")
+            .and_then(|value| parse(&value))
+            .unwrap_or_default();
+        let of_forwarded = |name: &str| find(&forwarded, name);
+        let scheme = first(headers, "x-forwarded-proto")
+            .and_then(scheme)
+            .or_else(|| first(headers, "x-scheme").and_then(scheme))
+            .or_else(|| of_forwarded("proto").and_then(scheme))
+            .unwrap_or(self.scheme);
+        let host = first(headers, "x-forwarded-host")
+            .and_then(authority)
+            .map(|host| with_port(host, first(headers, "x-forwarded-port"), &scheme))
+            .or_else(|| of_forwarded("host").and_then(authority));
+        Self {
+            authority: host.unwrap_or(self.authority),
+            prefix: first(headers, "x-forwarded-prefix")
+                .and_then(prefix)
+                .unwrap_or_default(),
+            scheme,
+        }
+    }
+}
+
+/// The client's address by the word of a trusted proxy.
+pub fn client(headers: &HeaderMap) -> Option<IpAddr> {
+    let forwarded = combined(headers, "forwarded")
+        .and_then(|value| parse(&value))
+        .unwrap_or_default();
+    find(&forwarded, "for")
+        .or_else(|| first(headers, "x-forwarded-for"))
+        .or_else(|| first(headers, "x-real-ip"))
+        .and_then(address)
+}
+
+/// An IP address with or without port and brackets (RFC 7239 clause 6).
+fn address(node: &str) -> Option<IpAddr> {
+    let bare = match node.strip_prefix('[') {
+        Some(rest) => rest.split(']').next()?,
+        None if node.matches(':').count() == 1 => node.split(':').next()?,
+        None => node,
+    };
+    bare.parse().ok()
+}
+
+fn scheme(name: &str) -> Option<String> {
+    let name = name.trim().to_ascii_lowercase();
+    matches!(name.as_str(), "http" | "https").then_some(name)
+}
+
+/// A host that is a name, an IPv4 or a bracketed IPv6 address, and perhaps a port.
+fn authority(host: &str) -> Option<String> {
+    let parsed: Authority = host.trim().parse().ok()?;
+    let (name, port) = (parsed.host(), parsed.port_u16());
+    let v6 = name
+        .strip_prefix('[')
+        .and_then(|name| name.strip_suffix(']'));
+    let is_name = |name: &str| {
+        !name.is_empty()
+            && name
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
+    };
+    match v6 {
+        Some(v6) if v6.parse::<std::net::Ipv6Addr>().is_err() => return None,
+        None if !is_name(name) => return None,
+        _ => {}
+    }
+    // Userinfo or a port that is none would make the whole longer than its parts.
+    let whole = port.map_or_else(|| name.to_owned(), |port| format!("{name}:{port}"));
+    (whole == parsed.as_str()).then_some(whole)
+}
+
+fn prefix(path: &str) -> Option<String> {
+    let path = path.trim().trim_end_matches('/');
+    let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"/-._~%!$&'()*+,;=:@".contains(&b);
+    let is_path = path.is_empty() || path.starts_with('/') && !path.starts_with("//");
+    (is_path && path.bytes().all(is_plain)).then(|| path.to_owned())
+}
+
+fn with_port(host: String, port: Option<&str>, scheme: &str) -> String {
+    let has_port = host
+        .rsplit_once(':')
+        .is_some_and(|(_, port)| !port.contains(']'));
+    let default = if scheme == "https" { 443 } else { 80 };
+    match port.and_then(|port| port.parse::<u16>().ok()) {
+        Some(port) if !has_port && port != default && port != 0 => format!("{host}:{port}"),
+        _ => host,
+    }
+}
+
+/// The first element of a comma-separated header.
+fn first<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    let value = headers.get(name)?.to_str().ok()?;
+    let first = value.split(',').next()?.trim();
+    (!first.is_empty()).then_some(first)
+}
+
+fn combined(headers: &HeaderMap, name: &str) -> Option<String> {
+    let values: Option<Vec<&str>> = headers
+        .get_all(name)
+        .iter()
+        .map(|value| value.to_str().ok())
+        .collect();
+    values
+        .filter(|values| !values.is_empty())
+        .map(|values| values.join(","))
+}
+
+fn find<'a>(element: &'a [(String, String)], name: &str) -> Option<&'a str> {
+    element
+        .iter()
+        .find(|(known, _)| known == name)
+        .map(|(_, value)| value.as_str())
+}
+
+/// The pairs of the first element of a `Forwarded` value, names in lower case;
+/// None when any part of the value is not RFC 7239 clause 4.
+fn parse(value: &str) -> Option<Vec<(String, String)>> {
+    let mut rest = value;
+    let mut elements: Vec<Vec<(String, String)>> = vec![Vec::new()];
+    loop {
+        rest = rest.trim_start_matches([' ', '\t']);
+        if !rest.is_empty() && !rest.starts_with([';', ',']) {
+            let (name, after) = token(rest)?;
+            let (value, after) = value_of(after.strip_prefix('=')?)?;
+            elements
+                .last_mut()?
+                .push((name.to_ascii_lowercase(), value));
+            rest = after.trim_start_matches([' ', '\t']);
+        }
+        match rest.as_bytes().first() {
+            None => return elements.into_iter().find(|element| !element.is_empty()),
+            Some(b';') => {}
+            Some(b',') => elements.push(Vec::new()),
+            Some(_) => return None,
+        }
+        rest = &rest[1..];
+    }
+}
+
+fn value_of(text: &str) -> Option<(String, &str)> {
+    match text.strip_prefix('"') {
+        Some(quoted) => unquote(quoted),
+        None => token(text).map(|(token, rest)| (token.to_owned(), rest)),
+    }
+}
+
+fn token(text: &str) -> Option<(&str, &str)> {
+    let is_token = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
+    let end = text.find(|c| !is_token(c)).unwrap_or(text.len());
+    (end > 0).then(|| text.split_at(end))
+}
+
+/// What stands before the closing quote, and what follows it.
+fn unquote(text: &str) -> Option<(String, &str)> {
+    let mut value = String::new();
+    let mut chars = text.char_indices();
+    while let Some((at, c)) = chars.next() {
+        match c {
+            '"' => return Some((value, &text[at + 1..])),
+            '\\' => value.push(chars.next()?.1),
+            c if c.is_control() && c != '\t' => return None,
+            c => value.push(c),
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(lines: &[(&str, &str)]) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for (name, value) in lines {
+            let name: hyper::header::HeaderName = name.parse().expect("a name");
+            map.append(name, value.parse().expect("a value"));
+        }
+        map
+    }
+
+    fn direct(lines: &[(&str, &str)]) -> Result<String, BadHost> {
+        let uri = Uri::from_static("/ows/");
+        Base::direct(
+            "http",
+            &uri,
+            Version::HTTP_11,
+            &headers(lines),
+            "127.0.0.1:1",
+        )
+        .map(|base| base.with("/ows/"))
+    }
+
+    fn proxied(lines: &[(&str, &str)]) -> String {
+        let base = Base {
+            scheme: "http".into(),
+            authority: "inner".into(),
+            prefix: String::new(),
+        };
+        base.behind_proxy(None, &headers(lines)).with("/ows/")
+    }
+
+    #[test]
+    fn the_host_is_the_base() {
+        for host in [
+            "example.org",
+            "example.org:8080",
+            "127.0.0.1",
+            "[::1]",
+            "[::1]:8080",
+            "a_b-c",
+        ] {
+            assert_eq!(direct(&[("host", host)]), Ok(format!("http://{host}/ows/")));
+        }
+    }
+
+    #[test]
+    fn a_malformed_host_is_refused() {
+        for host in [
+            "",
+            "a b",
+            "user@host",
+            "host:",
+            "host:99999",
+            "host:x",
+            "ho/st",
+            "host?x",
+            "[::1",
+            "[x]",
+            "a,b",
+            "host\"",
+            "<script>",
+            "a:1:2",
+            "h%20",
+        ] {
+            assert_eq!(direct(&[("host", host)]), Err(BadHost), "{host:?}");
+        }
+        assert_eq!(direct(&[]), Err(BadHost));
+        assert_eq!(direct(&[("host", "a"), ("host", "b")]), Err(BadHost));
+    }
+
+    #[test]
+    fn http_1_0_may_do_without_a_host() {
+        let uri = Uri::from_static("/ows/");
+        let base = Base::direct(
+            "http",
+            &uri,
+            Version::HTTP_10,
+            &HeaderMap::new(),
+            "127.0.0.1:80",
+        );
+        assert_eq!(base.map(|base| base.authority), Ok("127.0.0.1:80".into()));
+    }
+
+    #[test]
+    fn a_forwarded_url_is_a_base_to_which_the_path_is_added() {
+        for name in ["x-forwarded-url", "x-qgis-forwarded-url"] {
+            assert_eq!(proxied(&[(name, "https://u/base")]), "https://u/base/ows/");
+            assert_eq!(
+                proxied(&[(name, "https://u:8443/base/")]),
+                "https://u:8443/base/ows/"
+            );
+        }
+        let base = Base {
+            scheme: "http".into(),
+            authority: "inner".into(),
+            prefix: String::new(),
+        };
+        let base = base.behind_proxy(
+            Some("https://fixed/x"),
+            &headers(&[("x-forwarded-url", "https://u")]),
+        );
+        assert_eq!(base.with("/ows/"), "https://fixed/x/ows/");
+    }
+
+    #[test]
+    fn the_first_of_a_list_counts() {
+        let lines = [
+            ("x-forwarded-host", "outer:8443, inner"),
+            ("x-forwarded-proto", "https, http"),
+            ("x-forwarded-prefix", "/gis/, /x"),
+        ];
+        assert_eq!(proxied(&lines), "https://outer:8443/gis/ows/");
+    }
+
+    #[test]
+    fn a_forwarded_port_is_added_unless_it_is_the_default() {
+        let of = |port| {
+            proxied(&[
+                ("x-forwarded-host", "h"),
+                ("x-forwarded-proto", "https"),
+                ("x-forwarded-port", port),
+            ])
+        };
+        assert_eq!(of("8443"), "https://h:8443/ows/");
+        assert_eq!(of("443"), "https://h/ows/");
+        assert_eq!(of("x"), "https://h/ows/");
+    }
+
+    #[test]
+    fn forwarded_is_read_with_quotes_and_lists() {
+        for (value, base) in [
+            ("host=h;proto=https", "https://h/ows/"),
+            (
+                "for=\"[2001:db8::1]:4711\" ; Host=\"h:8443\"; Proto=HTTPS, host=x",
+                "https://h:8443/ows/",
+            ),
+            ("host=\"h\\.org\"", "http://h.org/ows/"),
+            (",, host=h", "http://h/ows/"),
+            (";;host=h;", "http://h/ows/"),
+        ] {
+            assert_eq!(proxied(&[("forwarded", value)]), base, "{value}");
+        }
+        assert_eq!(
+            proxied(&[("forwarded", "host=a"), ("forwarded", "host=b")]),
+            "http://a/ows/"
+        );
+    }
+
+    #[test]
+    fn what_a_proxy_garbles_is_ignored() {
+        for value in [
+            "host=\"h",
+            "host",
+            "host=h x",
+            "=h",
+            "host=a b=c",
+            "host=\"a\"b",
+            "host=\"a b\"",
+            "host=a@b",
+        ] {
+            assert_eq!(
+                proxied(&[("forwarded", value)]),
+                "http://inner/ows/",
+                "{value}"
+            );
+        }
+        for (name, value) in [
+            ("x-forwarded-host", "a b"),
+            ("x-forwarded-host", "<x>"),
+            ("x-forwarded-proto", "javascript"),
+            ("x-forwarded-url", "ftp://x/"),
+            ("x-forwarded-url", "/x"),
+            ("x-forwarded-prefix", "//evil"),
+            ("x-forwarded-prefix", "x\"y"),
+        ] {
+            assert_eq!(
+                proxied(&[(name, value)]),
+                "http://inner/ows/",
+                "{name}: {value}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_client_is_who_the_proxy_says() {
+        let of = |name, value| client(&headers(&[(name, value)])).map(|ip| ip.to_string());
+        assert_eq!(
+            of("x-forwarded-for", "192.0.2.1, 10.0.0.1").as_deref(),
+            Some("192.0.2.1")
+        );
+        assert_eq!(
+            of("forwarded", "for=\"[2001:db8::1]:4711\"").as_deref(),
+            Some("2001:db8::1")
+        );
+        assert_eq!(
+            of("forwarded", "for=192.0.2.1:47").as_deref(),
+            Some("192.0.2.1")
+        );
+        assert_eq!(of("x-real-ip", "192.0.2.9").as_deref(), Some("192.0.2.9"));
+        assert_eq!(of("x-forwarded-for", "unknown"), None);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_value_panics_or_gets_raw_into_the_url(value in "[ -~]*") {
+            let Ok(value) = value.parse::<hyper::header::HeaderValue>() else { return Ok(()) };
+            for name in ["forwarded", "x-forwarded-host", "x-forwarded-url", "x-forwarded-prefix"] {
+                let mut map = HeaderMap::new();
+                map.insert(name, value.clone());
+                let base = Base { scheme: "http".into(), authority: "inner".into(), prefix: String::new() };
+                let url = base.behind_proxy(None, &map).with("/");
+                proptest::prop_assert!(url.parse::<Uri>().is_ok(), "{}", url);
+            }
+        }
+    }
+}

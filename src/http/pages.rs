@@ -1,0 +1,148 @@
+//! What the server answers by itself: who it is, whether it lives, how it fares.
+
+use std::collections::BTreeMap;
+
+use hyper::header::{CACHE_CONTROL, HeaderValue};
+use hyper::{Response, StatusCode};
+use serde_json::{Map, Value, json};
+
+use super::body::Content;
+use super::reply::text_response;
+use crate::broker::{Status, Worker};
+
+const JSON: &str = "application/json;charset=utf-8";
+
+/// `/`: a description in the form of an OpenAPI document.
+pub fn root<C>(
+    base: &str,
+    metadata: &BTreeMap<String, String>,
+    status: &Status,
+) -> Response<Content<C>> {
+    let qgis = status
+        .workers
+        .first()
+        .map(|worker| worker.ready.versions.qgis.as_str());
+    let of = |key: &str| {
+        metadata
+            .get(key)
+            .map(String::as_str)
+            .filter(|value| !value.is_empty())
+    };
+    let object = |pairs: &[(&str, Option<&str>)]| {
+        let present = pairs
+            .iter()
+            .filter_map(|(key, value)| value.map(|value| (key.to_string(), json!(value))));
+        Value::Object(present.collect::<Map<_, _>>())
+    };
+    let mut info = object(&[
+        (
+            "title",
+            of("title").or(Some("QGIS projects as OGC services")),
+        ),
+        ("description", of("description")),
+        ("termsOfService", of("terms_of_service")),
+        ("version", Some(env!("CARGO_PKG_VERSION"))),
+        ("x-qgis-version", qgis),
+    ]);
+    info["contact"] = object(&[
+        ("name", of("contact_name")),
+        ("email", of("contact_email")),
+        ("url", of("contact_url")),
+        ("x-address", of("contact_address")),
+    ]);
+    info["license"] = object(&[("name", of("licence_name")), ("url", of("licence_url"))]);
+    let docs = object(&[
+        ("description", of("external_doc_description")),
+        ("url", of("external_doc_url")),
+    ]);
+    let page = json!({
+        "openapi": "3.0.3",
+        "info": info,
+        "externalDocs": docs,
+        "servers": [{ "url": base }],
+        "paths": {},
+    });
+    text_response(StatusCode::OK, JSON, page.to_string())
+}
+
+/// `/ping`: this process answers.
+pub fn ping<C>() -> Response<Content<C>> {
+    let mut response = fresh(StatusCode::OK, r#"{"status": "ok"}"#.into());
+    response
+        .headers_mut()
+        .insert("x-server-status", HeaderValue::from_static("ok"));
+    response
+}
+
+/// `/ready`: a request would find a worker.
+pub fn ready<C>(is_ready: bool) -> Response<Content<C>> {
+    match is_ready {
+        true => fresh(StatusCode::OK, r#"{"status": "ready"}"#.into()),
+        false => fresh(
+            StatusCode::SERVICE_UNAVAILABLE,
+            r#"{"status": "no worker is ready"}"#.into(),
+        ),
+    }
+}
+
+/// `/status`: workers and queue. Nothing of the environment, no settings.
+pub fn status<C>(status: &Status) -> Response<Content<C>> {
+    let page = json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "waiting": status.n_waiting,
+        "running": status.n_running,
+        "workers": status.workers.iter().map(worker).collect::<Vec<_>>(),
+    });
+    fresh(StatusCode::OK, page.to_string())
+}
+
+fn worker(worker: &Worker) -> Value {
+    let ready = &worker.ready;
+    json!({
+        "pool": ready.pool,
+        "number": ready.number,
+        "host": ready.host,
+        "pid": ready.pid,
+        "versions": ready.versions,
+        "plugins": ready.plugins,
+        "plugins_failed": ready.plugins_failed,
+        "serving": worker.serving,
+        "served": worker.n_served,
+        "connected_seconds": worker.connected_for.as_secs(),
+        "memory_kb": worker.memory_kb,
+    })
+}
+
+fn fresh<C>(status: StatusCode, text: String) -> Response<Content<C>> {
+    let mut response = text_response(status, JSON, text);
+    response
+        .headers_mut()
+        .insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_root_shows_the_operators_metadata_and_nothing_empty() {
+        let metadata = [
+            ("title", "Maps"),
+            ("contact_email", "a@b"),
+            ("contact_url", ""),
+        ];
+        let metadata = metadata
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .into();
+        let response: Response<Content<()>> = root("http://h/", &metadata, &Status::default());
+        let Content::Here(chunks) = response.into_body() else {
+            panic!("a page is a text")
+        };
+        let page: Value = serde_json::from_slice(&chunks[0]).expect("JSON");
+        assert_eq!(page["info"]["title"], "Maps");
+        assert_eq!(page["info"]["contact"], json!({ "email": "a@b" }));
+        assert_eq!(page["servers"][0]["url"], "http://h/");
+        assert_eq!(page["paths"], json!({}));
+    }
+}

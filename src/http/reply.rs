@@ -1,0 +1,470 @@
+//! Failures and replies as HTTP: the only table of statuses.
+
+use std::borrow::Cow;
+use std::time::{Duration, SystemTime};
+
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::{Response, StatusCode};
+
+use super::body::{Chunks, Content};
+use crate::broker::{Error, Outcome};
+use crate::ogc::exception::{self, Exception};
+use crate::protocol::{Failure, Head};
+
+/// Why there is no reply from QGIS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    NoSuchPath,
+    Method { allow: &'static str },
+    BadHost,
+    UriTooLong { limit: usize },
+    HeadTooLarge { limit: usize },
+    BodyTooLarge { limit: usize },
+    BodyTimedOut { after: Duration },
+    BodyBroken,
+    Missing { parameter: &'static str },
+    NoProject,
+    Panicked,
+    Broker(Error),
+}
+
+/// Who reads the refusal.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Dialect {
+    /// RFC 9457.
+    #[default]
+    Problem,
+    Ows {
+        service: Option<String>,
+        version: Option<String>,
+    },
+}
+
+/// What is said about a refusal.
+struct Facts {
+    status: StatusCode,
+    /// OGC exception code.
+    code: &'static str,
+    /// The parameter that is to blame.
+    locator: Option<&'static str>,
+    text: String,
+    retry_after: Option<u32>,
+}
+
+/// Names of projects in texts are cut here.
+const NAME_MAX: usize = 200;
+
+/// Headers of one hop, and those that are ours to write.
+const NOT_FROM_QGIS: [&str; 14] = [
+    "connection",
+    "content-length",
+    "date",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-connection",
+    "server",
+    "status",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "x-map-id",
+    "x-request-id",
+];
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self::Broker(error)
+    }
+}
+
+impl Refusal {
+    pub fn project_not_found() -> Self {
+        Self::Broker(Error::Failed(Failure::ProjectNotFound))
+    }
+
+    /// The table. `project` is what the client called it.
+    fn facts(&self, project: Option<&str>) -> Facts {
+        use StatusCode as S;
+        let name = named(project);
+        let (status, code, locator, text): (_, _, _, Cow<'static, str>) = match self {
+            Self::NoSuchPath => (S::NOT_FOUND, "NoApplicableCode", None, "Invalid resource path".into()),
+            Self::Method { allow } => {
+                (S::METHOD_NOT_ALLOWED, "OperationNotSupported", None, format!("Allowed are {allow}").into())
+            }
+            Self::BadHost => (S::BAD_REQUEST, "NoApplicableCode", None, "No valid Host header".into()),
+            Self::UriTooLong { limit } => (
+                S::URI_TOO_LONG,
+                "NoApplicableCode",
+                None,
+                format!("The URI is longer than {limit} bytes").into(),
+            ),
+            Self::HeadTooLarge { limit } => (
+                S::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                "NoApplicableCode",
+                None,
+                format!("The headers have more than {limit} bytes").into(),
+            ),
+            Self::BodyTooLarge { limit } => (
+                S::PAYLOAD_TOO_LARGE,
+                "NoApplicableCode",
+                None,
+                format!("The body has more than {limit} bytes").into(),
+            ),
+            Self::BodyTimedOut { after } => (
+                S::REQUEST_TIMEOUT,
+                "NoApplicableCode",
+                None,
+                format!("No more of the body within {:.1} s", after.as_secs_f64()).into(),
+            ),
+            Self::BodyBroken => (S::BAD_REQUEST, "NoApplicableCode", None, "The body ends early".into()),
+            Self::Missing { parameter } => (
+                S::BAD_REQUEST,
+                "MissingParameterValue",
+                Some(*parameter),
+                format!("Please provide a {parameter} parameter").into(),
+            ),
+            Self::NoProject => (
+                S::BAD_REQUEST,
+                "MissingParameterValue",
+                Some("MAP"),
+                "No project defined. For OWS services: please provide a SERVICE and a MAP parameter".into(),
+            ),
+            Self::Panicked => {
+                (S::INTERNAL_SERVER_ERROR, "NoApplicableCode", None, "Internal error of the server".into())
+            }
+            Self::Broker(Error::QueueFull { .. }) => {
+                (S::SERVICE_UNAVAILABLE, "ServerBusy", None, "Too many requests are waiting".into())
+            }
+            Self::Broker(Error::Stopping) => {
+                (S::SERVICE_UNAVAILABLE, "ServerBusy", None, "The server is stopping".into())
+            }
+            Self::Broker(Error::QueueTimedOut { .. }) => {
+                (S::GATEWAY_TIMEOUT, "NoApplicableCode", None, "No worker was free in time".into())
+            }
+            Self::Broker(Error::TimedOut { .. }) => {
+                (S::GATEWAY_TIMEOUT, "NoApplicableCode", None, "Request timeout error".into())
+            }
+            Self::Broker(Error::WorkerDied) => {
+                (S::BAD_GATEWAY, "NoApplicableCode", None, "The worker died before it answered".into())
+            }
+            Self::Broker(Error::Failed(failure)) => match failure {
+                Failure::ProjectNotFound => {
+                    (S::NOT_FOUND, "InvalidParameterValue", Some("MAP"), format!("Project '{name}' not found").into())
+                }
+                Failure::ProjectUnreadable => (
+                    S::UNPROCESSABLE_ENTITY,
+                    "NoApplicableCode",
+                    Some("MAP"),
+                    format!("Cannot read project resource '{name}'").into(),
+                ),
+                Failure::BadLayers => (
+                    S::UNPROCESSABLE_ENTITY,
+                    "NoApplicableCode",
+                    Some("MAP"),
+                    format!("Invalid layers for project '{name}' - strict mode on").into(),
+                ),
+                Failure::PluginRaised => {
+                    (S::INTERNAL_SERVER_ERROR, "NoApplicableCode", None, "A plugin failed".into())
+                }
+                Failure::QgisFailed => (S::INTERNAL_SERVER_ERROR, "NoApplicableCode", None, "QGIS failed".into()),
+                Failure::Cancelled => {
+                    (S::SERVICE_UNAVAILABLE, "ServerBusy", None, "The request was cancelled".into())
+                }
+            },
+        };
+        let retry_after = match self {
+            Self::Broker(Error::Stopping) => Some(5),
+            _ => (status == S::SERVICE_UNAVAILABLE).then_some(1),
+        };
+        Facts {
+            status,
+            code,
+            locator,
+            text: text.into_owned(),
+            retry_after,
+        }
+    }
+
+    /// The refusal as a response in the words of its reader.
+    pub fn into_response<C>(
+        self,
+        dialect: &Dialect,
+        project: Option<&str>,
+    ) -> Response<Content<C>> {
+        let facts = self.facts(project);
+        let (kind, text) = match dialect {
+            Dialect::Problem => ("application/problem+json", facts.to_problem()),
+            Dialect::Ows { service, version } => {
+                let exception = Exception {
+                    code: facts.code,
+                    locator: facts.locator,
+                    text: &facts.text,
+                };
+                (
+                    exception::CONTENT_TYPE,
+                    exception.to_xml(service.as_deref(), version.as_deref()),
+                )
+            }
+        };
+        let mut response = text_response(facts.status, kind, text);
+        let headers = response.headers_mut();
+        if let Some(seconds) = facts.retry_after {
+            headers.insert(header::RETRY_AFTER, seconds.into());
+        }
+        if let Self::Method { allow } = self {
+            headers.insert(header::ALLOW, HeaderValue::from_static(allow));
+        }
+        if self.leaves_body_unread() {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+
+    /// What is left of the request would be taken for the next one.
+    pub fn leaves_body_unread(&self) -> bool {
+        matches!(
+            self,
+            Self::BodyTooLarge { .. } | Self::BodyTimedOut { .. } | Self::BodyBroken
+        )
+    }
+}
+
+impl Facts {
+    fn to_problem(&self) -> String {
+        let title = self.status.canonical_reason().unwrap_or("Error");
+        serde_json::json!({
+            "type": "about:blank",
+            "title": title,
+            "status": self.status.as_u16(),
+            "detail": self.text,
+        })
+        .to_string()
+    }
+}
+
+/// `text` with its type and length.
+pub fn text_response<C>(
+    status: StatusCode,
+    kind: &'static str,
+    text: String,
+) -> Response<Content<C>> {
+    let mut response = Response::new(Content::from(text));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}
+
+/// What QGIS answered.
+pub fn from_qgis<C: Chunks>(head: Head, body: C) -> Result<Response<Content<C>>, Refusal> {
+    let Some(status) = status(head.status) else {
+        tracing::warn!(
+            status = head.status,
+            "a worker replied with a status that is none"
+        );
+        return Err(Refusal::Broker(Error::Failed(Failure::QgisFailed)));
+    };
+    let content = Content::of_reply(body)?;
+    let mut response = Response::new(if may_have_body(status) {
+        content
+    } else {
+        Content::empty()
+    });
+    *response.status_mut() = status;
+    copy_headers(&head.headers, response.headers_mut());
+    Ok(response)
+}
+
+/// RFC 9110 clauses 15.3.5 and 15.4.5.
+pub fn may_have_body(status: StatusCode) -> bool {
+    !matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+}
+
+/// A final status.
+fn status(number: u16) -> Option<StatusCode> {
+    StatusCode::from_u16(number)
+        .ok()
+        .filter(|status| (200..600).contains(&status.as_u16()))
+}
+
+/// Headers of a reply but for those of one hop. What is no header (a line
+/// break of a plugin, say) is dropped rather than sent.
+fn copy_headers(from: &[(String, String)], to: &mut HeaderMap) {
+    let hop: Vec<String> = from
+        .iter()
+        .filter(|(name, _)| name.eq_ignore_ascii_case("connection"))
+        .flat_map(|(_, names)| {
+            names
+                .split(',')
+                .map(|name| name.trim().to_ascii_lowercase())
+        })
+        .collect();
+    for (name, value) in from {
+        let name = name.to_ascii_lowercase();
+        if NOT_FROM_QGIS.contains(&name.as_str()) || hop.contains(&name) {
+            continue;
+        }
+        match (
+            HeaderName::from_bytes(name.as_bytes()),
+            HeaderValue::from_str(value.trim()),
+        ) {
+            (Ok(name), Ok(value)) => _ = to.append(name, value),
+            _ => tracing::warn!(header = ?name, "a worker replied with a header that is none"),
+        }
+    }
+}
+
+/// When the project last changed, for capabilities: they change with nothing else.
+pub fn last_modified(outcome: Option<&Outcome>) -> Option<HeaderValue> {
+    let seconds = outcome?.project_modified?;
+    // httpdate knows no year 10000 and panics there.
+    let modified =
+        SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds.min(253_402_300_799)))?;
+    HeaderValue::from_str(&httpdate::fmt_http_date(modified)).ok()
+}
+
+/// The name of a project as a header value: what is not visible ASCII is percent-encoded.
+pub fn map_id(project: &str) -> HeaderValue {
+    use percent_encoding::{CONTROLS, utf8_percent_encode};
+    let name = utf8_percent_encode(short(project), CONTROLS).to_string();
+    HeaderValue::from_str(&name).expect("controls and non-ASCII are encoded")
+}
+
+fn named(project: Option<&str>) -> &str {
+    project.map_or("default", short)
+}
+
+fn short(name: &str) -> &str {
+    let end = name
+        .char_indices()
+        .map(|(at, _)| at)
+        .nth(NAME_MAX)
+        .unwrap_or(name.len());
+    &name[..end]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status_of(refusal: Refusal) -> (u16, Option<String>) {
+        let response: Response<Content<()>> = refusal.into_response(&Dialect::Problem, Some("x"));
+        let retry = response
+            .headers()
+            .get("retry-after")
+            .map(|value| value.to_str().expect("ASCII").to_owned());
+        (response.status().as_u16(), retry)
+    }
+
+    #[test]
+    fn each_failure_has_its_status() {
+        let second = Duration::from_secs(1);
+        for (error, status, retry) in [
+            (Error::QueueFull { limit: 1 }, 503, Some("1")),
+            (Error::Stopping, 503, Some("5")),
+            (Error::QueueTimedOut { after: second }, 504, None),
+            (Error::TimedOut { after: second }, 504, None),
+            (Error::WorkerDied, 502, None),
+            (Error::Failed(Failure::ProjectNotFound), 404, None),
+            (Error::Failed(Failure::ProjectUnreadable), 422, None),
+            (Error::Failed(Failure::BadLayers), 422, None),
+            (Error::Failed(Failure::PluginRaised), 500, None),
+            (Error::Failed(Failure::QgisFailed), 500, None),
+            (Error::Failed(Failure::Cancelled), 503, Some("1")),
+        ] {
+            assert_eq!(
+                status_of(error.clone().into()),
+                (status, retry.map(String::from)),
+                "{error:?}"
+            );
+        }
+        for (refusal, status) in [
+            (Refusal::NoSuchPath, 404),
+            (Refusal::Method { allow: "GET" }, 405),
+            (Refusal::BadHost, 400),
+            (Refusal::UriTooLong { limit: 1 }, 414),
+            (Refusal::HeadTooLarge { limit: 1 }, 431),
+            (Refusal::BodyTooLarge { limit: 1 }, 413),
+            (Refusal::BodyTimedOut { after: second }, 408),
+            (Refusal::BodyBroken, 400),
+            (
+                Refusal::Missing {
+                    parameter: "SERVICE",
+                },
+                400,
+            ),
+            (Refusal::NoProject, 400),
+            (Refusal::Panicked, 500),
+        ] {
+            assert_eq!(status_of(refusal.clone()), (status, None), "{refusal:?}");
+        }
+    }
+
+    #[test]
+    fn the_name_of_a_project_is_bounded() {
+        let long = "é".repeat(10_000);
+        let facts = Refusal::project_not_found().facts(Some(&long));
+        assert!(facts.text.chars().count() < NAME_MAX + 30);
+        assert!(map_id(&long).len() <= 6 * NAME_MAX);
+        assert_eq!(map_id("a b/é\n"), "a b/%C3%A9%0A");
+    }
+
+    #[test]
+    fn headers_of_one_hop_and_those_that_split_a_response_stay_behind() {
+        let from = [
+            ("Content-Type", "image/png"),
+            ("Set-Cookie", "a=1"),
+            ("Set-Cookie", "b=2"),
+            ("Transfer-Encoding", "chunked"),
+            ("Connection", "close, X-Hop"),
+            ("X-Hop", "1"),
+            ("Content-Length", "7"),
+            ("X-Evil", "a\r\nSet-Cookie: c=3"),
+            ("X Evil", "a"),
+            ("Server", "QGIS"),
+        ];
+        let from: Vec<(String, String)> = from
+            .iter()
+            .map(|(n, v)| (n.to_string(), v.to_string()))
+            .collect();
+        let mut to = HeaderMap::new();
+        copy_headers(&from, &mut to);
+        let mut left: Vec<(&str, &str)> = to
+            .iter()
+            .map(|(n, v)| (n.as_str(), v.to_str().expect("ASCII")))
+            .collect();
+        left.sort_unstable();
+        assert_eq!(
+            left,
+            [
+                ("content-type", "image/png"),
+                ("set-cookie", "a=1"),
+                ("set-cookie", "b=2")
+            ]
+        );
+    }
+
+    #[test]
+    fn last_modified_is_a_date_of_http() {
+        let of = |seconds| {
+            last_modified(Some(&Outcome {
+                project_modified: seconds,
+                ..Outcome::default()
+            }))
+        };
+        assert_eq!(
+            of(Some(784_111_777)).expect("a date"),
+            "Sun, 06 Nov 1994 08:49:37 GMT"
+        );
+        assert!(of(Some(u64::MAX)).is_some());
+        assert_eq!(of(None), None);
+    }
+
+    #[test]
+    fn a_status_must_be_final() {
+        assert!(status(200).is_some() && status(501).is_some());
+        assert!(status(0).is_none() && status(101).is_none() && status(600).is_none());
+    }
+}

@@ -1,0 +1,291 @@
+//! An HTTP request as a call on a worker.
+
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use hyper::Method;
+use hyper::body::{Body, Incoming};
+use hyper::header::{self, HeaderMap, HeaderValue};
+use hyper::http::request::Parts;
+use tokio::time::timeout;
+
+use super::forwarded::Base;
+use super::reply::{Dialect, Refusal};
+use crate::broker::Call;
+use crate::config::Http;
+use crate::ogc::{guard, ows};
+use crate::protocol::ProjectRef;
+
+/// A longer or stranger `X-Request-Id` is replaced.
+const REQUEST_ID_MAX: usize = 128;
+
+/// Headers that always reach QGIS, besides those that the operator allows.
+const TO_QGIS: [&str; 3] = ["accept", "content-type", "if-none-match"];
+
+/// What the front knows about a request for a worker.
+pub struct Asked {
+    pub call: Call,
+    /// MAP as the client wrote it.
+    pub map: Option<String>,
+    pub dialect: Dialect,
+}
+
+/// A request that no worker sees.
+pub struct Refused {
+    pub refusal: Refusal,
+    pub dialect: Dialect,
+    pub map: Option<String>,
+}
+
+/// Everything about a request but its route.
+pub struct Incomplete<'a> {
+    pub config: &'a Http,
+    pub parts: &'a Parts,
+    pub base: &'a Base,
+    pub request_id: &'a str,
+}
+
+/// The id that the client gave, if it can stand in logs and headers, or a new one.
+pub fn request_id(headers: &HeaderMap) -> String {
+    let given = headers
+        .get("x-request-id")
+        .and_then(|value| value.to_str().ok());
+    let is_sane = |id: &&str| {
+        (1..=REQUEST_ID_MAX).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
+    };
+    given
+        .filter(is_sane)
+        .map_or_else(|| uuid::Uuid::new_v4().to_string(), str::to_owned)
+}
+
+/// The whole body, or why not.
+pub async fn body(config: &Http, mut incoming: Incoming) -> Result<Bytes, Refusal> {
+    let (limit, after) = (config.body_max, config.body_timeout);
+    if incoming.size_hint().lower() > limit as u64 {
+        return Err(Refusal::BodyTooLarge { limit });
+    }
+    let mut whole = BytesMut::new();
+    loop {
+        let frame = timeout(after, incoming.frame())
+            .await
+            .map_err(|_| Refusal::BodyTimedOut { after })?;
+        let Some(frame) = frame else {
+            return Ok(whole.freeze());
+        };
+        let Ok(data) = frame.map_err(|_| Refusal::BodyBroken)?.into_data() else {
+            continue;
+        };
+        if whole.len() + data.len() > limit {
+            return Err(Refusal::BodyTooLarge { limit });
+        }
+        whole.extend_from_slice(&data);
+    }
+}
+
+/// How a client that asked for `query` wants to be refused.
+pub fn ows_dialect(query: &str) -> Dialect {
+    dialect(&ows::Kvp::parse(query))
+}
+
+fn dialect(kvp: &ows::Kvp) -> Dialect {
+    Dialect::Ows {
+        service: kvp.get("SERVICE"),
+        version: kvp.get("VERSION").or_else(|| kvp.get("ACCEPTVERSIONS")),
+    }
+}
+
+impl Incomplete<'_> {
+    /// A request for `/ows/`. A form becomes part of the query, and its POST a GET.
+    pub fn ows(&self, mut body: Bytes) -> Result<Asked, Refused> {
+        let mut kvp = ows::Kvp::parse(self.query());
+        let is_post = self.parts.method == Method::POST;
+        let is_form = is_post && is_form(&self.parts.headers, &body);
+        if is_form {
+            kvp.merge(&std::mem::take(&mut body));
+        }
+        let map = kvp.get("MAP").or_else(|| self.project_header());
+        let refused = |refusal| Refused {
+            refusal,
+            dialect: dialect(&kvp),
+            map: map.clone(),
+        };
+        let in_body = ows::root_element(&body);
+        // The rest of an XML request stands in its body, where only QGIS looks.
+        if body.is_empty() {
+            for parameter in ["SERVICE", "REQUEST"] {
+                kvp.get(parameter)
+                    .ok_or_else(|| refused(Refusal::Missing { parameter }))?;
+            }
+        }
+        let project = self
+            .project(map.as_deref())
+            .map_err(refused)?
+            .ok_or_else(|| refused(Refusal::NoProject))?;
+        let operation = kvp
+            .get("REQUEST")
+            .map(|name| ows::operation(&name))
+            .or(in_body);
+        let operation = operation.unwrap_or_else(|| self.parts.method.to_string());
+        let method = if is_form {
+            Method::GET
+        } else {
+            self.parts.method.clone()
+        };
+        let mut call = self.call(method, kvp.to_query(), body, Some(project), operation);
+        let may_repeat = !is_post && ows::is_read_only(&call.operation);
+        (call.retry, call.cancel) = (may_repeat, may_repeat);
+        Ok(Asked {
+            call,
+            map,
+            dialect: dialect(&kvp),
+        })
+    }
+
+    /// A request for an API, which keeps its own grammar.
+    pub fn api(&self, body: Bytes) -> Result<Asked, Refused> {
+        let map = ows::map_of(self.query()).or_else(|| self.project_header());
+        let refused = |refusal| Refused {
+            refusal,
+            dialect: Dialect::Problem,
+            map: map.clone(),
+        };
+        let project = self.project(map.as_deref()).map_err(refused)?;
+        let method = self.parts.method.clone();
+        let may_repeat = matches!(method, Method::GET | Method::HEAD);
+        let operation = ows::operation(self.parts.uri.path());
+        let mut call = self.call(
+            method,
+            ows::with_upper_map(self.query()),
+            body,
+            project,
+            operation,
+        );
+        (call.retry, call.cancel) = (may_repeat, may_repeat);
+        Ok(Asked {
+            call,
+            map,
+            dialect: Dialect::Problem,
+        })
+    }
+
+    fn query(&self) -> &str {
+        self.parts.uri.query().unwrap_or_default()
+    }
+
+    fn project_header(&self) -> Option<String> {
+        let value = self.parts.headers.get("x-qgis-project")?;
+        let name = String::from_utf8_lossy(value.as_bytes()).trim().to_owned();
+        (!name.is_empty()).then_some(name)
+    }
+
+    /// None when nobody names a project.
+    fn project(&self, map: Option<&str>) -> Result<Option<ProjectRef>, Refusal> {
+        match map.or(self.config.default_project.as_deref()) {
+            None => Ok(None),
+            Some(map) => guard::project(map)
+                .map(Some)
+                .ok_or_else(Refusal::project_not_found),
+        }
+    }
+
+    fn call(
+        &self,
+        method: Method,
+        query: String,
+        body: Bytes,
+        project: Option<ProjectRef>,
+        operation: String,
+    ) -> Call {
+        let path = ows::tidy(self.parts.uri.path().as_bytes());
+        let separator = if query.is_empty() { "" } else { "?" };
+        // QGIS makes the body of a HEAD like that of a GET; the front keeps it back.
+        let method = if method == Method::HEAD {
+            Method::GET
+        } else {
+            method
+        };
+        Call {
+            request_id: self.request_id.to_owned(),
+            method: method.to_string(),
+            url: format!("{}{separator}{query}", self.base.with(&path)),
+            headers: self.headers(&path, body.is_empty()),
+            body,
+            project,
+            operation,
+            retry: false,
+            cancel: false,
+            timeout: self.config.request_timeout,
+        }
+    }
+
+    /// Only what is meant for QGIS, in Title-Case because it looks nowhere else.
+    /// Host and its like agree with the URL: QGIS prefers them to it.
+    fn headers(&self, path: &str, is_bodiless: bool) -> Vec<(String, String)> {
+        let mut out = vec![
+            ("Host".to_owned(), self.base.authority.clone()),
+            ("X-Request-Id".to_owned(), self.request_id.to_owned()),
+            ("X-Qgis-Forwarded-Url".to_owned(), self.base.with(path)),
+        ];
+        if self.config.http_proxy {
+            out.push(("X-Forwarded-Host".to_owned(), self.base.authority.clone()));
+            out.push(("X-Forwarded-Proto".to_owned(), self.base.scheme.clone()));
+        }
+        for name in self.parts.headers.keys().map(|name| name.as_str()) {
+            if self.reaches_qgis(name) && !(is_bodiless && name == "content-type") {
+                out.extend(self.joined(name).map(|value| (title_case(name), value)));
+            }
+        }
+        out
+    }
+
+    fn reaches_qgis(&self, name: &str) -> bool {
+        if name == "x-qgis-forwarded-url" {
+            return false;
+        }
+        // Whoever may set these sets the addresses in capabilities.
+        if name.starts_with("x-qgis-") && name.ends_with("-url") || name == "x-forwarded-for" {
+            return self.config.http_proxy;
+        }
+        let is_allowed = |prefix: &String| !prefix.is_empty() && name.starts_with(prefix.as_str());
+        TO_QGIS.contains(&name)
+            || self.config.allow_headers.iter().any(is_allowed) && !is_ours(name)
+    }
+
+    /// All values of a header as one; None when one is no text.
+    fn joined(&self, name: &str) -> Option<String> {
+        let values = self.parts.headers.get_all(name).iter();
+        let values: Option<Vec<&str>> = values
+            .map(|value| std::str::from_utf8(value.as_bytes()).ok())
+            .collect();
+        values.map(|values| values.join(", "))
+    }
+}
+
+/// Written by the front, whatever the operator's prefixes let through.
+fn is_ours(name: &str) -> bool {
+    matches!(
+        name,
+        "host" | "x-request-id" | "forwarded" | "x-forwarded-host" | "x-forwarded-proto"
+    )
+}
+
+/// XML that calls itself a form (curl does that) is XML.
+fn is_form(headers: &HeaderMap, body: &[u8]) -> bool {
+    let kind = headers
+        .get(header::CONTENT_TYPE)
+        .map(HeaderValue::as_bytes)
+        .unwrap_or_default();
+    let form = b"application/x-www-form-urlencoded";
+    let is_form = kind.len() >= form.len() && kind[..form.len()].eq_ignore_ascii_case(form);
+    is_form && !body.trim_ascii_start().starts_with(b"<")
+}
+
+/// `x-qgis-project` as `X-Qgis-Project`.
+fn title_case(name: &str) -> String {
+    let mut upper = true;
+    let title = |c: char| {
+        let c = if upper { c.to_ascii_uppercase() } else { c };
+        upper = c == '-';
+        c
+    };
+    name.chars().map(title).collect()
+}

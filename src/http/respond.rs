@@ -1,0 +1,329 @@
+//! One request from its head to its response: route, call, answer.
+
+use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+
+use bytes::Bytes;
+use hyper::body::Incoming;
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::http::request::Parts;
+use hyper::{Method, Request, Response, StatusCode};
+
+use super::access::Line;
+use super::body::{Chunks, Content, Outgoing};
+use super::forwarded::{self, Base};
+use super::pages;
+use super::reply::{self, Dialect, Refusal};
+use super::request::{self, Asked, Incomplete, Refused};
+use super::route::Route;
+use super::watch::Running;
+use crate::broker::{self, Call, Status};
+use crate::config::Http;
+use crate::ogc::guard;
+use crate::protocol::Head;
+
+/// How long a browser may remember what OPTIONS said, in seconds.
+const PREFLIGHT_AGE: &str = "3600";
+
+/// What the front needs of the broker.
+pub trait Backend: Send + Sync + 'static {
+    type Body: Chunks;
+    fn call(
+        &self,
+        call: Call,
+    ) -> impl Future<Output = Result<(Head, Self::Body), broker::Error>> + Send;
+    fn is_ready(&self) -> bool;
+    fn status(&self) -> impl Future<Output = Status> + Send;
+}
+
+impl Backend for broker::Handle {
+    type Body = broker::Body;
+
+    async fn call(&self, call: Call) -> Result<(Head, broker::Body), broker::Error> {
+        broker::Handle::call(self, call)
+            .await
+            .map(|reply| (reply.head, reply.body))
+    }
+
+    fn is_ready(&self) -> bool {
+        self.is_ready()
+    }
+
+    async fn status(&self) -> Status {
+        self.status().await
+    }
+}
+
+/// Both ends of a connection.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer {
+    pub client: SocketAddr,
+    pub local: SocketAddr,
+    pub scheme: &'static str,
+}
+
+/// The part of the server that knows no sockets.
+pub struct Front<B> {
+    config: Arc<Http>,
+    backend: B,
+}
+
+impl<B: Backend> Front<B> {
+    pub fn new(config: Arc<Http>, backend: B) -> Self {
+        Self { config, backend }
+    }
+
+    /// The response to a request, whatever happens.
+    pub async fn answer(
+        &self,
+        request: Request<Incoming>,
+        peer: Peer,
+        running: Running,
+    ) -> Response<Outgoing<B::Body>> {
+        let (parts, incoming) = request.into_parts();
+        let line = self.line(&parts, peer);
+        let request_id = line.request_id.clone();
+        let response = unless_panicked(self.respond(&parts, incoming, peer, &request_id)).await;
+        let response = response.unwrap_or_else(|| {
+            tracing::error!(request_id, "a request panicked");
+            Refusal::Panicked.into_response(&Dialect::Problem, None)
+        });
+        self.finish(response, &parts, line, running)
+    }
+
+    fn line(&self, parts: &Parts, peer: Peer) -> Line {
+        let told = self
+            .config
+            .http_proxy
+            .then(|| forwarded::client(&parts.headers))
+            .flatten();
+        let client = told.unwrap_or_else(|| peer.client.ip());
+        Line::new(
+            request::request_id(&parts.headers),
+            client,
+            parts.method.clone(),
+            &parts.uri,
+        )
+    }
+
+    async fn respond(
+        &self,
+        parts: &Parts,
+        incoming: Incoming,
+        peer: Peer,
+        request_id: &str,
+    ) -> Response<Content<B::Body>> {
+        let path = parts.uri.path();
+        let route = Route::of(path, &self.config.apis, self.config.status_page)
+            .filter(|_| guard::is_plain_path(path));
+        let dialect = match route {
+            Some(Route::Ows) => request::ows_dialect(parts.uri.query().unwrap_or_default()),
+            _ => Dialect::Problem,
+        };
+        let refuse = |refusal: Refusal| refusal.into_response(&dialect, None);
+        if let Err(refusal) = self.check_size(parts) {
+            return refuse(refusal);
+        }
+        let Some(route) = route else {
+            return refuse(Refusal::NoSuchPath);
+        };
+        if !route.allows(&parts.method) {
+            return refuse(Refusal::Method {
+                allow: route.allow(),
+            });
+        }
+        let base = match self.base(parts, peer) {
+            Ok(base) => base,
+            Err(forwarded::BadHost) => return refuse(Refusal::BadHost),
+        };
+        if parts.method == Method::OPTIONS {
+            return options(route, &parts.headers);
+        }
+        let incomplete = Incomplete {
+            config: &self.config,
+            parts,
+            base: &base,
+            request_id,
+        };
+        match route {
+            Route::Root => pages::root(
+                &base.with("/"),
+                &self.config.metadata,
+                &self.backend.status().await,
+            ),
+            Route::Ping => pages::ping(),
+            Route::Ready => pages::ready(self.backend.is_ready()),
+            Route::Status => pages::status(&self.backend.status().await),
+            Route::Ows | Route::Api => match request::body(&self.config, incoming).await {
+                Ok(body) => self.ask(route, &incomplete, body).await,
+                Err(refusal) => refuse(refusal),
+            },
+        }
+    }
+
+    fn check_size(&self, parts: &Parts) -> Result<(), Refusal> {
+        let (uri_max, header_max) = (self.config.uri_max, self.config.header_max);
+        if parts
+            .uri
+            .path_and_query()
+            .is_some_and(|target| target.as_str().len() > uri_max)
+        {
+            return Err(Refusal::UriTooLong { limit: uri_max });
+        }
+        let size: usize = parts
+            .headers
+            .iter()
+            .map(|(name, value)| name.as_str().len() + value.len())
+            .sum();
+        match size > header_max {
+            true => Err(Refusal::HeadTooLarge { limit: header_max }),
+            false => Ok(()),
+        }
+    }
+
+    fn base(&self, parts: &Parts, peer: Peer) -> Result<Base, forwarded::BadHost> {
+        let local = peer.local.to_string();
+        let base = Base::direct(
+            peer.scheme,
+            &parts.uri,
+            parts.version,
+            &parts.headers,
+            &local,
+        )?;
+        Ok(match self.config.http_proxy {
+            true => base.behind_proxy(self.config.proxy_url.as_deref(), &parts.headers),
+            false => base,
+        })
+    }
+
+    /// What a worker says.
+    async fn ask(
+        &self,
+        route: Route,
+        request: &Incomplete<'_>,
+        body: Bytes,
+    ) -> Response<Content<B::Body>> {
+        let asked = if route == Route::Ows {
+            request.ows(body)
+        } else {
+            request.api(body)
+        };
+        let Asked { call, map, dialect } = match asked {
+            Ok(asked) => asked,
+            Err(Refused {
+                refusal,
+                dialect,
+                map,
+            }) => return refusal.into_response(&dialect, map.as_deref()),
+        };
+        let is_capabilities = call.operation.eq_ignore_ascii_case("GetCapabilities");
+        let mut response = match self.backend.call(call).await {
+            Err(error) => return Refusal::from(error).into_response(&dialect, map.as_deref()),
+            Ok((head, body)) => {
+                let modified = reply::last_modified(body.outcome()).filter(|_| is_capabilities);
+                match reply::from_qgis(head, body) {
+                    Ok(response) => with(response, header::LAST_MODIFIED, modified),
+                    Err(refusal) => return refusal.into_response(&dialect, map.as_deref()),
+                }
+            }
+        };
+        if let Some(map) = map.filter(|_| route == Route::Ows) {
+            response
+                .headers_mut()
+                .insert("x-map-id", reply::map_id(&map));
+        }
+        response
+    }
+
+    /// What every response has.
+    fn finish(
+        &self,
+        response: Response<Content<B::Body>>,
+        parts: &Parts,
+        mut line: Line,
+        running: Running,
+    ) -> Response<Outgoing<B::Body>> {
+        let (mut head, mut content) = response.into_parts();
+        let headers = &mut head.headers;
+        let server = concat!("qgisserver/", env!("CARGO_PKG_VERSION"));
+        headers.insert(header::SERVER, HeaderValue::from_static(server));
+        headers.insert(
+            header::X_CONTENT_TYPE_OPTIONS,
+            HeaderValue::from_static("nosniff"),
+        );
+        if let Ok(id) = HeaderValue::from_str(&line.request_id) {
+            headers.insert("x-request-id", id);
+        }
+        self.share(&parts.headers, headers);
+        if let Some(length) = content.len().filter(|_| reply::may_have_body(head.status)) {
+            headers.insert(header::CONTENT_LENGTH, length.into());
+        }
+        if parts.method == Method::HEAD {
+            // Dropping a stream here cancels its request.
+            content = Content::empty();
+        }
+        line.status = head.status.as_u16();
+        Response::from_parts(head, Outgoing::new(content, line, running))
+    }
+
+    /// CORS: only a request with an Origin is told.
+    fn share(&self, request: &HeaderMap, response: &mut HeaderMap) {
+        let Some(origin) = request.get(header::ORIGIN) else {
+            return;
+        };
+        let who = match self.config.cross_origin {
+            true => HeaderValue::from_static("*"),
+            false => origin.clone(),
+        };
+        response.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, who);
+        if !self.config.cross_origin {
+            response.append(header::VARY, HeaderValue::from_static("Origin"));
+        }
+    }
+}
+
+/// OPTIONS is answered here: QGIS 3.22 has workers that die of it.
+fn options<C>(route: Route, request: &HeaderMap) -> Response<Content<C>> {
+    let mut response = Response::new(Content::empty());
+    let allow = HeaderValue::from_static(route.allow());
+    let headers = response.headers_mut();
+    headers.insert(header::ALLOW, allow.clone());
+    let asked = request.get(header::ACCESS_CONTROL_REQUEST_HEADERS).cloned();
+    let default = HeaderValue::from_static("Authorization, Content-Type");
+    headers.insert(
+        header::ACCESS_CONTROL_ALLOW_HEADERS,
+        asked.unwrap_or(default),
+    );
+    if request.contains_key(header::ORIGIN) {
+        headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, allow);
+        headers.insert(
+            header::ACCESS_CONTROL_MAX_AGE,
+            HeaderValue::from_static(PREFLIGHT_AGE),
+        );
+    }
+    *response.status_mut() = StatusCode::OK;
+    response
+}
+
+fn with<T>(mut response: Response<T>, name: HeaderName, value: Option<HeaderValue>) -> Response<T> {
+    if let Some(value) = value {
+        response.headers_mut().insert(name, value);
+    }
+    response
+}
+
+/// None when `future` panicked. The panic's own message is in the log already.
+async fn unless_panicked<F: Future>(future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    poll_fn(
+        move |cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+            Ok(poll) => poll.map(Some),
+            Err(_) => Poll::Ready(None),
+        },
+    )
+    .await
+}

@@ -1,0 +1,356 @@
+//! When a connection has been still for too long: one watch per connection, fed
+//! by its socket and its replies, asked now and then for a verdict.
+//!
+//! | stillness | bound | then |
+//! |---|---|---|
+//! | connected, no request yet, or a request head that does not end | `header_timeout` | cut |
+//! | nothing to do after a reply | `idle_timeout` | closed |
+//! | the socket takes none of our bytes | `write_timeout` | cut |
+//! | a reply's next chunk is not fetched (HTTP/2 flow control) | `write_timeout` | cut |
+
+use std::collections::HashMap;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// How long each stillness may last.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    pub header: Duration,
+    pub idle: Duration,
+    pub write: Duration,
+}
+
+/// What should happen to a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Ask again then, at the latest.
+    Wait(Instant),
+    /// It may end as its protocol ends connections.
+    Close,
+    /// It must end now.
+    Cut(&'static str),
+}
+
+/// The state behind a [`Watch`]; pure.
+#[derive(Debug)]
+struct State {
+    /// Requests whose replies are not over.
+    n_running: usize,
+    n_begun: u64,
+    /// When the last reply ended, or the connection began.
+    quiet_since: Instant,
+    /// First byte that came since then.
+    head_since: Option<Instant>,
+    /// The socket took nothing since then.
+    blocked_since: Option<Instant>,
+    /// Replies whose last chunk was handed over and which were not asked for the next.
+    untaken: HashMap<u64, Instant>,
+    /// HTTP/2 sends frames that are no requests, so bytes say nothing about heads.
+    multiplexed: bool,
+}
+
+impl State {
+    fn verdict(&self, limits: &Limits, now: Instant) -> Verdict {
+        let stuck = self
+            .untaken
+            .values()
+            .copied()
+            .chain(self.blocked_since)
+            .min();
+        let mut next = now + limits.header.min(limits.idle).min(limits.write) / 4;
+        if let Some(since) = stuck {
+            if now >= since + limits.write {
+                return Verdict::Cut("the client takes nothing");
+            }
+            next = next.min(since + limits.write);
+        }
+        if self.n_running > 0 {
+            return Verdict::Wait(next);
+        }
+        let (deadline, verdict) = match self.head_since {
+            Some(since) if !self.multiplexed => (
+                since + limits.header,
+                Verdict::Cut("a request head did not end"),
+            ),
+            _ if self.n_begun == 0 => (
+                self.quiet_since + limits.header,
+                Verdict::Cut("no request came"),
+            ),
+            _ => (self.quiet_since + limits.idle, Verdict::Close),
+        };
+        if now >= deadline {
+            verdict
+        } else {
+            Verdict::Wait(next.min(deadline))
+        }
+    }
+}
+
+/// Shared by the socket, the replies and the task of one connection.
+#[derive(Debug)]
+pub struct Watch {
+    limits: Limits,
+    state: Mutex<State>,
+}
+
+impl Watch {
+    pub fn new(limits: Limits) -> Arc<Self> {
+        let state = State {
+            n_running: 0,
+            n_begun: 0,
+            quiet_since: Instant::now(),
+            head_since: None,
+            blocked_since: None,
+            untaken: HashMap::new(),
+            multiplexed: false,
+        };
+        Arc::new(Self {
+            limits,
+            state: Mutex::new(state),
+        })
+    }
+
+    pub fn verdict(&self) -> Verdict {
+        self.state().verdict(&self.limits, Instant::now())
+    }
+
+    /// The TLS handshake is over.
+    pub fn established(&self, multiplexed: bool) {
+        let mut state = self.state();
+        state.multiplexed = multiplexed;
+        state.head_since = None;
+        state.quiet_since = Instant::now();
+    }
+
+    /// A request has arrived; its reply is over when the [`Running`] is dropped.
+    pub fn begin(self: &Arc<Self>) -> Running {
+        let mut state = self.state();
+        state.n_running += 1;
+        state.n_begun += 1;
+        state.head_since = None;
+        Running {
+            watch: self.clone(),
+            number: state.n_begun,
+        }
+    }
+
+    fn has_read(&self) {
+        let mut state = self.state();
+        if state.n_running == 0 {
+            state.head_since.get_or_insert_with(Instant::now);
+        }
+    }
+
+    fn has_written(&self, took: bool) {
+        let mut state = self.state();
+        match took {
+            true => state.blocked_since = None,
+            false => _ = state.blocked_since.get_or_insert_with(Instant::now),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state
+            .lock()
+            .expect("no code that holds this lock can panic")
+    }
+}
+
+/// A request that is being served.
+#[derive(Debug)]
+pub struct Running {
+    watch: Arc<Watch>,
+    number: u64,
+}
+
+impl Running {
+    /// A chunk of the reply was handed over.
+    pub fn handed_over(&self) {
+        self.watch
+            .state()
+            .untaken
+            .insert(self.number, Instant::now());
+    }
+
+    /// The next chunk was asked for, so the last one is on its way.
+    pub fn asked(&self) {
+        self.watch.state().untaken.remove(&self.number);
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let mut state = self.watch.state();
+        state.untaken.remove(&self.number);
+        state.n_running -= 1;
+        state.quiet_since = Instant::now();
+        state.head_since = None;
+    }
+}
+
+/// A socket that tells its watch what moves.
+#[derive(Debug)]
+pub struct Watched<T> {
+    io: T,
+    watch: Arc<Watch>,
+}
+
+impl<T> Watched<T> {
+    pub fn new(io: T, watch: Arc<Watch>) -> Self {
+        Self { io, watch }
+    }
+
+    fn note(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        self.watch.has_written(written.is_ready());
+        written
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.io).poll_read(cx, buf);
+        if buf.filled().len() > before {
+            self.watch.has_read();
+        }
+        read
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.note(written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.note(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const LIMITS: Limits = Limits {
+        header: SECOND,
+        idle: Duration::from_secs(8),
+        write: Duration::from_secs(4),
+    };
+
+    fn state(now: Instant) -> State {
+        State {
+            n_running: 0,
+            n_begun: 0,
+            quiet_since: now,
+            head_since: None,
+            blocked_since: None,
+            untaken: HashMap::new(),
+            multiplexed: false,
+        }
+    }
+
+    #[test]
+    fn a_new_connection_may_be_silent_as_long_as_a_head_may_take() {
+        let now = Instant::now();
+        let state = state(now);
+        assert!(matches!(state.verdict(&LIMITS, now), Verdict::Wait(at) if at <= now + SECOND));
+        assert!(matches!(
+            state.verdict(&LIMITS, now + SECOND),
+            Verdict::Cut(_)
+        ));
+    }
+
+    #[test]
+    fn a_served_connection_may_idle_longer_but_its_next_head_may_not_dawdle() {
+        let now = Instant::now();
+        let mut state = State {
+            n_begun: 1,
+            ..state(now)
+        };
+        assert!(matches!(
+            state.verdict(&LIMITS, now + 7 * SECOND),
+            Verdict::Wait(_)
+        ));
+        assert_eq!(state.verdict(&LIMITS, now + 8 * SECOND), Verdict::Close);
+        state.head_since = Some(now + 2 * SECOND);
+        assert!(matches!(
+            state.verdict(&LIMITS, now + 3 * SECOND),
+            Verdict::Cut(_)
+        ));
+        state.multiplexed = true;
+        assert!(matches!(
+            state.verdict(&LIMITS, now + 3 * SECOND),
+            Verdict::Wait(_)
+        ));
+    }
+
+    #[test]
+    fn a_running_request_is_not_idle_however_long_it_takes() {
+        let now = Instant::now();
+        let state = State {
+            n_begun: 1,
+            n_running: 1,
+            ..state(now)
+        };
+        assert!(matches!(
+            state.verdict(&LIMITS, now + 1000 * SECOND),
+            Verdict::Wait(_)
+        ));
+    }
+
+    #[test]
+    fn a_client_that_takes_nothing_is_cut_off() {
+        let now = Instant::now();
+        let mut state = State {
+            n_begun: 2,
+            n_running: 1,
+            blocked_since: Some(now),
+            ..state(now)
+        };
+        assert!(
+            matches!(state.verdict(&LIMITS, now + 3 * SECOND), Verdict::Wait(at) if at <= now + 4 * SECOND)
+        );
+        assert!(matches!(
+            state.verdict(&LIMITS, now + 4 * SECOND),
+            Verdict::Cut(_)
+        ));
+        state.blocked_since = None;
+        state.untaken = HashMap::from([(1, now), (2, now + SECOND)]);
+        assert!(matches!(
+            state.verdict(&LIMITS, now + 4 * SECOND),
+            Verdict::Cut(_)
+        ));
+    }
+}

@@ -1,0 +1,237 @@
+//! OWS parameters: key-value pairs as OGC services read them.
+//!
+//! Keys are upper-case and unique: of a repeated key the first value counts, for
+//! us as for QGIS. Values stay percent-encoded as the client wrote them, so the
+//! URLs that QGIS derives from the query are the client's own.
+
+use std::borrow::Cow;
+
+use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, percent_encode};
+
+/// What a query must not contain raw; `%` stays, it is part of an encoding already.
+const NOT_QUERY: &AsciiSet = &CONTROLS
+    .add(b' ')
+    .add(b'"')
+    .add(b'#')
+    .add(b'<')
+    .add(b'>')
+    .add(b'[')
+    .add(b'\\')
+    .add(b']')
+    .add(b'^')
+    .add(b'`')
+    .add(b'{')
+    .add(b'|')
+    .add(b'}');
+
+/// What a key must not contain either.
+const NOT_KEY: &AsciiSet = &NOT_QUERY.add(b'%').add(b'&').add(b'+').add(b'=');
+
+/// The longest operation that is worth a place in logs.
+const OPERATION_MAX: usize = 64;
+
+/// How far into a body the root element is looked for.
+const PROLOG_MAX: usize = 4096;
+
+/// Parameters in order of their first appearance.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Kvp(Vec<(String, String)>);
+
+impl Kvp {
+    /// The parameters of a query, in upper case.
+    pub fn parse(query: &str) -> Self {
+        let mut kvp = Self::default();
+        kvp.merge(query.as_bytes());
+        kvp
+    }
+
+    /// Adds the parameters of `form` that are not there yet.
+    pub fn merge(&mut self, form: &[u8]) {
+        for pair in form
+            .split(|byte| *byte == b'&')
+            .filter(|pair| !pair.is_empty())
+        {
+            let mut halves = pair.splitn(2, |byte| *byte == b'=');
+            let key = decode(halves.next().unwrap_or_default()).to_uppercase();
+            let value = halves.next().unwrap_or_default();
+            if !self.0.iter().any(|(known, _)| *known == key) {
+                self.0.push((key, tidy(value)));
+            }
+        }
+    }
+
+    /// The decoded value of `key`; None when it is absent or empty.
+    pub fn get(&self, key: &str) -> Option<String> {
+        let (_, value) = self.0.iter().find(|(known, _)| known == key)?;
+        Some(decode(value.as_bytes())).filter(|value| !value.is_empty())
+    }
+
+    /// The query again.
+    pub fn to_query(&self) -> String {
+        let pairs: Vec<String> = self
+            .0
+            .iter()
+            .map(|(key, value)| format!("{}={value}", encode_key(key)))
+            .collect();
+        pairs.join("&")
+    }
+}
+
+/// The query with the name of MAP in upper case, as QGIS looks for it; all the
+/// rest is the business of an API, repeated keys included.
+pub fn with_upper_map(query: &str) -> String {
+    let pairs: Vec<Cow<'_, str>> = query
+        .split('&')
+        .map(|pair| match pair.split_once('=') {
+            Some((key, value)) if is_map(key) => format!("MAP={value}").into(),
+            _ => pair.into(),
+        })
+        .collect();
+    tidy(pairs.join("&").as_bytes())
+}
+
+/// The first MAP of a query whose other keys keep their case.
+pub fn map_of(query: &str) -> Option<String> {
+    let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+    let value = pairs
+        .into_iter()
+        .find(|(key, _)| is_map(key))
+        .map(|(_, value)| decode(value.as_bytes()));
+    value.filter(|value| !value.is_empty())
+}
+
+/// A path or query without what an URL cannot hold raw.
+pub fn tidy(raw: &[u8]) -> String {
+    percent_encode(raw, NOT_QUERY).to_string()
+}
+
+/// An operation as logs and obituaries show it: short, printable.
+pub fn operation(name: &str) -> String {
+    let shown = |c: char| if c.is_ascii_graphic() { c } else { '?' };
+    name.chars().take(OPERATION_MAX).map(shown).collect()
+}
+
+/// Whether `operation` changes nothing, so that it may be asked twice or left
+/// half-way. WFS lets a Transaction come by GET.
+pub fn is_read_only(operation: &str) -> bool {
+    !operation.eq_ignore_ascii_case("Transaction") && !operation.eq_ignore_ascii_case("LockFeature")
+}
+
+/// The local name of the root element of an XML body: the operation of a POST.
+pub fn root_element(body: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(&body[..body.len().min(PROLOG_MAX)]);
+    let mut rest = text.trim_start_matches('\u{FEFF}').trim_start();
+    loop {
+        let inner = rest.strip_prefix('<')?;
+        let end = match inner.get(..3) {
+            Some("!--") => "-->",
+            _ if inner.starts_with('?') => "?>",
+            _ if inner.starts_with('!') => return None,
+            _ => return local_name(inner),
+        };
+        rest = inner.split_once(end)?.1.trim_start();
+    }
+}
+
+fn local_name(tag: &str) -> Option<String> {
+    let name = tag
+        .split(|c: char| c.is_whitespace() || matches!(c, '>' | '/'))
+        .next()?;
+    let local = name.rsplit(':').next()?;
+    (!local.is_empty()).then(|| operation(local))
+}
+
+fn is_map(key: &str) -> bool {
+    decode(key.as_bytes()).eq_ignore_ascii_case("MAP")
+}
+
+fn encode_key(key: &str) -> String {
+    percent_encode(key.as_bytes(), NOT_KEY).to_string()
+}
+
+/// A `+` is a space, here as in QGIS.
+fn decode(raw: &[u8]) -> String {
+    let spaced = String::from_utf8_lossy(raw).replace('+', " ");
+    percent_decode_str(&spaced).decode_utf8_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_upper_cased_and_values_left_alone() {
+        let kvp = Kvp::parse("map=a%2Fb&Service=wms&styles=&x+y=1&b=%C3%BC+%26");
+        assert_eq!(
+            kvp.to_query(),
+            "MAP=a%2Fb&SERVICE=wms&STYLES=&X%20Y=1&B=%C3%BC+%26"
+        );
+        assert_eq!(kvp.get("MAP").as_deref(), Some("a/b"));
+        assert_eq!(kvp.get("B").as_deref(), Some("ü &"));
+    }
+
+    #[test]
+    fn the_first_of_a_repeated_key_wins_for_us_and_for_qgis() {
+        let mut kvp = Kvp::parse("MAP=a&map=b&%6Dap=c");
+        kvp.merge(b"Map=d&LAYERS=x");
+        assert_eq!(kvp.to_query(), "MAP=a&LAYERS=x");
+    }
+
+    #[test]
+    fn an_empty_value_is_as_good_as_none() {
+        assert_eq!(Kvp::parse("MAP=&SERVICE").get("MAP"), None);
+        assert_eq!(Kvp::parse("MAP=&SERVICE").get("SERVICE"), None);
+        assert_eq!(map_of("a&map="), None);
+    }
+
+    #[test]
+    fn a_form_cannot_break_out_of_the_query() {
+        let mut kvp = Kvp::default();
+        kvp.merge(b"A=1 2#x\r\nHost: y&B=\xff\"");
+        assert_eq!(kvp.to_query(), "A=1%202%23x%0D%0AHost:%20y&B=%FF%22");
+    }
+
+    #[test]
+    fn an_api_keeps_its_query_but_for_the_name_of_map() {
+        assert_eq!(with_upper_map("a=1&Map=x%2Fy&a=2&f"), "a=1&MAP=x%2Fy&a=2&f");
+        assert_eq!(map_of("a=1&Map=x%2Fy&MAP=z").as_deref(), Some("x/y"));
+    }
+
+    #[test]
+    fn the_operation_of_a_body_is_its_root_element() {
+        for (body, name) in [
+            ("<wfs:GetFeature a='b'/>", Some("GetFeature")),
+            (
+                "\u{FEFF}<?xml version='1.0'?>\n<!-- x > y --><Transaction>",
+                Some("Transaction"),
+            ),
+            ("<!DOCTYPE a [<!ENTITY b 'c'>]><a/>", None),
+            ("SERVICE=WMS", None),
+            ("<", None),
+            ("", None),
+        ] {
+            assert_eq!(root_element(body.as_bytes()).as_deref(), name, "{body}");
+        }
+    }
+
+    #[test]
+    fn an_operation_is_short_and_printable() {
+        assert_eq!(operation("Get\nMap é"), "Get?Map??");
+        assert_eq!(operation(&"x".repeat(1000)).len(), OPERATION_MAX);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_query_read_again_says_the_same(form: Vec<u8>) {
+            let mut kvp = Kvp::default();
+            kvp.merge(&form);
+            proptest::prop_assert!(kvp.to_query().bytes().all(|byte| byte.is_ascii_graphic()));
+            proptest::prop_assert_eq!(Kvp::parse(&kvp.to_query()).to_query(), kvp.to_query());
+        }
+
+        #[test]
+        fn no_body_panics(body: Vec<u8>) {
+            let _ = root_element(&body);
+        }
+    }
+}
