@@ -1,0 +1,46 @@
+# make serve   build, serve the example projects on 127.0.0.1:8080, say what to try
+# make test    everything that must pass before a change lands
+# make bench   in-process QGIS, nginx + FastCGI and qgisserver, side by side
+#
+# All three work on a fresh Debian 12 with a Rust toolchain, as root or as a
+# user with sudo: Debian packages that are missing are installed.
+
+# QGIS is Debian's, so its Python must be too, whatever `python3` is first on PATH.
+export PYO3_PYTHON := /usr/bin/python3
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+BUILD := gcc pkg-config python3-dev
+QGIS  := python3-qgis qgis-server qgis-providers
+TEST  := systemd supervisor
+BENCH := nginx-light spawn-fcgi
+
+.PHONY: help serve test check bench cargo
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
+
+serve: cargo
+	@.ci/need $(BUILD) $(QGIS)
+	cargo build --release --workspace --bins
+	@sh examples/serve.sh target/release/qgisserver
+
+# The programs first: the tests start them.
+test: cargo
+	@.ci/need $(BUILD) $(QGIS) $(TEST)
+	@$(PYO3_PYTHON) -c 'import qgis.server' || { echo 'QGIS does not load in $(PYO3_PYTHON)' >&2; exit 1; }
+	cargo build --workspace --bins
+	@$(MAKE) --no-print-directory check
+	cargo test --workspace
+
+# rustfmt and clippy are optional parts of a toolchain.
+check:
+	@if cargo fmt --version >/dev/null 2>&1; then cargo fmt --all --check; else echo 'no rustfmt here: layout not checked'; fi
+	@if cargo clippy --version >/dev/null 2>&1; then cargo clippy --workspace --all-targets -- -D warnings; else echo 'no clippy here: not linted'; fi
+
+bench: cargo
+	@.ci/need $(BUILD) $(QGIS) $(BENCH)
+	cargo build --release --workspace --bins
+	cargo bench --bench compare
+
+cargo:
+	@command -v cargo >/dev/null || { echo 'cargo not found: install Rust for this user (sudo is called where it is needed)' >&2; exit 1; }

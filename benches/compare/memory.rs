@@ -1,0 +1,95 @@
+//! Resident memory of processes and their descendants, from /proc.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Kilobytes that the process has resident.
+pub fn resident(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse().ok())
+        .unwrap_or(0)
+}
+
+/// Kilobytes of the process and all that descends from it.
+pub fn of_tree(root: u32) -> u64 {
+    tree(root).into_iter().map(resident).sum()
+}
+
+fn tree(root: u32) -> Vec<u32> {
+    let parents = parents();
+    let mut found = vec![root];
+    let mut at = 0;
+    while at < found.len() {
+        let parent = found[at];
+        found.extend(
+            parents
+                .iter()
+                .filter(|(_, p)| **p == parent)
+                .map(|(pid, _)| pid),
+        );
+        at += 1;
+    }
+    found
+}
+
+fn parents() -> BTreeMap<u32, u32> {
+    let entries = fs::read_dir("/proc").expect("/proc is mounted");
+    let pids = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter_map(|pid| Some((pid, stat(pid, 1)? as u32)))
+        .collect()
+}
+
+/// A field of /proc/PID/stat, counted from the closing parenthesis of the name,
+/// which may contain anything.
+fn stat(pid: u32, field: usize) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?
+        .1
+        .split_whitespace()
+        .nth(field)?
+        .parse()
+        .ok()
+}
+
+/// Processor time of the process and all that descends from it, in clock ticks.
+pub fn cpu_of_tree(root: u32) -> u64 {
+    tree(root)
+        .into_iter()
+        .filter_map(|pid| Some(stat(pid, 11)? + stat(pid, 12)?))
+        .sum()
+}
+
+/// Looks every few milliseconds and remembers the most.
+pub struct Peak {
+    stop: Arc<AtomicBool>,
+    watch: JoinHandle<u64>,
+}
+
+impl Peak {
+    pub fn watch(root: u32) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let seen = stop.clone();
+        let watch = std::thread::spawn(move || {
+            let pids = tree(root);
+            let mut most = 0;
+            while !seen.load(Ordering::Relaxed) {
+                most = most.max(pids.iter().copied().map(resident).sum());
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            most
+        });
+        Self { stop, watch }
+    }
+
+    pub fn stop(self) -> u64 {
+        self.stop.store(true, Ordering::Relaxed);
+        self.watch.join().expect("reading /proc does not panic")
+    }
+}

@@ -1,0 +1,363 @@
+//! What an operator copies to /etc: systemd accepts the units, supervisord runs the programs.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use qgisserver::config::Config;
+
+const PATIENCE: Duration = Duration::from_secs(90);
+const CAPABILITIES: &str = "/ows/?SERVICE=WMS&REQUEST=GetCapabilities&MAP=world";
+
+#[test]
+fn systemd_finds_no_fault_in_the_units() {
+    let folder = tempfile::tempdir().unwrap();
+    let units = installed(folder.path(), "systemd");
+    let verify = Command::new("systemd-analyze")
+        .args(["verify", "--man=no", "--recursive-errors=no"])
+        .args(&units)
+        .output()
+        .expect("systemd-analyze is installed (Debian package systemd)");
+    let said = String::from_utf8_lossy(&verify.stderr).into_owned();
+    assert!(verify.status.success(), "{said}");
+    let about_us: Vec<_> = said
+        .lines()
+        .filter(|line| line.contains("qgisserver"))
+        .collect();
+    assert_eq!(about_us, Vec::<&str>::new());
+    assert_eq!(units.len(), 3);
+}
+
+#[test]
+fn nobody_is_killed_while_the_server_still_drains() {
+    let drain = Config::default()
+        .drain_timeout
+        .max(Config::default().pool.drain_timeout);
+    for path in files("systemd") {
+        assert!(
+            seconds(&path, "TimeoutStopSec=") > drain,
+            "{}",
+            path.display()
+        );
+    }
+    assert!(seconds(&source("etc/supervisord.conf"), "stopwaitsecs=") > drain);
+}
+
+#[test]
+fn reload_is_a_rolling_restart_in_every_unit() {
+    for path in files("systemd") {
+        let unit = fs::read_to_string(&path).unwrap();
+        assert!(
+            unit.contains("\nExecReload=/bin/kill -HUP $MAINPID\n"),
+            "{}",
+            path.display()
+        );
+        assert!(unit.contains("\nType=notify\n"), "{}", path.display());
+    }
+}
+
+#[test]
+fn supervisord_starts_restarts_and_stops_the_server_and_leaves_nobody_behind() {
+    let supervisor = Supervisor::start();
+    let first = supervisor.serving("qgisserver", 1);
+    let family = supervisor.family("qgisserver");
+    assert!(family.len() >= 3, "server, pool and worker: {family:?}");
+
+    supervisor.control(&["restart", "qgisserver"]);
+    gone(&family);
+    let second = supervisor.serving("qgisserver", 2);
+    assert!(
+        supervisor.pid("qgisserver") != Some(family[0]),
+        "{first} then {second}"
+    );
+
+    let family = supervisor.family("qgisserver");
+    supervisor.control(&["stop", "qgisserver"]);
+    gone(&family);
+    assert!(get(&second).is_none(), "nobody listens any more");
+}
+
+#[test]
+fn supervisord_replaces_a_server_that_was_killed() {
+    let supervisor = Supervisor::start();
+    supervisor.serving("qgisserver", 1);
+    let family = supervisor.family("qgisserver");
+    kill(Pid::from_raw(family[0]), Signal::SIGKILL).unwrap();
+    gone(&family);
+    supervisor.serving("qgisserver", 2);
+}
+
+#[test]
+fn supervisord_runs_server_and_workers_apart() {
+    let supervisor = Supervisor::start();
+    supervisor.serving("qgisserver", 1);
+    supervisor.control(&["stop", "qgisserver"]);
+
+    supervisor.control(&["start", "qgisserver-worker", "qgisserver-proxy"]);
+    let base = supervisor.serving("qgisserver-proxy", 1);
+    supervisor.control(&["restart", "qgisserver-worker"]);
+    assert_eq!(
+        capabilities(&base),
+        Some(200),
+        "a new pool joined the same server"
+    );
+
+    let family: Vec<_> = ["qgisserver-proxy", "qgisserver-worker"]
+        .iter()
+        .flat_map(|name| supervisor.family(name))
+        .collect();
+    supervisor.control(&["stop", "all"]);
+    gone(&family);
+}
+
+/// A supervisord with our programs on the example projects, in a folder of its own.
+struct Supervisor {
+    folder: tempfile::TempDir,
+    child: Child,
+}
+
+impl Supervisor {
+    fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let programs = installed(folder.path(), "etc");
+        let programs = programs
+            .iter()
+            .find(|path| path.ends_with("supervisord.conf"))
+            .unwrap();
+        let here = folder.path().display();
+        fs::write(folder.path().join("qgisserver.conf"), settings()).unwrap();
+        fs::write(
+            folder.path().join("daemon.conf"),
+            format!(
+                "[supervisord]\nnodaemon=true\nlogfile={here}/supervisord.log\npidfile={here}/supervisord.pid\n\
+                 childlogdir={here}\n\
+                 [unix_http_server]\nfile={here}/control.sock\n\
+                 [supervisorctl]\nserverurl=unix://{here}/control.sock\n\
+                 [rpcinterface:supervisor]\n\
+                 supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface\n\
+                 [include]\nfiles={}\n",
+                programs.display()
+            ),
+        )
+        .unwrap();
+        let child = Command::new("/usr/bin/supervisord")
+            .arg("-c")
+            .arg(folder.path().join("daemon.conf"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("supervisord is installed (Debian package supervisor)");
+        Self { folder, child }
+    }
+
+    fn ctl(&self, words: &[&str]) -> Output {
+        Command::new("/usr/bin/supervisorctl")
+            .arg("-c")
+            .arg(self.folder.path().join("daemon.conf"))
+            .args(words)
+            .output()
+            .expect("supervisorctl is installed (Debian package supervisor)")
+    }
+
+    fn control(&self, words: &[&str]) {
+        let done = self.ctl(words);
+        assert!(
+            done.status.success(),
+            "{words:?}: {}",
+            String::from_utf8_lossy(&done.stdout)
+        );
+    }
+
+    fn log(&self, program: &str) -> String {
+        fs::read_to_string(self.folder.path().join(format!("{program}.log"))).unwrap_or_default()
+    }
+
+    /// The base URL of the nth life of the program, once QGIS answers there.
+    fn serving(&self, program: &str, life: usize) -> String {
+        let base = eventually(
+            &format!("life {life} of {program}"),
+            || self.log(program),
+            || {
+                let log = self.log(program);
+                let line = log
+                    .lines()
+                    .filter(|line| line.contains("listening on http://"))
+                    .nth(life - 1)?;
+                let url = &line[line.find("http://")?..];
+                url.split_whitespace()
+                    .next()
+                    .map(|url| url.trim_end_matches('/').to_owned())
+            },
+        );
+        eventually(
+            "GetCapabilities",
+            || self.log(program),
+            || (capabilities(&base) == Some(200)).then_some(()),
+        );
+        base
+    }
+
+    fn pid(&self, program: &str) -> Option<i32> {
+        let said = self.ctl(&["pid", program]).stdout;
+        String::from_utf8_lossy(&said)
+            .trim()
+            .parse()
+            .ok()
+            .filter(|pid| *pid > 0)
+    }
+
+    /// The program and all that descends from it.
+    fn family(&self, program: &str) -> Vec<i32> {
+        let mut found = vec![self.pid(program).expect("it runs")];
+        let mut at = 0;
+        while at < found.len() {
+            found.extend(children(found[at]));
+            at += 1;
+        }
+        found
+    }
+}
+
+impl Drop for Supervisor {
+    /// supervisord takes its programs along before it leaves.
+    fn drop(&mut self) {
+        let _ = kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM);
+        let asked = Instant::now();
+        while matches!(self.child.try_wait(), Ok(None)) && asked.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Any port, the examples, one worker; the gate on a port that was free a moment ago.
+fn settings() -> String {
+    let gate = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    format!(
+        "[server]\ninterfaces=127.0.0.1\nport=0\nworkers=1\n\
+         [projects.cache]\nrootdir={}\n\
+         [zmq]\nhostaddr=127.0.0.1\nbindaddr=tcp://{gate}\n",
+        source("examples/projects").display()
+    )
+}
+
+/// Copies of the files of a folder that name this build's programs and `folder`
+/// where they name those of an installed system.
+fn installed(folder: &Path, from: &str) -> Vec<PathBuf> {
+    let programs = Path::new(env!("CARGO_BIN_EXE_qgisserver"))
+        .parent()
+        .unwrap();
+    let worker = fs::metadata(programs.join("qgisserver-worker"))
+        .expect("the worker is built: cargo build --workspace");
+    assert!(worker.permissions().mode() & 0o100 != 0);
+    files(from)
+        .into_iter()
+        .map(|path| {
+            let here = folder.to_str().unwrap();
+            let text = fs::read_to_string(&path)
+                .unwrap()
+                .replace("/usr/bin/", &format!("{}/", programs.display()))
+                .replace("/etc/qgisserver.conf", &format!("{here}/qgisserver.conf"))
+                .replace("/var/log/supervisor/", &format!("{here}/"))
+                .replace("HOME=\"/var/lib/qgisserver\"", &format!("HOME=\"{here}\""))
+                .replace("user=www-data\n", "");
+            let copy = folder.join(path.file_name().unwrap());
+            fs::write(&copy, text).unwrap();
+            copy
+        })
+        .collect()
+}
+
+fn source(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+fn files(folder: &str) -> Vec<PathBuf> {
+    fs::read_dir(source(folder))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_file())
+        .collect()
+}
+
+/// The least of the values that a file gives to a key.
+fn seconds(file: &Path, key: &str) -> Duration {
+    let text = fs::read_to_string(file).unwrap();
+    let values = text
+        .lines()
+        .filter_map(|line| line.strip_prefix(key)?.parse().ok());
+    Duration::from_secs(
+        values
+            .min()
+            .unwrap_or_else(|| panic!("{} says {key}", file.display())),
+    )
+}
+
+fn capabilities(base: &str) -> Option<u16> {
+    get(&format!("{base}{CAPABILITIES}"))
+}
+
+/// The status, or None when nobody answers.
+fn get(url: &str) -> Option<u16> {
+    let config = ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .timeout_global(Some(PATIENCE))
+        .build();
+    ureq::Agent::new_with_config(config)
+        .get(url)
+        .call()
+        .ok()
+        .map(|reply| reply.status().as_u16())
+}
+
+fn children(pid: i32) -> Vec<i32> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    lists
+        .flat_map(|list| {
+            list.split_whitespace()
+                .map(|pid| pid.parse().unwrap())
+                .collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+/// Waits until none of the processes runs; one that nobody has reaped yet runs no more.
+fn gone(family: &[i32]) {
+    let runs = |pid: &&i32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit_once(") ")
+            .is_some_and(|(_, rest)| !rest.starts_with('Z'))
+    };
+    let left = || format!("{:?}", family.iter().filter(runs).collect::<Vec<_>>());
+    eventually("the end of all processes", left, || {
+        (!family.iter().any(|pid| runs(&pid))).then_some(())
+    });
+}
+
+/// Asks until there is an answer; without one in time, says what `state` says.
+fn eventually<T>(what: &str, state: impl Fn() -> String, mut ask: impl FnMut() -> Option<T>) -> T {
+    let since = Instant::now();
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(
+            since.elapsed() < PATIENCE,
+            "{what}: not within {PATIENCE:?}: {}",
+            state()
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
