@@ -1,1 +1,127 @@
-fn main(){}
+//! The server: flags → settings → log → ports → privileges → run → exit code.
+
+use std::net::{SocketAddr, TcpListener};
+use std::process::{Command, ExitCode};
+
+use qgisserver::config::{self, Action, Config};
+use qgisserver::{Error, log};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// The configuration is wrong (`EX_CONFIG`), as far as only trying shows.
+const CONFIGURATION: u8 = 78;
+/// The service cannot be provided (`EX_UNAVAILABLE`).
+const UNAVAILABLE: u8 = 69;
+
+fn main() -> ExitCode {
+    let environment = std::env::vars().collect();
+    match config::server_command_line(std::env::args_os(), &environment) {
+        Ok(Action::Run(config, warnings)) => {
+            log::init(&config.log);
+            warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+            serve(*config).unwrap_or_else(|(code, message)| {
+                tracing::error!("{message}");
+                ExitCode::from(code)
+            })
+        }
+        Ok(Action::Version) => version(),
+        Ok(Action::Help(text) | Action::PrintConfig(text) | Action::CheckConfig(text)) => {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(exit) => {
+            eprintln!("qgisserver: {}", exit.message);
+            ExitCode::from(u8::try_from(exit.code).unwrap_or(1))
+        }
+    }
+}
+
+type Failed = (u8, String);
+
+fn serve(config: Config) -> Result<ExitCode, Failed> {
+    let listeners = bind(&config)?;
+    become_user(config.setuid.as_deref())?;
+    raise_descriptor_limit();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(config.http.threads)
+        .enable_all()
+        .build()
+        .map_err(|error| (UNAVAILABLE, format!("no threads (server.http_threads): {error}")))?;
+    let outcome = runtime.block_on(async { qgisserver::run(config, listeners, stopped()).await });
+    outcome.map(|()| ExitCode::SUCCESS).map_err(|error| match error {
+        Error::Http(_) => (CONFIGURATION, error.to_string()),
+        Error::Broker(_) | Error::BrokerEnded => (UNAVAILABLE, error.to_string()),
+    })
+}
+
+fn bind(config: &Config) -> Result<Vec<TcpListener>, Failed> {
+    let scheme = if config.http.tls.is_some() { "https" } else { "http" };
+    let bind = |interface| {
+        let address = SocketAddr::new(interface, config.http.port);
+        let failed = |error| {
+            let names = "server.interfaces, server.port";
+            (CONFIGURATION, format!("cannot listen on {address} ({names}): {error}"))
+        };
+        let listener = TcpListener::bind(address).map_err(failed)?;
+        tracing::info!("listening on {scheme}://{}/", listener.local_addr().map_err(failed)?);
+        Ok(listener)
+    };
+    config.http.interfaces.iter().copied().map(bind).collect()
+}
+
+/// `--setuid`: the ports are bound, nothing else needs root.
+fn become_user(name: Option<&str>) -> Result<(), Failed> {
+    let Some(name) = name else { return Ok(()) };
+    let failed = |why: String| (CONFIGURATION, format!("cannot become {name} (--setuid): {why}"));
+    let user = nix::unistd::User::from_name(name)
+        .map_err(|error| failed(error.to_string()))?
+        .ok_or_else(|| failed("there is no such user".into()))?;
+    let c_name = std::ffi::CString::new(name).map_err(|error| failed(error.to_string()))?;
+    nix::unistd::initgroups(&c_name, user.gid)
+        .and_then(|()| nix::unistd::setgid(user.gid))
+        .and_then(|()| nix::unistd::setuid(user.uid))
+        .map_err(|error| failed(error.to_string()))
+}
+
+/// Every connection is a descriptor, and the usual soft limit is 1024.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
+
+/// Resolves at SIGTERM or SIGINT. Another one ends the process at once.
+async fn stopped() {
+    let [mut terminate, mut interrupt] = [SignalKind::terminate(), SignalKind::interrupt()]
+        .map(|kind| signal(kind).expect("the signal can be handled"));
+    next(&mut terminate, &mut interrupt).await;
+    tracing::info!("stopping: running requests may end, a second signal ends them");
+    tokio::spawn(async move {
+        next(&mut terminate, &mut interrupt).await;
+        tracing::warn!("stopped by a second signal");
+        std::process::exit(1);
+    });
+}
+
+async fn next(terminate: &mut Signal, interrupt: &mut Signal) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+/// `--version`: ours, and what the worker program says of QGIS and its libraries.
+fn version() -> ExitCode {
+    println!("qgisserver {}", env!("CARGO_PKG_VERSION"));
+    let program = qgisserver::worker_program(&Config::default());
+    match Command::new(&program).arg("--version").output() {
+        Ok(output) => {
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            text.lines().skip(1).for_each(|line| println!("{line}"));
+        }
+        Err(error) => println!("QGIS unknown: {} does not start: {error}", program.display()),
+    }
+    ExitCode::SUCCESS
+}

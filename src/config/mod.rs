@@ -136,6 +136,8 @@ pub struct Pool {
     pub heartbeat_misses: u32,
     /// Bytes of a stream that are collected before they are sent.
     pub chunk_bytes: usize,
+    /// How long QGIS may take to stop before its worker exits.
+    pub cancel_grace: Duration,
     /// How long a worker that was told to leave may go on with its request.
     pub drain_timeout: Duration,
     /// Projects in the cache of a worker.
@@ -215,6 +217,7 @@ impl Default for Config {
                 heartbeat: seconds(1),
                 heartbeat_misses: 3,
                 chunk_bytes: 256 << 10,
+                cancel_grace: seconds(1),
                 drain_timeout: seconds(20),
                 cache_size: 10,
                 check_interval: Duration::ZERO,
@@ -333,6 +336,7 @@ impl Pool {
             heartbeat: settings.duration("zmq.heartbeat"),
             heartbeat_misses: settings.small("zmq.heartbeat_misses"),
             chunk_bytes: settings.size("worker.chunk_bytes"),
+            cancel_grace: settings.duration("zmq.cancel_grace"),
             drain_timeout: settings.duration("worker.drain_timeout"),
             cache_size: settings.size("projects.cache.size"),
             check_interval: settings.duration("projects.cache.check_interval"),
