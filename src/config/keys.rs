@@ -391,6 +391,8 @@ pub const SETTINGS: &[Setting] = &[
     row("monitor:amqp.default_routing_key", Kind::Text, "", "routing key when a variable part of the other is missing").later(),
     row("monitor:amqp.reconnect_delay", Kind::SecondsOrZero, "5", "seconds before a lost connection is tried again")
         .env(&["AMQP_RECONNECT_DELAY"]).later(),
+
+    row("cache.observers:ban.server_address", Kind::Text, "", "URL that gets a BAN when a project changes").later(),
 ];
 
 /// Settings whose keys are chosen by the operator.
@@ -415,7 +417,7 @@ pub const FAMILIES: &[Family] = &[
         help: "a setting of a monitor",
         env_prefix: None, state: State::Later },
     Family { prefix: "cache.observers:", pattern: "<name>.<key>", kind: Kind::Text,
-        help: "a setting of an observer, such as server_address of ban",
+        help: "a setting of an observer",
         env_prefix: None, state: State::Later },
 ];
 
