@@ -34,6 +34,8 @@ where
     let lines = tracing_subscriber::fmt::layer()
         .with_ansi(colours)
         .with_writer(writer)
+        // Complaining on stderr about stderr would panic.
+        .log_internal_errors(false)
         .fmt_fields(Fields {
             json: settings.json,
         })

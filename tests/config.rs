@@ -183,7 +183,7 @@ fn mistakes_of_all_layers_come_together() {
         format!("{path}:5: expected [section] or key = value, found \"ssl\""),
         format!("{path}:6: server.sll: unknown setting; did you mean server.ssl?"),
         "--port: server.port: expected a port, 0 to 65535, found \"99999\"".into(),
-        "QGSRV_SERVER_TIMEOUT: server.timeout: expected seconds, more than 0, found \"0\"".into(),
+        "QGSRV_SERVER_TIMEOUT: server.timeout: expected seconds, at least 0.001, found \"0\"".into(),
         format!("{path}:2: zmq.maxqueue: expected a count, found \"many\""),
         "projects.cache.rootdir: is required: the absolute directory of the projects (--rootdir or QGSRV_CACHE_ROOTDIR)".into(),
     ]);

@@ -19,7 +19,13 @@ pub fn mistakes(config: &Config, settings: &Settings, program: Program) -> Vec<M
         mistakes: Vec::new(),
     };
     if !(is_server && config.proxy) {
-        found.note("projects.cache.rootdir", directory(&config.pool.rootdir));
+        found.note(
+            "projects.cache.rootdir",
+            root_directory(&config.pool.rootdir),
+        );
+    }
+    if is_server {
+        found.note("zmq.ipcpath", socket_directory(&config.broker.runtime_dir));
     }
     if let (true, Some(tls)) = (is_server, &config.http.tls) {
         found.note("server.ssl_cert", readable(&tls.cert));
@@ -80,10 +86,24 @@ impl Found<'_> {
     }
 }
 
-fn directory(path: &Path) -> Result<(), String> {
-    if path.as_os_str().is_empty() {
-        return Err("is required: the absolute directory of the projects (--rootdir or QGSRV_CACHE_ROOTDIR)".into());
+fn root_directory(path: &Path) -> Result<(), String> {
+    match path.as_os_str().is_empty() {
+        true => Err("is required: the absolute directory of the projects (--rootdir or QGSRV_CACHE_ROOTDIR)".into()),
+        false => directory(path),
     }
+}
+
+/// The name of a socket is no longer than 107 bytes, and we add to the directory's.
+fn socket_directory(path: &Path) -> Result<(), String> {
+    match path.as_os_str().len() {
+        ..=64 => directory(path),
+        n => Err(format!(
+            "expected a directory whose name has at most 64 bytes, found {n}"
+        )),
+    }
+}
+
+fn directory(path: &Path) -> Result<(), String> {
     match path.is_absolute() && path.is_dir() {
         true => Ok(()),
         false => Err(format!(

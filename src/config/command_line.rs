@@ -95,11 +95,19 @@ fn command_line(
     };
     mistakes.extend(check::mistakes(&config, &settings, program));
     warnings.extend(check::warnings(&config));
+    if is_local_pool(program, &matches) {
+        // The server that started it said the same.
+        warnings.clear();
+    }
     let is_check = matches.get_flag("check-config");
     fail_or(mistakes, || match is_check {
         true => Action::CheckConfig(verdict(&warnings)),
         false => Action::Run(Box::new(config), warnings),
     })
+}
+
+fn is_local_pool(program: Program, matches: &ArgMatches) -> bool {
+    program == Program::Worker && matches.contains_id("connect")
 }
 
 fn fail_or(mistakes: Vec<Mistake>, action: impl FnOnce() -> Action) -> Result<Action, Exit> {
@@ -482,6 +490,17 @@ mod tests {
         );
         assert_eq!((second.log, second.broker), (first.log, first.broker));
         assert_eq!(second.pool.workers, 3);
+    }
+
+    #[test]
+    fn a_local_pool_does_not_repeat_the_warnings_of_its_server() {
+        let warnings = |line: &str| match worker(line) {
+            Ok(Action::Run(_, warnings)) => warnings.len(),
+            other => panic!("{other:?}"),
+        };
+        let line = "--rootdir . --set server.monitor=amqp --set server.pluginpath=/nowhere";
+        assert_eq!(warnings(line), 2);
+        assert_eq!(warnings(&format!("{line} --connect ipc:///run/q")), 0);
     }
 
     #[test]

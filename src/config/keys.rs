@@ -4,7 +4,7 @@
 //! A setting is `section.key`; any of its variables may set it, the first one
 //! that is there wins, and `QGSRV_<SECTION>_<KEY>` is always one of them.
 
-use super::kind::Kind;
+use super::kind::{Kind, MANY};
 
 /// One row: a setting.
 #[derive(Debug, Clone, Copy)]
@@ -79,16 +79,28 @@ const SERVER: &[Program] = &[Program::Server];
 const WORKER: &[Program] = &[Program::Worker];
 const BOTH: &[Program] = &[Program::Server, Program::Worker];
 
-const ANY: Kind = Kind::Count {
-    min: 0,
-    max: u64::MAX,
-};
-const SOME: Kind = Kind::Count {
-    min: 1,
-    max: u64::MAX,
-};
+const ANY: Kind = Kind::Count { min: 0, max: MANY };
+const SOME: Kind = Kind::Count { min: 1, max: MANY };
 const SMALL: Kind = Kind::Count { min: 1, max: 1024 };
 const SMALL_OR_NONE: Kind = Kind::Count { min: 0, max: 1024 };
+
+/// The HTTP library below has limits of its own; beyond them a setting would lie.
+const URI: Kind = Kind::Bytes {
+    min: 256,
+    max: 65_534,
+};
+const HEAD: Kind = Kind::Bytes {
+    min: 8 << 10,
+    max: 16 << 20,
+};
+const BODY: Kind = Kind::Bytes {
+    min: 1,
+    max: 1 << 40,
+};
+const CHUNK: Kind = Kind::Bytes {
+    min: 1 << 10,
+    max: 64 << 20,
+};
 
 const ONE_CONNECTION: State = State::Moot("server and worker share one connection for everything");
 
@@ -248,9 +260,9 @@ pub const SETTINGS: &[Setting] = &[
     row("server.body_timeout", Kind::Seconds, "20", "seconds between two parts of a request body"),
     row("server.idle_timeout", Kind::Seconds, "75", "seconds that a connection is kept without a request"),
     row("server.write_timeout", Kind::Seconds, "60", "seconds that a client may take nothing of its reply"),
-    row("server.body_max", Kind::Bytes, "100M", "size of a request body"),
-    row("server.uri_max", Kind::Bytes, "32K", "size of a request URI"),
-    row("server.header_max", Kind::Bytes, "64K", "size of a request head"),
+    row("server.body_max", BODY, "100M", "size of a request body"),
+    row("server.uri_max", URI, "32K", "size of a request URI"),
+    row("server.header_max", HEAD, "64K", "size of a request head"),
     row("server.restartmon", Kind::Path, "", "file whose change restarts the workers, one after the other"),
     row("server.restartmon_check_time", Kind::Milliseconds, "3000", "milliseconds between two looks at server.restartmon"),
     row("server.pluginpath", Kind::Paths, "", "directories with QGIS server plugins, separated by colons")
@@ -278,7 +290,7 @@ pub const SETTINGS: &[Setting] = &[
     row("projects.cache.rootdir", Kind::Path, "", "absolute directory of the projects; required")
         .env(&["QGSRV_CACHE_ROOTDIR"]).older(&["cache.rootdir"])
         .flags(&[Flag::value("rootdir", "PATH", BOTH)]),
-    row("projects.cache.size", SOME, "10", "projects that each worker keeps open")
+    row("projects.cache.size", SMALL, "10", "projects that each worker keeps open")
         .env(&["QGSRV_CACHE_SIZE"]).older(&["cache.size"]),
     row("projects.cache.check_interval", Kind::SecondsOrZero, "0", "seconds between two looks for changes of a project; 0: at each request")
         .env(&["QGSRV_CACHE_CHECK_INTERVAL"])
@@ -328,7 +340,7 @@ pub const SETTINGS: &[Setting] = &[
     row("worker.young", Kind::SecondsOrZero, "5", "seconds; a worker that dies younger is replaced after a pause"),
     row("worker.backoff_max", Kind::SecondsOrZero, "30", "seconds that this pause grows to"),
     row("worker.drain_timeout", Kind::SecondsOrZero, "20", "seconds that a running request may take when its worker is told to leave"),
-    row("worker.chunk_bytes", Kind::Bytes, "256K", "bytes of a streamed reply that travel together"),
+    row("worker.chunk_bytes", CHUNK, "256K", "bytes of a streamed reply that travel together"),
 
     row("zmq.hostaddr", Kind::Text, "127.0.0.1", "host part of zmq.bindaddr; loopback only, until connections are encrypted"),
     row("zmq.bindaddr", Kind::Endpoint, "tcp://${zmq:hostaddr}:18080", "where workers of other pools join, with --proxy")

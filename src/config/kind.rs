@@ -9,6 +9,9 @@ use tracing::Level;
 /// No wait of ours may exceed a year: clocks can always add that.
 const LONGEST: f64 = 365.0 * 86_400.0;
 
+/// A count without a limit of its own. Queues and semaphores can count to it.
+pub const MANY: u64 = 1_000_000_000;
+
 /// The port of the gate when an address names none.
 const GATE_PORT: u16 = 18080;
 
@@ -25,13 +28,16 @@ pub enum Kind {
     Integer,
     /// 0 means any free one.
     Port,
-    /// More than zero; fractions allowed.
+    /// A millisecond or more; fractions allowed.
     Seconds,
     /// Zero has a meaning of its own.
     SecondsOrZero,
     Milliseconds,
     /// A number, or one with K, M or G: powers of 1024.
-    Bytes,
+    Bytes {
+        min: u64,
+        max: u64,
+    },
     /// Between 0 and 1.
     Fraction,
     Text,
@@ -75,10 +81,10 @@ impl Kind {
             Self::Count { min, max } => Value::Count(within(text.parse().ok()?, min, max)?),
             Self::Integer => Value::Integer(text.parse().ok()?),
             Self::Port => Value::Count(text.parse::<u16>().ok()?.into()),
-            Self::Seconds => Value::Duration(duration(text, 1.0).filter(|d| !d.is_zero())?),
+            Self::Seconds => Value::Duration(wait(text, 1.0)?),
             Self::SecondsOrZero => Value::Duration(duration(text, 1.0)?),
-            Self::Milliseconds => Value::Duration(duration(text, 1e-3).filter(|d| !d.is_zero())?),
-            Self::Bytes => Value::Count(bytes(text).filter(|n| *n > 0)?),
+            Self::Milliseconds => Value::Duration(wait(text, 1e-3)?),
+            Self::Bytes { min, max } => Value::Count(within(bytes(text)?, min, max)?),
             Self::Fraction => Value::Fraction(within(text.parse().ok()?, 0.0, 1.0)?),
             Self::Text | Self::Secret => Value::Text(text.into()),
             Self::Path => Value::Path(text.into()),
@@ -94,18 +100,15 @@ impl Kind {
     pub fn expected(self) -> String {
         match self {
             Self::Bool => "yes or no".into(),
-            Self::Count {
-                min: 0,
-                max: u64::MAX,
-            } => "a count".into(),
-            Self::Count { min, max: u64::MAX } => format!("a count, at least {min}"),
+            Self::Count { min: 0, max: MANY } => "a count".into(),
+            Self::Count { min, max: MANY } => format!("a count, at least {min}"),
             Self::Count { min, max } => format!("a count from {min} to {max}"),
             Self::Integer => "a whole number".into(),
             Self::Port => "a port, 0 to 65535".into(),
-            Self::Seconds => "seconds, more than 0".into(),
+            Self::Seconds => "seconds, at least 0.001".into(),
             Self::SecondsOrZero => "seconds".into(),
-            Self::Milliseconds => "milliseconds, more than 0".into(),
-            Self::Bytes => "bytes, more than 0, such as 64K or 100M".into(),
+            Self::Milliseconds => "milliseconds, at least 1".into(),
+            Self::Bytes { min, max } => format!("bytes such as 64K or 100M, from {min} to {max}"),
             Self::Fraction => "a fraction from 0 to 1".into(),
             Self::Text | Self::Secret => "text".into(),
             Self::Path => "a path".into(),
@@ -147,6 +150,11 @@ fn within<T: PartialOrd>(value: T, min: T, max: T) -> Option<T> {
 fn duration(text: &str, unit: f64) -> Option<Duration> {
     let seconds = text.parse::<f64>().ok()? * unit;
     Duration::try_from_secs_f64(within(seconds, 0.0, LONGEST)?).ok()
+}
+
+/// Not so short that waiting for it again and again would be all we do.
+fn wait(text: &str, unit: f64) -> Option<Duration> {
+    duration(text, unit).filter(|wait| *wait >= Duration::from_millis(1))
 }
 
 fn bytes(text: &str) -> Option<u64> {
@@ -260,7 +268,7 @@ mod tests {
         let half = Value::Duration(Duration::from_millis(500));
         assert_eq!(parse(Kind::Seconds, "0.5"), Some(half.clone()));
         assert_eq!(parse(Kind::Milliseconds, "500"), Some(half));
-        for wrong in ["0", "-1", "inf", "NaN", "1e300", "20 s", ""] {
+        for wrong in ["0", "1e-9", "-1", "inf", "NaN", "1e300", "20 s", ""] {
             assert_eq!(parse(Kind::Seconds, wrong), None, "{wrong}");
         }
         assert_eq!(
@@ -271,9 +279,13 @@ mod tests {
 
     #[test]
     fn bytes_may_carry_a_unit() {
-        assert_eq!(parse(Kind::Bytes, "100M"), Some(Value::Count(100 << 20)));
-        assert_eq!(parse(Kind::Bytes, "64 k"), Some(Value::Count(64 << 10)));
-        assert_eq!(parse(Kind::Bytes, "12"), Some(Value::Count(12)));
+        let kind = Kind::Bytes {
+            min: 1,
+            max: 1 << 40,
+        };
+        assert_eq!(parse(kind, "100M"), Some(Value::Count(100 << 20)));
+        assert_eq!(parse(kind, "64 k"), Some(Value::Count(64 << 10)));
+        assert_eq!(parse(kind, "12"), Some(Value::Count(12)));
         for wrong in [
             "0",
             "M",
@@ -282,7 +294,7 @@ mod tests {
             "18446744073709551615G",
             "1Mé",
         ] {
-            assert_eq!(parse(Kind::Bytes, wrong), None, "{wrong}");
+            assert_eq!(parse(kind, wrong), None, "{wrong}");
         }
     }
 

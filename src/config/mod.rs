@@ -19,6 +19,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use command_line::{Action, Exit, server_command_line, worker_command_line};
+pub use layers::Environment;
 pub use print::sample;
 
 use kind::Value;
@@ -241,6 +242,14 @@ impl Default for Config {
             forwarded: Vec::new(),
         }
     }
+}
+
+/// The environment of this process; variables that are not UTF-8 are not ours.
+pub fn environment() -> Environment {
+    let text = |(name, text): (OsString, OsString)| {
+        Some((name.into_string().ok()?, text.into_string().ok()?))
+    };
+    std::env::vars_os().filter_map(text).collect()
 }
 
 impl Config {
