@@ -151,10 +151,9 @@ impl<'a> FormatFields<'a> for Fields {
         if self.json {
             let mut members = Members::default();
             fields.record(&mut members);
-            let members = members.0.into_iter();
+            let mut members = members.0.into_iter();
             return members
-                .map(|(name, value)| write!(out, ",{}:{value}", Value::from(name)))
-                .collect();
+                .try_for_each(|(name, value)| write!(out, ",{}:{value}", Value::from(name)));
         }
         let mut text = Text::default();
         fields.record(&mut text);

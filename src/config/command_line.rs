@@ -7,6 +7,7 @@ use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::keys::{Flag, Program, SETTINGS, Setting, Takes};
+use super::kind::Kind;
 use super::layers::{Environment, Given, Merged, Mistake, Origin, merge};
 use super::{Config, check, file, print};
 
@@ -151,6 +152,7 @@ fn command(program: Program) -> Command {
             .help(help)
     };
     Command::new(name)
+        .bin_name(name)
         .about(about)
         .disable_version_flag(true)
         .args_override_self(true)
@@ -197,7 +199,7 @@ fn argument(row: &'static Setting, flag: &'static Flag) -> Arg {
         Takes::Value(name) => arg.value_name(name).help(help(row)),
         Takes::Nothing { means } => arg
             .action(ArgAction::SetTrue)
-            .help(format!("same as --set {}={means}", row.name)),
+            .help(help_of_switch(row, means)),
     };
     let arg = flag.short.into_iter().fold(arg, Arg::short);
     flag.alias.into_iter().fold(arg, Arg::visible_alias)
@@ -210,6 +212,14 @@ fn help(row: &Setting) -> String {
         row.default
     };
     format!("{} [{}, default {default}]", row.help, row.name)
+}
+
+fn help_of_switch(row: &Setting, means: &str) -> String {
+    let same = format!("same as --set {}={means}", row.name);
+    match row.kind {
+        Kind::Bool => format!("{} [{same}]", row.help),
+        _ => same,
+    }
 }
 
 /// What the flags set, weakest first, and the file they name.

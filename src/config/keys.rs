@@ -278,7 +278,7 @@ pub const SETTINGS: &[Setting] = &[
     row("server.monitor", Kind::Text, "", "name of the monitor that is told about each request")
         .later(),
 
-    row("logging.level", Kind::Level, "info", "debug, info, warning or error")
+    row("logging.level", Kind::Level, "info", "how much to log: debug, info, warning or error")
         .flags(&[
             Flag::value("logging", "LEVEL", BOTH),
             Flag::value("debug", "", BOTH).short('d').takes(Takes::Nothing { means: "debug" }),

@@ -2,7 +2,7 @@
 //!
 //! `keys.rs` has one row per setting, `layers.rs` turns defaults, environment,
 //! file and command line into values that remember their origin; this file
-//! checks them together and hands each part its own section.
+//! hands each part its own section, and `check.rs` looks at them together.
 
 mod check;
 mod command_line;
@@ -165,8 +165,8 @@ pub struct Log {
 }
 
 impl Default for Config {
-    /// What the table of settings says when nobody sets anything; a test in
-    /// `layers.rs` keeps the two equal.
+    /// What the table of settings says when nobody sets anything; a test
+    /// below keeps the two equal.
     fn default() -> Self {
         let seconds = Duration::from_secs;
         Self {
