@@ -6,12 +6,14 @@
 //! directory (`directory.rs`), all others through `gate.rs`.
 
 mod directory;
+mod gate;
 mod queue;
 mod router;
 #[cfg(test)]
 mod tests;
 mod throttle;
 mod transport;
+mod zmtp;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -41,6 +43,7 @@ pub struct Broker {
     pub gate: Option<SocketAddr>,
     commands: mpsc::UnboundedSender<Command>,
     ended: oneshot::Receiver<()>,
+    relay: Option<gate::Gate>,
 }
 
 impl Broker {
@@ -49,6 +52,9 @@ impl Broker {
     pub async fn stop(mut self, within: Duration) {
         let _ = self.commands.send(Command::Stop { within });
         self.ended().await;
+        if let Some(mut gate) = self.relay.take() {
+            gate.close().await;
+        }
     }
 
     /// Resolves when the thread has ended, which before `stop` is a bug.

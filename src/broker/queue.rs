@@ -620,3 +620,650 @@ fn earlier(one: Option<Instant>, other: Instant) -> Option<Instant> {
 fn earlier_of(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
     other.map_or(one, |other| earlier(one, other))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: Duration = Duration::from_secs(1);
+
+    fn limits() -> Limits {
+        Limits {
+            queue_max: 2,
+            queue_timeout: 10 * S,
+            heartbeat: S,
+            silence: 3 * S,
+            window: 2,
+            cancel_grace: S,
+        }
+    }
+
+    /// A queue and its clock.
+    struct Bench {
+        queue: Queue,
+        now: Instant,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let now = Instant::now();
+            Self {
+                queue: Queue::new(limits(), now),
+                now,
+            }
+        }
+
+        fn with_workers(names: &[&'static str]) -> Self {
+            let mut bench = Self::new();
+            names.iter().for_each(|name| bench.ready(name));
+            bench
+        }
+
+        fn ready(&mut self, peer: &'static str) {
+            self.queue.ready(&peer.into(), self.now);
+        }
+
+        fn submit(&mut self, id: Id) -> Vec<Effect> {
+            self.submit_as(id, ticket())
+        }
+
+        fn submit_as(&mut self, id: Id, ticket: Ticket) -> Vec<Effect> {
+            self.queue.submit(id, ticket, self.now);
+            self.effects()
+        }
+
+        fn partial(&mut self, peer: &'static str, id: Id) -> Fate {
+            self.queue.partial(&peer.into(), id, true, self.now)
+        }
+
+        fn finished(&mut self, peer: &'static str, id: Id) -> Fate {
+            self.queue.finished(&peer.into(), id, true, false, self.now)
+        }
+
+        fn gone(&mut self, peer: &'static str) -> Vec<Effect> {
+            self.queue.gone(&peer.into(), self.now);
+            self.effects()
+        }
+
+        fn took(&mut self, id: Id, n: u32) -> Vec<Effect> {
+            self.queue.took(id, n, self.now);
+            self.effects()
+        }
+
+        fn withdraw(&mut self, id: Id) -> Vec<Effect> {
+            self.queue.withdraw(id, self.now);
+            self.effects()
+        }
+
+        fn effects(&mut self) -> Vec<Effect> {
+            self.queue.check();
+            self.queue.effects()
+        }
+
+        /// Time passes, with a heartbeat of each of `living` per second.
+        fn pass(&mut self, time: Duration, living: &[&'static str]) -> Vec<Effect> {
+            let end = self.now + time;
+            while self.now < end {
+                self.now = (self.now + S).min(end);
+                for peer in living {
+                    self.queue.heard(&(*peer).into(), self.now);
+                }
+                self.queue.tick(self.now);
+            }
+            self.effects()
+        }
+    }
+
+    impl Queue {
+        /// What must hold between any two events.
+        fn check(&self) {
+            for (id, request) in &self.assigned {
+                assert_eq!(self.workers[&request.peer].state, State::Busy(*id));
+                assert!(request.unacked <= self.limits.window);
+                assert!(self.waiting.iter().all(|waiting| waiting.id != *id));
+            }
+            let busy = |w: &&Worker| matches!(w.state, State::Busy(_));
+            assert_eq!(
+                self.workers.values().filter(busy).count(),
+                self.assigned.len()
+            );
+            let idle = |w: &&Worker| w.state == State::Idle;
+            assert_eq!(self.workers.values().filter(idle).count(), self.idle.len());
+            for peer in &self.idle {
+                assert_eq!(self.workers[peer].state, State::Idle);
+                assert!(!self.workers[peer].leaving);
+            }
+            assert!(self.waiting.is_empty() || self.idle.is_empty());
+            let dues = self.waiting.iter().map(|r| r.until.min(r.queued_until));
+            let running = self
+                .assigned
+                .values()
+                .filter(|r| r.unacked < self.limits.window);
+            let silences = self.workers.values().map(|w| w.heard + self.limits.silence);
+            let due = dues.chain(running.map(|r| r.until)).chain(silences).min();
+            assert!(due.is_none_or(|due| self.wake.is_some_and(|wake| wake <= due)));
+        }
+    }
+
+    fn ticket() -> Ticket {
+        Ticket {
+            retry: true,
+            cancel: true,
+            timeout: 5 * S,
+        }
+    }
+
+    fn assigned(id: Id, peer: &'static str) -> Effect {
+        assigned_for(id, peer, 5 * S)
+    }
+
+    fn assigned_for(id: Id, peer: &'static str, left: Duration) -> Effect {
+        Effect::Assign {
+            id,
+            peer: peer.into(),
+            left,
+        }
+    }
+
+    fn cancelled(id: Id, peer: &'static str) -> Effect {
+        Effect::Cancel {
+            peer: peer.into(),
+            id,
+        }
+    }
+
+    fn answered(id: Id, error: Error) -> Effect {
+        Effect::Answer { id, error }
+    }
+
+    fn expelled(peer: &'static str, why: Why) -> Effect {
+        Effect::Expel {
+            peer: peer.into(),
+            why,
+        }
+    }
+
+    fn timed_out(id: Id) -> Effect {
+        answered(id, Error::TimedOut { after: 5 * S })
+    }
+
+    #[test]
+    fn requests_are_served_in_order_of_arrival_by_the_longest_idle() {
+        let mut bench = Bench::with_workers(&["a", "b"]);
+        assert_eq!(bench.submit(1), [assigned(1, "a")]);
+        assert_eq!(bench.submit(2), [assigned(2, "b")]);
+        assert_eq!(bench.submit(3), []);
+        assert_eq!(bench.submit(4), []);
+        assert_eq!(bench.finished("b", 2), Fate::Deliver);
+        assert_eq!(bench.effects(), [assigned(3, "b")]);
+        bench.finished("a", 1);
+        assert_eq!(bench.effects(), [assigned(4, "a")]);
+        bench.finished("a", 4);
+        bench.finished("b", 3);
+        assert_eq!(bench.effects(), []);
+        assert_eq!(bench.submit(5), [assigned(5, "a")]);
+    }
+
+    #[test]
+    fn a_full_queue_refuses_at_once() {
+        let mut bench = Bench::new();
+        assert_eq!([bench.submit(1), bench.submit(2)].concat(), []);
+        assert_eq!(
+            bench.submit(3),
+            [answered(3, Error::QueueFull { limit: 2 })]
+        );
+        bench.ready("a");
+        assert_eq!(bench.effects(), [assigned(1, "a")]);
+        assert_eq!(bench.submit(4), []);
+    }
+
+    #[test]
+    fn a_request_without_a_worker_waits_queue_timeout_and_no_longer() {
+        let mut bench = Bench::new();
+        bench.submit_as(
+            1,
+            Ticket {
+                timeout: 60 * S,
+                ..ticket()
+            },
+        );
+        assert_eq!(bench.queue.next_deadline(), Some(bench.now + 10 * S));
+        assert_eq!(bench.pass(10 * S - Duration::from_millis(1), &[]), []);
+        let error = Error::QueueTimedOut { after: 10 * S };
+        assert_eq!(
+            bench.pass(Duration::from_millis(1), &[]),
+            [answered(1, error)]
+        );
+        assert_eq!(bench.queue.next_deadline(), None);
+    }
+
+    #[test]
+    fn waiting_counts_towards_the_deadline() {
+        let mut bench = Bench::with_workers(&["a"]);
+        bench.submit_as(
+            1,
+            Ticket {
+                timeout: 60 * S,
+                ..ticket()
+            },
+        );
+        bench.submit(2);
+        bench.pass(2 * S, &["a"]);
+        bench.finished("a", 1);
+        assert_eq!(bench.effects(), [assigned_for(2, "a", 3 * S)]);
+        assert_eq!(bench.pass(3 * S, &["a"]), [cancelled(2, "a"), timed_out(2)]);
+    }
+
+    #[test]
+    fn a_timed_out_worker_is_idle_again_after_its_late_final() {
+        let mut bench = Bench::with_workers(&["a"]);
+        bench.submit(1);
+        assert_eq!(bench.pass(5 * S, &["a"]), [cancelled(1, "a"), timed_out(1)]);
+        assert_eq!(bench.submit(2), []);
+        assert_eq!(bench.partial("a", 1), Fate::Drop);
+        assert_eq!(bench.finished("a", 1), Fate::Drop);
+        assert_eq!(bench.effects(), [assigned(2, "a")]);
+    }
+
+    #[test]
+    fn a_cancelled_worker_that_never_ends_is_expelled() {
+        let mut bench = Bench::with_workers(&["a"]);
+        bench.submit(1);
+        bench.pass(5 * S, &["a"]);
+        assert_eq!(bench.pass(3 * S, &["a"]), []);
+        assert_eq!(bench.pass(S, &["a"]), [expelled("a", Why::Stuck)]);
+    }
+
+    #[test]
+    fn a_stream_has_the_timeout_between_chunks_while_the_client_takes_them() {
+        let mut bench = Bench::with_workers(&["a"]);
+        bench.submit(1);
+        bench.pass(4 * S, &["a"]);
+        assert_eq!(bench.partial("a", 1), Fate::Deliver);
+        assert_eq!(bench.pass(4 * S, &["a"]), []);
+        assert_eq!(bench.partial("a", 1), Fate::Deliver);
+        // The window is full: the client is slow, and the worker may wait for it.
+        assert_eq!(bench.pass(60 * S, &["a"]), []);
+        let credit = Effect::Credit {
+            peer: "a".into(),
+            id: 1,
+            n: 2,
+        };
+        assert_eq!(bench.took(1, 2), [credit]);
+        assert_eq!(bench.pass(4 * S, &["a"]), []);
+        assert_eq!(bench.pass(S, &["a"]), [cancelled(1, "a"), timed_out(1)]);
+    }
+
+    #[test]
+    fn a_worker_that_overruns_its_window_is_expelled() {
+        let mut bench = Bench::with_workers(&["a"]);
+        bench.submit(1);
+        bench.partial("a", 1);
+        bench.partial("a", 1);
+        assert_eq!(bench.partial("a", 1), Fate::Drop);
+        let died = answered(1, Error::WorkerDied);
+        assert_eq!(
+            bench.effects(),
+            [expelled("a", Why::Overrun { window: 2 }), died]
+        );
+    }
+
+    #[test]
+    fn a_worker_that_replies_to_what_it_does_not_hold_is_expelled() {
+        let mut bench = Bench::with_workers(&["a", "b"]);
+        bench.submit(1);
+        assert_eq!(bench.finished("b", 1), Fate::Drop);
+        assert_eq!(bench.effects(), [expelled("b", Why::NotHeld)]);
+        assert_eq!(bench.finished("b", 1), Fate::Stranger);
+        assert_eq!(bench.partial("a", 7), Fate::Drop);
+        let again = Effect::Requeued { id: 1 };
+        assert_eq!(bench.effects(), [expelled("a", Why::NotHeld), again]);
+    }
+
+    #[test]
+    fn a_reply_that_begins_without_a_head_expels_its_worker() {
+        let mut bench = Bench::with_workers(&["a"]);
+        bench.submit_as(
+            1,
+            Ticket {
+                retry: false,
+                ..ticket()
+            },
+        );
+        bench
+            .queue
+            .finished(&"a".into(), 1, false, false, bench.now);
+        let died = answered(1, Error::WorkerDied);
+        assert_eq!(bench.effects(), [expelled("a", Why::Headless), died]);
+    }
+
+    #[test]
+    fn a_death_before_the_first_byte_is_retried_once_ahead_of_the_others() {
+        let mut bench = Bench::with_workers(&["a"]);
+        bench.submit(1);
+        bench.submit(2);
+        bench.pass(S, &["a"]);
+        assert_eq!(bench.gone("a"), [Effect::Requeued { id: 1 }]);
+        bench.ready("b");
+        assert_eq!(bench.effects(), [assigned_for(1, "b", 4 * S)]);
+        assert_eq!(bench.gone("b"), [answered(1, Error::WorkerDied)]);
+        bench.ready("c");
+        assert_eq!(bench.effects(), [assigned_for(2, "c", 4 * S)]);
+    }
+
+    #[test]
+    fn what_must_not_be_sent_twice_is_answered_at_once() {
+        let mut bench = Bench::with_workers(&["a", "b"]);
+        bench.submit_as(
+            1,
+            Ticket {
+                retry: false,
+                ..ticket()
+            },
+        );
+        assert_eq!(bench.gone("a"), [answered(1, Error::WorkerDied)]);
+        bench.submit(2);
+        bench.partial("b", 2);
+        assert_eq!(bench.gone("b"), [answered(2, Error::WorkerDied)]);
+    }
+
+    #[test]
+    fn a_silent_worker_is_dead() {
+        let mut bench = Bench::with_workers(&["a", "b"]);
+        bench.submit(1);
+        let silent = expelled("a", Why::Silent { after: 3 * S });
+        assert_eq!(bench.pass(2 * S, &["b"]), []);
+        let effects = bench.pass(S, &["b"]);
+        assert_eq!(
+            effects,
+            [
+                silent,
+                Effect::Requeued { id: 1 },
+                assigned_for(1, "b", 2 * S)
+            ]
+        );
+        assert!(!bench.queue.heard(&"a".into(), bench.now));
+    }
+
+    #[test]
+    fn a_pause_of_the_server_is_not_the_workers_silence() {
+        let mut bench = Bench::with_workers(&["a"]);
+        bench.pass(S, &["a"]);
+        bench.now += 60 * S;
+        bench.queue.tick(bench.now);
+        assert_eq!(bench.effects(), []);
+        let silent = expelled("a", Why::Silent { after: 3 * S });
+        assert_eq!(bench.pass(3 * S, &[]), [silent]);
+    }
+
+    #[test]
+    fn a_withdrawn_request_leaves_the_queue_or_is_cancelled() {
+        let mut bench = Bench::with_workers(&["a"]);
+        bench.submit(1);
+        bench.submit(2);
+        assert_eq!(bench.withdraw(2), [Effect::Forget { id: 2 }]);
+        assert_eq!(
+            bench.withdraw(1),
+            [cancelled(1, "a"), Effect::Forget { id: 1 }]
+        );
+        assert_eq!(bench.withdraw(1), []);
+        assert_eq!(bench.finished("a", 1), Fate::Drop);
+        assert_eq!(bench.submit(3), [assigned(3, "a")]);
+    }
+
+    #[test]
+    fn what_must_not_be_cancelled_runs_to_its_end_unheard() {
+        let mut bench = Bench::with_workers(&["a"]);
+        bench.submit_as(
+            1,
+            Ticket {
+                cancel: false,
+                ..ticket()
+            },
+        );
+        bench.partial("a", 1);
+        let credit = Effect::Credit {
+            peer: "a".into(),
+            id: 1,
+            n: 1,
+        };
+        assert_eq!(bench.withdraw(1), [credit.clone()]);
+        for _ in 0..5 {
+            assert_eq!(bench.partial("a", 1), Fate::Drop);
+            assert_eq!(bench.effects(), [credit.clone()]);
+        }
+        assert_eq!(bench.finished("a", 1), Fate::Drop);
+        assert_eq!(bench.effects(), [Effect::Forget { id: 1 }]);
+        assert_eq!(bench.submit(2), [assigned(2, "a")]);
+    }
+
+    #[test]
+    fn a_leaving_worker_gets_nothing_more() {
+        let mut bench = Bench::with_workers(&["a", "b"]);
+        let farewell = |peer: &'static str| Effect::Farewell { peer: peer.into() };
+        bench.submit(1);
+        bench.queue.finished(&"a".into(), 1, true, true, bench.now);
+        bench.queue.leaving(&"b".into(), bench.now);
+        bench.queue.leaving(&"stranger".into(), bench.now);
+        assert_eq!(
+            bench.effects(),
+            [farewell("a"), farewell("b"), farewell("stranger")]
+        );
+        assert_eq!(bench.submit(2), []);
+        assert_eq!(bench.gone("a"), []);
+        assert_eq!(bench.pass(3 * S, &[]), [expelled("b", Why::Left)]);
+    }
+
+    #[test]
+    fn a_worker_may_leave_while_busy_and_end_its_request() {
+        let mut bench = Bench::with_workers(&["a"]);
+        bench.submit(1);
+        bench.queue.leaving(&"a".into(), bench.now);
+        assert_eq!(bench.effects(), [Effect::Farewell { peer: "a".into() }]);
+        assert_eq!(bench.finished("a", 1), Fate::Deliver);
+        assert_eq!(bench.submit(2), []);
+    }
+
+    #[test]
+    fn ready_again_changes_nothing_for_the_busy() {
+        let mut bench = Bench::with_workers(&["a"]);
+        assert!(bench.queue.ready(&"a".into(), bench.now));
+        bench.submit(1);
+        assert!(!bench.queue.ready(&"a".into(), bench.now));
+        assert_eq!(bench.submit(2), []);
+    }
+
+    #[test]
+    fn a_stopping_queue_ends_what_it_has_and_takes_nothing_new() {
+        let mut bench = Bench::with_workers(&["a"]);
+        bench.submit(1);
+        bench.submit(2);
+        bench.queue.stop();
+        assert_eq!(bench.submit(3), [answered(3, Error::Stopping)]);
+        bench.finished("a", 1);
+        assert_eq!(bench.effects(), [assigned(2, "a")]);
+        bench.queue.abort();
+        assert_eq!(bench.effects(), [answered(2, Error::Stopping)]);
+    }
+
+    mod whatever_happens {
+        use proptest::prelude::*;
+
+        use super::*;
+
+        const PEERS: [&str; 4] = ["a", "b", "c", "d"];
+
+        #[derive(Debug, Clone)]
+        enum Event {
+            Submit {
+                retry: bool,
+                cancel: bool,
+            },
+            Withdraw(usize),
+            Took(usize, u32),
+            Ready(usize),
+            Heard(usize),
+            Leaving(usize),
+            Gone(usize),
+            /// Of what the worker holds, or of something else.
+            Partial(usize, bool),
+            Final(usize, bool, bool),
+            Pass(u32),
+            Stop,
+        }
+
+        fn event() -> impl Strategy<Value = Event> {
+            let peer = 0..PEERS.len();
+            prop_oneof![
+                4 => (any::<bool>(), any::<bool>())
+                    .prop_map(|(retry, cancel)| Event::Submit { retry, cancel }),
+                1 => (0usize..64).prop_map(Event::Withdraw),
+                3 => (0usize..64, 0u32..4).prop_map(|(at, n)| Event::Took(at, n)),
+                4 => peer.clone().prop_map(Event::Ready),
+                3 => peer.clone().prop_map(Event::Heard),
+                1 => peer.clone().prop_map(Event::Leaving),
+                1 => peer.clone().prop_map(Event::Gone),
+                5 => (peer.clone(), prop::bool::weighted(0.95))
+                    .prop_map(|(at, held)| Event::Partial(at, held)),
+                5 => (peer, prop::bool::weighted(0.95), prop::bool::weighted(0.1))
+                    .prop_map(|(at, held, leaving)| Event::Final(at, held, leaving)),
+                2 => (1u32..4000).prop_map(Event::Pass),
+                1 => prop::bool::weighted(0.05)
+                    .prop_map(|stop| if stop { Event::Stop } else { Event::Pass(1) }),
+            ]
+        }
+
+        /// What a front and some workers would have seen.
+        #[derive(Default)]
+        struct World {
+            submitted: Vec<Id>,
+            /// How each request ended.
+            ends: HashMap<Id, &'static str>,
+            n_assigned: HashMap<Id, u32>,
+            holds: HashMap<Peer, Id>,
+        }
+
+        impl World {
+            fn end(&mut self, id: Id, how: &'static str) {
+                let before = self.ends.insert(id, how);
+                assert_eq!(before, None, "request {id} ended twice, now as {how}");
+            }
+
+            fn see(&mut self, effects: Vec<Effect>) {
+                for effect in effects {
+                    match effect {
+                        Effect::Assign { id, peer, .. } => {
+                            assert!(
+                                !self.ends.contains_key(&id),
+                                "{id} was assigned after its end"
+                            );
+                            assert_eq!(self.holds.insert(peer, id), None, "a busy worker got {id}");
+                            let n = self.n_assigned.entry(id).or_default();
+                            *n += 1;
+                            assert!(*n <= 2, "{id} was sent three times");
+                        }
+                        Effect::Answer { id, .. } => self.end(id, "answer"),
+                        Effect::Forget { id } => self.end(id, "forgotten"),
+                        Effect::Expel { peer, .. } => drop(self.holds.remove(&peer)),
+                        Effect::Credit { n, .. } => assert!((1..=2).contains(&n)),
+                        Effect::Cancel { peer, id } => assert_eq!(self.holds.get(&peer), Some(&id)),
+                        Effect::Requeued { .. } | Effect::Farewell { .. } => {}
+                    }
+                }
+            }
+        }
+
+        fn play(bench: &mut Bench, world: &mut World, event: Event) {
+            let (queue, now) = (&mut bench.queue, bench.now);
+            let pick = |at: usize| {
+                world
+                    .submitted
+                    .get(at % world.submitted.len().max(1))
+                    .copied()
+            };
+            match event {
+                Event::Submit { retry, cancel } => {
+                    let id = world.submitted.len() as Id;
+                    world.submitted.push(id);
+                    queue.submit(
+                        id,
+                        Ticket {
+                            retry,
+                            cancel,
+                            timeout: 5 * S,
+                        },
+                        now,
+                    );
+                }
+                Event::Withdraw(at) => {
+                    if let Some(id) = pick(at) {
+                        queue.withdraw(id, now);
+                    }
+                }
+                Event::Took(at, n) => {
+                    if let Some(id) = pick(at) {
+                        queue.took(id, n, now);
+                    }
+                }
+                Event::Ready(at) => drop(queue.ready(&PEERS[at].into(), now)),
+                Event::Heard(at) => drop(queue.heard(&PEERS[at].into(), now)),
+                Event::Leaving(at) => queue.leaving(&PEERS[at].into(), now),
+                Event::Gone(at) => {
+                    world.holds.remove(PEERS[at].as_bytes());
+                    queue.gone(&PEERS[at].into(), now);
+                }
+                Event::Partial(at, held) => {
+                    let held = world.holds.get(PEERS[at].as_bytes()).filter(|_| held);
+                    let fate =
+                        queue.partial(&PEERS[at].into(), held.copied().unwrap_or(99), true, now);
+                    let ended = held.is_some_and(|id| world.ends.contains_key(id));
+                    assert!(!(ended && fate == Fate::Deliver), "a part after the end");
+                }
+                Event::Final(at, held, leaving) => {
+                    let peer = PEERS[at].into();
+                    let id = world.holds.get(&peer).filter(|_| held).copied();
+                    let fate = queue.finished(&peer, id.unwrap_or(99), true, leaving, now);
+                    if let Some(id) = id {
+                        world.holds.remove(&peer);
+                        if fate == Fate::Deliver {
+                            world.end(id, "reply");
+                        }
+                    }
+                }
+                Event::Pass(ms) => {
+                    bench.now += Duration::from_millis(ms.into());
+                    queue.tick(bench.now);
+                }
+                Event::Stop => queue.stop(),
+            }
+        }
+
+        proptest! {
+            #![proptest_config(ProptestConfig::with_cases(512))]
+
+            /// In one list each, never with two workers, and exactly one end.
+            #[test]
+            fn every_request_ends_exactly_once(events in prop::collection::vec(event(), 1..200)) {
+                let mut bench = Bench::new();
+                let mut world = World::default();
+                for event in events {
+                    play(&mut bench, &mut world, event);
+                    let effects = bench.effects();
+                    world.see(effects);
+                }
+                // With a client that takes everything, all ends by itself.
+                for _ in 0..60 {
+                    bench.now += S;
+                    for id in world.submitted.clone() {
+                        bench.queue.took(id, 2, bench.now);
+                    }
+                    bench.queue.tick(bench.now);
+                    let effects = bench.effects();
+                    world.see(effects);
+                }
+                prop_assert_eq!(bench.queue.n_waiting() + bench.queue.n_running(), 0);
+                prop_assert_eq!(world.ends.len(), world.submitted.len());
+            }
+        }
+    }
+}

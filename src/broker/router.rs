@@ -22,6 +22,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{self, MissedTickBehavior};
 
 use super::directory::Directory;
+use super::gate::{self, Gate};
 use super::queue::{Effect, Fate, Id, Limits, Peer, Queue, Ticket, Why};
 use super::throttle::Throttle;
 use super::transport::{Event, Router, Transport};
@@ -33,6 +34,12 @@ use crate::config;
 use crate::protocol::{
     Cancel, Credit, Disconnect, Final, Message, Partial, Ready, Reason, Request,
 };
+
+/// For a connection to say what it is; a worker needs a millisecond.
+const GATE_HANDSHAKE: Duration = Duration::from_secs(5);
+
+/// Connections at the gate; each costs two descriptors and some 100 kB.
+const GATE_PEERS_MAX: usize = 1024;
 
 /// Why the broker did not start.
 #[derive(Debug)]
@@ -107,20 +114,32 @@ pub fn start(config: &config::Broker) -> Result<(Handle, Broker), StartError> {
         .unwrap_or_else(|_| Err("its thread ended".into()))
         .map_err(refused)?;
 
-    let endpoint = format!("ipc://{}", path.display());
     let handle = Handle {
         commands: commands.clone(),
         shared,
     };
-    Ok((
-        handle,
-        Broker {
-            endpoint,
-            gate: None,
-            commands,
-            ended,
-        },
-    ))
+    let mut broker = Broker {
+        endpoint: format!("ipc://{}", path.display()),
+        gate: None,
+        commands,
+        ended,
+        relay: None,
+    };
+    if let Some(address) = config.gate {
+        let gate = Gate::open(address, path, gate_limits(config))
+            .map_err(|error| StartError::Gate { address, error })?;
+        broker.gate = Some(gate.address);
+        broker.relay = Some(gate);
+    }
+    Ok((handle, broker))
+}
+
+fn gate_limits(config: &config::Broker) -> gate::Limits {
+    gate::Limits {
+        handshake: GATE_HANDSHAKE,
+        idle: config.heartbeat * config.heartbeat_misses * 2,
+        peers_max: GATE_PEERS_MAX,
+    }
 }
 
 /// What the thread starts with.

@@ -1,0 +1,230 @@
+//! Who may reach the ROUTER from elsewhere: a TCP listener that relays what `zmtp.rs` allows.
+//!
+//! The ZeroMQ crate believes every length a peer announces, so nothing a
+//! stranger sent gets to it unchecked. There is no authentication yet, so the
+//! gate listens on loopback only. It has a thread of its own: what it relays
+//! costs the broker's thread nothing.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::ReadHalf;
+use tokio::net::unix::WriteHalf;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::throttle::Throttle;
+use super::zmtp::{Guard, Refusal};
+
+const READ: usize = 64 << 10;
+
+/// The bounds of a connection.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// For greeting and handshake together.
+    pub handshake: Duration,
+    /// Without a byte from the peer.
+    pub idle: Duration,
+    pub peers_max: usize,
+}
+
+/// An open gate; dropping it closes it.
+#[derive(Debug)]
+pub struct Gate {
+    pub address: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    closed: oneshot::Receiver<()>,
+}
+
+impl Gate {
+    /// Listens on `address` and relays to the ipc socket at `socket`.
+    pub fn open(address: SocketAddr, socket: PathBuf, limits: Limits) -> io::Result<Self> {
+        if !address.ip().is_loopback() {
+            return Err(io::Error::other(
+                "without authentication only loopback is possible",
+            ));
+        }
+        let listener = TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let (stop, stopped) = oneshot::channel();
+        let (close, closed) = oneshot::channel();
+        thread::Builder::new().name("gate".into()).spawn(move || {
+            runtime.block_on(serve(listener, socket, limits, stopped));
+            drop(runtime);
+            let _ = close.send(());
+        })?;
+        Ok(Self {
+            address,
+            stop: Some(stop),
+            closed,
+        })
+    }
+
+    /// Lets no more in; those inside have `handshake` to see that the ROUTER is gone.
+    pub async fn close(&mut self) {
+        self.stop = None;
+        if !self.closed.is_terminated() {
+            let _ = (&mut self.closed).await;
+        }
+    }
+}
+
+async fn serve(
+    listener: TcpListener,
+    socket: PathBuf,
+    limits: Limits,
+    mut stopped: oneshot::Receiver<()>,
+) {
+    let listener = match tokio::net::TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => return tracing::error!(%error, "the gate cannot listen"),
+    };
+    let log = Log::default();
+    let socket: Arc<Path> = socket.into();
+    let mut peers = JoinSet::new();
+    loop {
+        // Accepting is cancel-safe; a reaped relay has already logged its end.
+        tokio::select! {
+            _ = &mut stopped => break,
+            Some(_) = peers.join_next() => {}
+            accepted = listener.accept() => match accepted {
+                Ok((_, from)) if peers.len() >= limits.peers_max => {
+                    log.refused(from, &format!("{} peers are here already", limits.peers_max));
+                }
+                Ok((stream, from)) => {
+                    peers.spawn(attend(stream, from, socket.clone(), limits, log.clone()));
+                }
+                Err(error) => {
+                    log.not_accepted(&error);
+                    // Out of descriptors, most likely: the same error would come at once.
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            },
+        }
+    }
+    drop(listener);
+    let _ = timeout(limits.handshake, async {
+        while peers.join_next().await.is_some() {}
+    })
+    .await;
+}
+
+async fn attend(stream: TcpStream, from: SocketAddr, socket: Arc<Path>, limits: Limits, log: Log) {
+    match relay(stream, &socket, limits).await {
+        Ok(()) => tracing::debug!(%from, "left the gate"),
+        Err(End::Lost(error)) => tracing::debug!(%from, %error, "left the gate"),
+        Err(End::Silent { after }) => {
+            log.refused(from, &format!("silent for {:.1} s", after.as_secs_f64()));
+        }
+        Err(End::Slow { after }) => {
+            log.refused(
+                from,
+                &format!("no handshake within {:.1} s", after.as_secs_f64()),
+            );
+        }
+        Err(End::Refused(refusal)) => log.refused(from, &refusal.to_string()),
+    }
+}
+
+/// How a connection ended, if not by one side hanging up.
+enum End {
+    Lost(io::Error),
+    Silent { after: Duration },
+    Slow { after: Duration },
+    Refused(Refusal),
+}
+
+impl From<io::Error> for End {
+    fn from(error: io::Error) -> Self {
+        Self::Lost(error)
+    }
+}
+
+async fn relay(mut peer: TcpStream, socket: &Path, limits: Limits) -> Result<(), End> {
+    peer.set_nodelay(true)?;
+    let mut router = UnixStream::connect(socket).await?;
+    let (mut from_peer, mut to_peer) = peer.split();
+    let (mut from_router, mut to_router) = router.split();
+    // Whichever ends first ends both. What the peer said has been passed on by
+    // then; what the ROUTER said last is passed on below, if it hung up.
+    tokio::select! {
+        end = guarded(&mut from_peer, &mut to_router, limits) => return end,
+        end = tokio::io::copy(&mut from_router, &mut to_peer) => end?,
+    };
+    to_peer.shutdown().await?;
+    // Closing with unread bytes would make the kernel throw away our last words.
+    let _ = timeout(limits.handshake, drain(&mut from_peer)).await;
+    Ok(())
+}
+
+/// Passes on what the guard has seen and allowed.
+async fn guarded(
+    peer: &mut ReadHalf<'_>,
+    router: &mut WriteHalf<'_>,
+    limits: Limits,
+) -> Result<(), End> {
+    let mut guard = Guard::new();
+    let mut buffer = vec![0; READ];
+    let handshake_until = Instant::now() + limits.handshake;
+    loop {
+        let patience = match guard.is_open() {
+            true => limits.idle,
+            false => handshake_until.saturating_duration_since(Instant::now()),
+        };
+        let n = match timeout(patience, peer.read(&mut buffer)).await {
+            Ok(read) => read?,
+            Err(_) if guard.is_open() => return Err(End::Silent { after: limits.idle }),
+            Err(_) => {
+                return Err(End::Slow {
+                    after: limits.handshake,
+                });
+            }
+        };
+        if n == 0 {
+            return Ok(());
+        }
+        guard.check(&buffer[..n]).map_err(End::Refused)?;
+        router.write_all(&buffer[..n]).await?;
+    }
+}
+
+async fn drain(peer: &mut ReadHalf<'_>) {
+    let mut buffer = [0; 4096];
+    while peer.read(&mut buffer).await.is_ok_and(|n| n > 0) {}
+}
+
+/// Log lines that anybody who connects can cause.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Throttle>>);
+
+impl Log {
+    fn refused(&self, from: SocketAddr, why: &str) {
+        if let Some(suppressed) = self.allow() {
+            tracing::warn!(%from, why, suppressed, "refused at the gate");
+        }
+    }
+
+    fn not_accepted(&self, error: &io::Error) {
+        if let Some(suppressed) = self.allow() {
+            tracing::error!(%error, suppressed, "the gate cannot accept");
+        }
+    }
+
+    fn allow(&self) -> Option<u32> {
+        self.0
+            .lock()
+            .expect("nothing panics with it")
+            .allow(Instant::now())
+    }
+}
