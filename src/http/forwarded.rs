@@ -219,12 +219,19 @@ fn parse(value: &str) -> Option<Vec<(String, String)>> {
 fn value_of(text: &str) -> Option<(String, &str)> {
     match text.strip_prefix('"') {
         Some(quoted) => unquote(quoted),
-        None => token(text).map(|(token, rest)| (token.to_owned(), rest)),
+        None => word(text, ":[]").map(|(value, rest)| (value.to_owned(), rest)),
     }
 }
 
 fn token(text: &str) -> Option<(&str, &str)> {
-    let is_token = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
+    word(text, "")
+}
+
+/// A token that may have some more characters: ports and IPv6 addresses ought
+/// to be quoted, and many proxies do not.
+fn word<'a>(text: &'a str, more: &str) -> Option<(&'a str, &'a str)> {
+    let is_token =
+        |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c) || more.contains(c);
     let end = text.find(|c| !is_token(c)).unwrap_or(text.len());
     (end > 0).then(|| text.split_at(end))
 }
@@ -384,6 +391,7 @@ mod tests {
                 "https://h:8443/ows/",
             ),
             ("host=\"h\\.org\"", "http://h.org/ows/"),
+            ("host=h:81", "http://h:81/ows/"),
             (",, host=h", "http://h/ows/"),
             (";;host=h;", "http://h/ows/"),
         ] {

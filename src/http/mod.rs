@@ -13,6 +13,8 @@ mod reply;
 mod request;
 mod respond;
 mod route;
+#[cfg(test)]
+mod tests;
 mod tls;
 mod watch;
 

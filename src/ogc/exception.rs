@@ -178,6 +178,7 @@ mod tests {
             let document = roxmltree::Document::parse(&xml).expect(&xml);
             let text: String = document
                 .descendants()
+                .filter(|node| node.is_text())
                 .filter_map(|node| node.text())
                 .collect();
             assert_eq!(text.trim(), "Project '<a b=\"c\">&\u{FFFD}' not found");

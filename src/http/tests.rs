@@ -1,0 +1,1140 @@
+//! The front through real sockets, with a fake in place of the broker.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty};
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+
+use super::{Backend, Chunks, serve};
+use crate::broker::{Call, Error, Outcome, Status};
+use crate::config::{Config, Http, Tls};
+use crate::protocol::{Failure, Head};
+
+/// Nothing here takes longer unless it hangs.
+const BOUND: Duration = Duration::from_secs(10);
+
+const GET_MAP: &str = "/ows/?SERVICE=WMS&REQUEST=GetMap&MAP=city";
+
+// ---- the fake broker
+
+type Answer = Pin<Box<dyn Future<Output = Result<(Head, FakeBody), Error>> + Send>>;
+
+struct Fake {
+    answer: Box<dyn Fn(Call) -> Answer + Send + Sync>,
+    calls: Mutex<Vec<Call>>,
+    is_ready: AtomicBool,
+}
+
+#[derive(Clone)]
+struct Broker(Arc<Fake>);
+
+impl Broker {
+    fn new<F: Future<Output = Result<(Head, FakeBody), Error>> + Send + 'static>(
+        answer: impl Fn(Call) -> F + Send + Sync + 'static,
+    ) -> Self {
+        Self(Arc::new(Fake {
+            answer: Box::new(move |call| Box::pin(answer(call))),
+            calls: Mutex::default(),
+            is_ready: AtomicBool::new(true),
+        }))
+    }
+
+    /// Always the same whole answer.
+    fn saying(text: &'static str) -> Self {
+        Self::new(move |_| async move { Ok((head(200), FakeBody::whole(text))) })
+    }
+
+    fn failing(error: Error) -> Self {
+        Self::new(move |_| std::future::ready(Err(error.clone())))
+    }
+
+    fn calls(&self) -> Vec<Call> {
+        self.0.calls.lock().expect("calls").clone()
+    }
+
+    fn only_call(&self) -> Call {
+        let mut calls = self.calls();
+        assert_eq!(calls.len(), 1);
+        calls.remove(0)
+    }
+}
+
+impl Backend for Broker {
+    type Body = FakeBody;
+
+    async fn call(&self, call: Call) -> Result<(Head, FakeBody), Error> {
+        self.0.calls.lock().expect("calls").push(call.clone());
+        (self.0.answer)(call).await
+    }
+
+    fn is_ready(&self) -> bool {
+        self.0.is_ready.load(Ordering::Relaxed)
+    }
+
+    async fn status(&self) -> Status {
+        Status {
+            n_waiting: 3,
+            ..Status::default()
+        }
+    }
+}
+
+struct FakeBody {
+    chunks: mpsc::Receiver<Result<Bytes, Error>>,
+    outcome: Option<Outcome>,
+}
+
+impl FakeBody {
+    fn whole(text: impl Into<Bytes>) -> Self {
+        let (tx, chunks) = mpsc::channel(1);
+        tx.try_send(Ok(text.into())).expect("room for one");
+        Self {
+            chunks,
+            outcome: Some(Outcome {
+                project_modified: Some(0),
+                ..Outcome::default()
+            }),
+        }
+    }
+
+    /// What is sent into the channel, with room for one chunk.
+    fn stream() -> (mpsc::Sender<Result<Bytes, Error>>, Self) {
+        let (tx, chunks) = mpsc::channel(1);
+        (
+            tx,
+            Self {
+                chunks,
+                outcome: None,
+            },
+        )
+    }
+}
+
+impl Chunks for FakeBody {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
+        self.chunks.poll_recv(cx)
+    }
+
+    fn outcome(&self) -> Option<&Outcome> {
+        self.outcome.as_ref()
+    }
+
+    fn is_complete(&self) -> bool {
+        self.outcome.is_some()
+    }
+}
+
+fn head(status: u16) -> Head {
+    Head {
+        status,
+        headers: vec![("Content-Type".into(), "text/plain".into())],
+    }
+}
+
+/// A broker whose one reply is a stream; its sender comes out of the second half.
+fn streaming() -> (Broker, mpsc::Receiver<mpsc::Sender<Result<Bytes, Error>>>) {
+    let (out, senders) = mpsc::channel(8);
+    let broker = Broker::new(move |_| {
+        let out = out.clone();
+        async move {
+            let (tx, body) = FakeBody::stream();
+            out.send(tx).await.expect("the test listens");
+            Ok((head(200), body))
+        }
+    });
+    (broker, senders)
+}
+
+// ---- the server
+
+struct Server {
+    addr: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    task: tokio::task::JoinHandle<Result<(), super::Error>>,
+}
+
+impl Server {
+    fn start(broker: &Broker, change: impl FnOnce(&mut Http)) -> Self {
+        Self::start_with_drain(broker, BOUND, change)
+    }
+
+    fn start_with_drain(broker: &Broker, drain: Duration, change: impl FnOnce(&mut Http)) -> Self {
+        let mut config = Config::default().http;
+        change(&mut config);
+        let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
+        let addr = listener.local_addr().expect("bound");
+        let (stop, stopped) = oneshot::channel();
+        let shutdown = async { _ = stopped.await };
+        let task = tokio::spawn(serve(
+            Arc::new(config),
+            vec![listener],
+            broker.clone(),
+            shutdown,
+            drain,
+        ));
+        Self {
+            addr,
+            stop: Some(stop),
+            task,
+        }
+    }
+
+    async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.addr)
+            .await
+            .expect("the server listens")
+    }
+
+    /// Sends `request` raw and reads until the server closes.
+    async fn raw(&self, request: impl AsRef<[u8]>) -> Answered {
+        let mut tcp = self.connect().await;
+        // A server that refuses early may close before it has read everything.
+        _ = tcp.write_all(request.as_ref()).await;
+        Answered::read(&mut tcp).await
+    }
+
+    async fn get(&self, target: &str) -> Answered {
+        self.send("GET", target, "", "").await
+    }
+
+    /// `headers` are whole lines.
+    async fn send(&self, method: &str, target: &str, headers: &str, body: &str) -> Answered {
+        let length = if body.is_empty() {
+            String::new()
+        } else {
+            format!("Content-Length: {}\r\n", body.len())
+        };
+        let head = format!(
+            "{method} {target} HTTP/1.1\r\nHost: example.org\r\nConnection: close\r\n{headers}{length}\r\n"
+        );
+        self.raw(head + body).await
+    }
+
+    async fn stopped(mut self) {
+        drop(self.stop.take());
+        timeout(BOUND, self.task)
+            .await
+            .expect("in time")
+            .expect("no panic")
+            .expect("no error");
+    }
+}
+
+struct Answered {
+    status: u16,
+    headers: BTreeMap<String, String>,
+    /// As on the wire, chunk sizes included.
+    body: String,
+}
+
+impl Answered {
+    async fn read(tcp: &mut TcpStream) -> Self {
+        let mut raw = Vec::new();
+        let read = timeout(BOUND, tcp.read_to_end(&mut raw))
+            .await
+            .expect("the server closes");
+        // A reset after the answer is a close, too.
+        assert!(read.is_ok() || !raw.is_empty(), "{read:?}");
+        Self::parse(&raw)
+    }
+
+    fn parse(raw: &[u8]) -> Self {
+        let text = String::from_utf8_lossy(raw);
+        let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+        let mut lines = head.lines();
+        let status = lines
+            .next()
+            .and_then(|line| line.split(' ').nth(1))
+            .and_then(|status| status.parse().ok());
+        let headers = lines.filter_map(|line| line.split_once(": "));
+        let headers = headers
+            .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
+            .collect();
+        Self {
+            status: status.unwrap_or(0),
+            headers,
+            body: body.to_owned(),
+        }
+    }
+
+    fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", String::as_str)
+    }
+}
+
+/// Reads until `end` has come.
+async fn read_until(tcp: &mut TcpStream, end: &str) -> String {
+    let mut got = Vec::new();
+    while !String::from_utf8_lossy(&got).contains(end) {
+        let mut some = [0; 4096];
+        let n = timeout(BOUND, tcp.read(&mut some))
+            .await
+            .expect("in time")
+            .expect("no error");
+        assert!(
+            n > 0,
+            "closed before {end:?}: {:?}",
+            String::from_utf8_lossy(&got)
+        );
+        got.extend_from_slice(&some[..n]);
+    }
+    String::from_utf8_lossy(&got).into_owned()
+}
+
+fn header<'a>(call: &'a Call, name: &str) -> Option<&'a str> {
+    call.headers
+        .iter()
+        .find(|(known, _)| known == name)
+        .map(|(_, value)| value.as_str())
+}
+
+// ---- requests and replies
+
+#[tokio::test]
+async fn a_request_reaches_the_broker_and_its_reply_the_client() {
+    let broker = Broker::saying("a picture");
+    let server = Server::start(&broker, |_| {});
+    let target = "/ows/?service=WMS&Request=GetMap&map=a%2Fcity&MAP=other&styles=";
+    let headers =
+        "X-Request-Id: abc\r\nX-Qgis-Role: r\r\nX-Other: o\r\nAccept: image/png\r\nCookie: c=1\r\n";
+    let answered = server.send("GET", target, headers, "").await;
+
+    let call = broker.only_call();
+    assert_eq!(
+        call.url,
+        "http://example.org/ows/?SERVICE=WMS&REQUEST=GetMap&MAP=a%2Fcity&STYLES="
+    );
+    assert_eq!(
+        call.project.as_ref().map(ToString::to_string).as_deref(),
+        Some("file:a/city")
+    );
+    assert_eq!(
+        (call.method.as_str(), call.operation.as_str()),
+        ("GET", "GetMap")
+    );
+    assert_eq!(
+        (call.retry, call.cancel, call.request_id.as_str()),
+        (true, true, "abc")
+    );
+    assert_eq!(header(&call, "Host"), Some("example.org"));
+    assert_eq!(header(&call, "X-Qgis-Role"), Some("r"));
+    assert_eq!(header(&call, "Accept"), Some("image/png"));
+    assert_eq!(header(&call, "X-Request-Id"), Some("abc"));
+    assert_eq!(
+        header(&call, "X-Qgis-Forwarded-Url"),
+        Some("http://example.org/ows/")
+    );
+    assert_eq!(
+        (header(&call, "X-Other"), header(&call, "Cookie")),
+        (None, None)
+    );
+
+    assert_eq!(
+        (answered.status, answered.body.as_str()),
+        (200, "a picture")
+    );
+    assert_eq!(answered.header("content-length"), "9");
+    assert_eq!(answered.header("content-type"), "text/plain");
+    assert_eq!(answered.header("x-map-id"), "a/city");
+    assert_eq!(answered.header("x-request-id"), "abc");
+    assert_eq!(
+        answered.header("server"),
+        concat!("qgisserver/", env!("CARGO_PKG_VERSION"))
+    );
+    assert_eq!(answered.header("last-modified"), "");
+    server.stopped().await;
+}
+
+#[tokio::test]
+async fn capabilities_say_when_the_project_was_modified() {
+    let server = Server::start(&Broker::saying("x"), |_| {});
+    let answered = server
+        .get("/ows/?SERVICE=WMS&REQUEST=GetCapabilities&MAP=city")
+        .await;
+    assert_eq!(
+        answered.header("last-modified"),
+        "Thu, 01 Jan 1970 00:00:00 GMT"
+    );
+}
+
+#[tokio::test]
+async fn a_request_id_is_made_when_none_is_sane() {
+    let broker = Broker::saying("x");
+    let server = Server::start(&broker, |_| {});
+    for line in [
+        String::new(),
+        "X-Request-Id: a b\r\n".into(),
+        format!("X-Request-Id: {}\r\n", "x".repeat(129)),
+    ] {
+        let id = server
+            .send("GET", GET_MAP, &line, "")
+            .await
+            .header("x-request-id")
+            .to_owned();
+        assert!(uuid::Uuid::parse_str(&id).is_ok(), "{id}");
+        assert_eq!(broker.calls().last().expect("a call").request_id, id);
+    }
+}
+
+#[tokio::test]
+async fn a_project_may_come_by_header_or_be_the_default() {
+    let broker = Broker::saying("x");
+    let server = Server::start(&broker, |http| {
+        http.default_project = Some("fallback".into())
+    });
+    server
+        .send(
+            "GET",
+            "/ows/?SERVICE=WMS&REQUEST=GetMap&MAP=",
+            "X-Qgis-Project: by/header\r\n",
+            "",
+        )
+        .await;
+    let default = server.get("/ows/?SERVICE=WMS&REQUEST=GetMap").await;
+    let paths: Vec<_> = broker
+        .calls()
+        .into_iter()
+        .map(|call| call.project.expect("a project").path)
+        .collect();
+    assert_eq!(paths, ["by/header", "fallback"]);
+    assert_eq!(
+        default.header("x-map-id"),
+        "",
+        "what the operator chose is not told"
+    );
+}
+
+#[tokio::test]
+async fn what_is_missing_is_an_exception_and_no_call() {
+    let broker = Broker::saying("x");
+    let server = Server::start(&broker, |_| {});
+    for (target, locator) in [
+        ("/ows/", "SERVICE"),
+        ("/ows?MAP=city", "SERVICE"),
+        ("/ows/?MAP=city&SERVICE=WMS", "REQUEST"),
+        ("/ows/?SERVICE=WMS&REQUEST=GetMap", "MAP"),
+    ] {
+        let answered = server.get(target).await;
+        assert_eq!(
+            (answered.status, answered.header("content-type")),
+            (400, "text/xml; charset=utf-8")
+        );
+        let document = roxmltree::Document::parse(&answered.body).expect("XML");
+        let exception = document
+            .root_element()
+            .first_element_child()
+            .expect("an exception");
+        assert_eq!(
+            exception.attribute("code"),
+            Some("MissingParameterValue"),
+            "{target}"
+        );
+        assert_eq!(exception.attribute("locator"), Some(locator), "{target}");
+    }
+    assert!(broker.calls().is_empty());
+}
+
+#[tokio::test]
+async fn a_forbidden_project_looks_like_an_absent_one() {
+    let broker = Broker::failing(Error::Failed(Failure::ProjectNotFound));
+    let server = Server::start(&broker, |_| {});
+    let of = |map: &'static str| {
+        let target = format!("/ows/?SERVICE=WFS&VERSION=1.1.0&REQUEST=GetFeature&MAP={map}");
+        let server = &server;
+        async move {
+            let mut answered = server.get(&target).await;
+            for varying in ["date", "x-request-id", "x-map-id", "content-length"] {
+                answered.headers.remove(varying);
+            }
+            let body = answered.body.replace(map, "X");
+            (answered.status, answered.headers, body)
+        }
+    };
+    let absent = of("absent").await;
+    assert_eq!(broker.calls().len(), 1);
+    assert_eq!(absent.0, 404);
+    assert!(
+        absent.2.contains("Project &apos;X&apos; not found"),
+        "{}",
+        absent.2
+    );
+    for map in [
+        "../absent",
+        "postgresql:x",
+        "http://h/x",
+        "a\\b",
+        "/vsicurl/x",
+    ] {
+        assert_eq!(of(map).await, absent, "{map}");
+    }
+    assert_eq!(broker.calls().len(), 1, "no worker was troubled");
+}
+
+#[tokio::test]
+async fn a_form_is_a_get_that_is_not_repeated() {
+    let broker = Broker::saying("x");
+    let server = Server::start(&broker, |_| {});
+    let kind = "Content-Type: application/x-www-form-urlencoded; charset=utf-8\r\n";
+    let body = "service=WFS&request=GetFeature&map=body&filter=%3Ca%3E+b";
+    server.send("POST", "/ows/?map=query", kind, body).await;
+    let call = broker.only_call();
+    assert_eq!(
+        call.url,
+        "http://example.org/ows/?MAP=query&SERVICE=WFS&REQUEST=GetFeature&FILTER=%3Ca%3E+b"
+    );
+    assert_eq!(
+        (
+            call.method.as_str(),
+            call.body.len(),
+            header(&call, "Content-Type")
+        ),
+        ("GET", 0, None)
+    );
+    assert_eq!((call.retry, call.cancel), (false, false));
+}
+
+#[tokio::test]
+async fn xml_is_passed_on_whatever_it_calls_itself() {
+    let broker = Broker::saying("x");
+    let server = Server::start(&broker, |_| {});
+    for kind in ["text/xml", "application/x-www-form-urlencoded"] {
+        let line = format!("Content-Type: {kind}\r\n");
+        server
+            .send(
+                "POST",
+                "/ows/?MAP=city",
+                &line,
+                "<wfs:Transaction service='WFS'/>",
+            )
+            .await;
+        let call = broker.calls().pop().expect("a call");
+        assert_eq!(
+            (call.method.as_str(), call.operation.as_str()),
+            ("POST", "Transaction")
+        );
+        assert_eq!(call.body, "<wfs:Transaction service='WFS'/>");
+        assert_eq!(header(&call, "Content-Type"), Some(kind));
+        assert_eq!((call.retry, call.cancel), (false, false));
+    }
+}
+
+#[tokio::test]
+async fn a_transaction_by_get_is_neither_repeated_nor_cancelled() {
+    let broker = Broker::saying("x");
+    let server = Server::start(&broker, |_| {});
+    server
+        .get("/ows/?SERVICE=WFS&REQUEST=transaction&MAP=city&OPERATION=Delete")
+        .await;
+    let call = broker.only_call();
+    assert_eq!((call.retry, call.cancel), (false, false));
+}
+
+#[tokio::test]
+async fn an_api_keeps_its_path_query_method_and_body() {
+    let broker = Broker::saying("{}");
+    let server = Server::start(&broker, |http| {
+        http.apis = vec![("landing_page".into(), "/catalog".into())]
+    });
+    let target = "/wfs3/collections/Z%C3%BCrich/items/a-1.json?map=city&bbox=1,2&f=a&f=b";
+    let answered = server
+        .send(
+            "PUT",
+            target,
+            "Content-Type: application/geo+json\r\n",
+            "{}",
+        )
+        .await;
+    assert_eq!((answered.status, answered.header("x-map-id")), (200, ""));
+    let call = broker.only_call();
+    let url =
+        "http://example.org/wfs3/collections/Z%C3%BCrich/items/a-1.json?MAP=city&bbox=1,2&f=a&f=b";
+    assert_eq!((call.url.as_str(), call.method.as_str()), (url, "PUT"));
+    assert_eq!(
+        (&call.body[..], call.retry, call.cancel),
+        (&b"{}"[..], false, false)
+    );
+    assert_eq!(call.project.expect("a project").path, "city");
+    server.get("/catalog").await;
+    let call = broker.calls().pop().expect("a call");
+    assert_eq!(
+        (call.url.as_str(), call.project),
+        ("http://example.org/catalog", None)
+    );
+    assert!(call.retry && call.cancel);
+}
+
+#[tokio::test]
+async fn failures_speak_the_language_of_the_path() {
+    let broker = Broker::failing(Error::QueueFull { limit: 1 });
+    let server = Server::start(&broker, |_| {});
+    let ows = server
+        .get("/ows/?SERVICE=WFS&REQUEST=GetFeature&MAP=city")
+        .await;
+    assert_eq!((ows.status, ows.header("retry-after")), (503, "1"));
+    assert!(
+        ows.body.contains("http://www.opengis.net/ows/1.1"),
+        "{}",
+        ows.body
+    );
+    let api = server.get("/wfs3/?MAP=city").await;
+    assert_eq!((api.status, api.header("retry-after")), (503, "1"));
+    assert_eq!(api.header("content-type"), "application/problem+json");
+    let problem: serde_json::Value = serde_json::from_str(&api.body).expect("JSON");
+    assert_eq!(
+        (&problem["status"], &problem["title"]),
+        (&503.into(), &"Service Unavailable".into())
+    );
+    assert!(!api.header("x-request-id").is_empty());
+}
+
+#[tokio::test]
+async fn the_advertised_url_follows_the_proxy_only_when_it_is_trusted() {
+    let broker = Broker::saying("x");
+    let lines = "X-Forwarded-Url: https://public/base\r\nX-Qgis-Service-Url: https://evil/\r\nX-Forwarded-For: 192.0.2.1\r\n";
+    let server = Server::start(&broker, |_| {});
+    server.send("GET", GET_MAP, lines, "").await;
+    let trusting = Server::start(&broker, |http| http.http_proxy = true);
+    trusting.send("GET", GET_MAP, lines, "").await;
+    let [plain, proxied] = &broker.calls()[..] else {
+        panic!("two calls")
+    };
+    assert!(
+        plain.url.starts_with("http://example.org/ows/?"),
+        "{}",
+        plain.url
+    );
+    assert_eq!(header(plain, "X-Qgis-Service-Url"), None);
+    assert_eq!(header(plain, "X-Forwarded-For"), None);
+    assert!(
+        proxied.url.starts_with("https://public/base/ows/?"),
+        "{}",
+        proxied.url
+    );
+    assert_eq!(header(proxied, "Host"), Some("public"));
+    assert_eq!(header(proxied, "X-Forwarded-Proto"), Some("https"));
+    assert_eq!(header(proxied, "X-Qgis-Service-Url"), Some("https://evil/"));
+    assert_eq!(
+        header(proxied, "X-Qgis-Forwarded-Url"),
+        Some("https://public/base/ows/")
+    );
+}
+
+#[tokio::test]
+async fn options_is_answered_everywhere_without_a_worker() {
+    let broker = Broker::saying("x");
+    let server = Server::start(&broker, |_| {});
+    for (target, allow) in [
+        ("/ows/", "GET, POST, HEAD, OPTIONS"),
+        (
+            "/wfs3/collections",
+            "GET, POST, HEAD, PUT, DELETE, PATCH, OPTIONS",
+        ),
+        ("/", "GET, HEAD, OPTIONS"),
+    ] {
+        let lines = "Origin: https://map.example\r\nAccess-Control-Request-Headers: x-a\r\n";
+        let answered = server.send("OPTIONS", target, lines, "").await;
+        assert_eq!(
+            (answered.status, answered.header("allow")),
+            (200, allow),
+            "{target}"
+        );
+        assert_eq!(answered.header("access-control-allow-origin"), "*");
+        assert_eq!(answered.header("access-control-allow-methods"), allow);
+        assert_eq!(answered.header("access-control-allow-headers"), "x-a");
+    }
+    assert!(broker.calls().is_empty());
+}
+
+#[tokio::test]
+async fn an_origin_is_told_what_it_may_read() {
+    let broker = Broker::saying("x");
+    let server = Server::start(&broker, |http| http.cross_origin = false);
+    let answered = server
+        .send("GET", GET_MAP, "Origin: https://map.example\r\n", "")
+        .await;
+    assert_eq!(
+        answered.header("access-control-allow-origin"),
+        "https://map.example"
+    );
+    assert_eq!(answered.header("vary"), "Origin");
+    assert_eq!(
+        server
+            .get(GET_MAP)
+            .await
+            .header("access-control-allow-origin"),
+        ""
+    );
+}
+
+#[tokio::test]
+async fn head_is_get_without_the_body() {
+    let server = Server::start(&Broker::saying("a picture"), |_| {});
+    let answered = server.send("HEAD", GET_MAP, "", "").await;
+    assert_eq!(
+        (
+            answered.status,
+            answered.header("content-length"),
+            answered.body.as_str()
+        ),
+        (200, "9", "")
+    );
+    let ping = server.send("HEAD", "/ping", "", "").await;
+    assert_eq!((ping.status, ping.body.as_str()), (200, ""));
+    let absent = server.send("HEAD", "/nowhere", "", "").await;
+    assert_eq!((absent.status, absent.body.as_str()), (404, ""));
+}
+
+#[tokio::test]
+async fn head_of_a_stream_lets_the_worker_go() {
+    let (broker, mut senders) = streaming();
+    let server = Server::start(&broker, |_| {});
+    let answered = server.send("HEAD", GET_MAP, "", "").await;
+    assert_eq!(
+        (
+            answered.status,
+            answered.header("content-length"),
+            answered.body.as_str()
+        ),
+        (200, "", "")
+    );
+    assert_eq!(broker.only_call().method, "GET");
+    let sender = senders.recv().await.expect("a stream");
+    timeout(BOUND, sender.closed())
+        .await
+        .expect("the stream was dropped");
+}
+
+#[tokio::test]
+async fn the_server_answers_for_itself() {
+    let broker = Broker::saying("x");
+    let server = Server::start(&broker, |http| http.status_page = true);
+    let ping = server.get("/ping").await;
+    assert_eq!(
+        (ping.status, ping.body.as_str()),
+        (200, r#"{"status": "ok"}"#)
+    );
+    assert_eq!(
+        (ping.header("cache-control"), ping.header("x-server-status")),
+        ("no-store", "ok")
+    );
+    assert_eq!(server.get("/ready").await.status, 200);
+    broker.0.is_ready.store(false, Ordering::Relaxed);
+    assert_eq!(server.get("/ready").await.status, 503);
+    assert_eq!(server.get("/ping").await.status, 200);
+    let status: serde_json::Value =
+        serde_json::from_str(&server.get("/status").await.body).expect("JSON");
+    assert_eq!(status["waiting"], 3);
+    let root: serde_json::Value = serde_json::from_str(&server.get("/").await.body).expect("JSON");
+    assert_eq!(root["servers"][0]["url"], "http://example.org/");
+    assert!(broker.calls().is_empty());
+}
+
+#[tokio::test]
+async fn paths_and_methods_that_are_not_ours_are_refused() {
+    let broker = Broker::saying("x");
+    let server = Server::start(&broker, |_| {});
+    for target in [
+        "/nowhere",
+        "/OWS/",
+        "/status",
+        "/static/../x",
+        "/static/%2e%2e/x",
+        "/wfs3/%00",
+    ] {
+        let answered = server.get(target).await;
+        assert_eq!(
+            (answered.status, answered.header("content-type")),
+            (404, "application/problem+json"),
+            "{target}"
+        );
+    }
+    let answered = server.send("DELETE", "/ows/?MAP=city", "", "").await;
+    assert_eq!(
+        (answered.status, answered.header("allow")),
+        (405, "GET, POST, HEAD, OPTIONS")
+    );
+    assert_eq!(server.send("POST", "/ping", "", "x").await.status, 405);
+    assert!(broker.calls().is_empty());
+}
+
+#[tokio::test]
+async fn a_panic_is_a_500_and_the_server_lives() {
+    let first = AtomicUsize::new(0);
+    let broker = Broker::new(move |_| {
+        let is_first = first.fetch_add(1, Ordering::Relaxed) == 0;
+        async move {
+            assert!(!is_first, "this panic is part of the test");
+            Ok((head(200), FakeBody::whole("x")))
+        }
+    });
+    let server = Server::start(&broker, |_| {});
+    let answered = server.get(GET_MAP).await;
+    assert_eq!(answered.status, 500);
+    assert!(!answered.header("x-request-id").is_empty());
+    assert_eq!(server.get(GET_MAP).await.status, 200);
+}
+
+// ---- bad input
+
+#[tokio::test]
+async fn a_malformed_host_is_refused() {
+    let broker = Broker::saying("x");
+    let server = Server::start(&broker, |_| {});
+    for lines in [
+        "",
+        "Host: a b\r\n",
+        "Host: u@h\r\n",
+        "Host: a\r\nHost: b\r\n",
+        "Host: <script>\r\n",
+    ] {
+        let answered = server
+            .raw(format!(
+                "GET {GET_MAP} HTTP/1.1\r\n{lines}Connection: close\r\n\r\n"
+            ))
+            .await;
+        assert_eq!(answered.status, 400, "{lines:?}");
+    }
+    assert!(broker.calls().is_empty());
+    let old = server.raw(format!("GET {GET_MAP} HTTP/1.0\r\n\r\n")).await;
+    assert_eq!(old.status, 200, "HTTP/1.0 has no Host");
+}
+
+#[tokio::test]
+async fn garbage_is_a_400_and_nothing_more() {
+    let broker = Broker::saying("x");
+    let server = Server::start(&broker, |_| {});
+    for garbage in [
+        "\0\0\0\0\r\n\r\n",
+        "GET\r\n\r\n",
+        "GET / HTTP/9.9\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\nbad header\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    ] {
+        let answered = server.raw(garbage).await;
+        assert!(
+            matches!(answered.status, 0 | 400 | 505),
+            "{garbage:?}: {}",
+            answered.status
+        );
+    }
+    assert!(broker.calls().is_empty());
+    assert_eq!(server.get(GET_MAP).await.status, 200);
+}
+
+#[tokio::test]
+async fn two_lengths_never_smuggle_a_request() {
+    let broker = Broker::saying("x");
+    let server = Server::start(&broker, |_| {});
+    let smuggled = "GET /ows/?SERVICE=WMS&REQUEST=GetMap&MAP=smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
+    let request = format!(
+        "POST /ows/?MAP=city HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{smuggled}",
+        smuggled.len() + 5,
+    );
+    let answered = server.raw(request).await;
+    assert_eq!(answered.status, 400);
+    assert!(broker.calls().is_empty());
+}
+
+#[tokio::test]
+async fn a_body_that_is_too_long_is_a_413_before_it_is_read() {
+    let broker = Broker::saying("x");
+    let server = Server::start(&broker, |http| http.body_max = 10);
+    let start = "POST /ows/?MAP=city HTTP/1.1\r\nHost: a\r\n";
+    let announced = server
+        .raw(format!("{start}Content-Length: 11\r\n\r\n"))
+        .await;
+    assert_eq!(
+        (announced.status, announced.header("connection")),
+        (413, "close")
+    );
+    let chunked = server
+        .raw(format!(
+            "{start}Transfer-Encoding: chunked\r\n\r\nb\r\n<a>________\r\n"
+        ))
+        .await;
+    assert_eq!(chunked.status, 413);
+    let exact = server
+        .raw(format!(
+            "{start}Connection: close\r\nContent-Length: 10\r\n\r\n<a>_______"
+        ))
+        .await;
+    assert_eq!(exact.status, 200);
+    assert_eq!(broker.calls().len(), 1);
+}
+
+#[tokio::test]
+async fn a_client_that_still_sends_reads_its_413() {
+    let server = Server::start(&Broker::saying("x"), |http| http.body_max = 10);
+    let mut tcp = server.connect().await;
+    let length = 8 << 20;
+    let head =
+        format!("POST /ows/?MAP=city HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n");
+    tcp.write_all(head.as_bytes()).await.expect("written");
+    let (mut read, mut write) = tcp.split();
+    let sending = async { _ = write.write_all(&vec![b'x'; length]).await };
+    let reading = async {
+        let mut raw = Vec::new();
+        let result = read.read_to_end(&mut raw).await;
+        (result, raw)
+    };
+    let ((result, raw), ()) = timeout(BOUND, async { tokio::join!(reading, sending) })
+        .await
+        .expect("in time");
+    assert_eq!(Answered::parse(&raw).status, 413, "{result:?}");
+}
+
+#[tokio::test]
+async fn a_body_that_stops_coming_is_a_408() {
+    let broker = Broker::saying("x");
+    let server = Server::start(&broker, |http| {
+        http.body_timeout = Duration::from_millis(50)
+    });
+    let request = "POST /ows/?MAP=city HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n<a>";
+    let answered = server.raw(request).await;
+    assert_eq!(
+        (answered.status, answered.header("connection")),
+        (408, "close")
+    );
+    assert!(broker.calls().is_empty());
+}
+
+#[tokio::test]
+async fn a_uri_that_is_too_long_is_a_414_and_a_head_a_431() {
+    let broker = Broker::saying("x");
+    let server = Server::start(&broker, |http| {
+        (http.uri_max, http.header_max) = (16 << 10, 16 << 10)
+    });
+    let long = "x".repeat(16 << 10);
+    assert_eq!(server.get(&format!("{GET_MAP}{long}")).await.status, 414);
+    assert_eq!(
+        server
+            .send("GET", GET_MAP, &format!("X-Long: {long}\r\n"), "")
+            .await
+            .status,
+        431
+    );
+    // Beyond what is read at all.
+    assert_eq!(
+        server
+            .send(
+                "GET",
+                GET_MAP,
+                &format!("X-Long: {long}{long}{long}\r\n"),
+                ""
+            )
+            .await
+            .status,
+        431
+    );
+    assert_eq!(
+        server
+            .send("GET", GET_MAP, &"X-Many: x\r\n".repeat(200), "")
+            .await
+            .status,
+        431
+    );
+    assert!(broker.calls().is_empty());
+}
+
+// ---- time
+
+#[tokio::test]
+async fn a_head_that_does_not_end_closes_the_connection() {
+    let server = Server::start(&Broker::saying("x"), |http| {
+        http.header_timeout = Duration::from_millis(100)
+    });
+    for start in ["", "GET /ping HTTP/1.1\r\nHo"] {
+        let answered = server.raw(start).await;
+        assert_eq!(answered.status, 0, "closed without an answer");
+    }
+}
+
+#[tokio::test]
+async fn a_kept_alive_connection_may_idle_longer_than_a_head_may_take() {
+    let server = Server::start(&Broker::saying("x"), |http| {
+        http.header_timeout = Duration::from_millis(100);
+        http.idle_timeout = Duration::from_millis(400);
+    });
+    let mut tcp = server.connect().await;
+    let request = "GET /ping HTTP/1.1\r\nHost: a\r\n\r\n";
+    tcp.write_all(request.as_bytes()).await.expect("written");
+    read_until(&mut tcp, "ok\"}").await;
+    let quiet = timeout(Duration::from_millis(250), tcp.read(&mut [0; 1])).await;
+    assert!(quiet.is_err(), "still open");
+    tcp.write_all(request.as_bytes()).await.expect("written");
+    read_until(&mut tcp, "ok\"}").await;
+    let closed = timeout(BOUND, tcp.read(&mut [0; 1]))
+        .await
+        .expect("closed in the end");
+    assert_eq!(closed.expect("closed properly"), 0);
+}
+
+#[tokio::test]
+async fn a_stream_arrives_as_it_is_made() {
+    let (broker, mut senders) = streaming();
+    let server = Server::start(&broker, |_| {});
+    let mut tcp = server.connect().await;
+    tcp.write_all(format!("GET {GET_MAP} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes())
+        .await
+        .expect("written");
+    let sender = senders.recv().await.expect("a stream");
+    sender.send(Ok("first".into())).await.expect("taken");
+    let got = read_until(&mut tcp, "first\r\n").await;
+    assert!(got.contains("transfer-encoding: chunked"), "{got}");
+    sender.send(Ok("second".into())).await.expect("taken");
+    drop(sender);
+    read_until(&mut tcp, "6\r\nsecond\r\n0\r\n\r\n").await;
+}
+
+#[tokio::test]
+async fn a_reply_that_is_cut_off_does_not_end_properly() {
+    let (broker, mut senders) = streaming();
+    let server = Server::start(&broker, |_| {});
+    let mut tcp = server.connect().await;
+    tcp.write_all(format!("GET {GET_MAP} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes())
+        .await
+        .expect("written");
+    let sender = senders.recv().await.expect("a stream");
+    sender.send(Ok("first".into())).await.expect("taken");
+    read_until(&mut tcp, "first\r\n").await;
+    sender.send(Err(Error::WorkerDied)).await.expect("taken");
+    let mut rest = Vec::new();
+    _ = timeout(BOUND, tcp.read_to_end(&mut rest))
+        .await
+        .expect("closed");
+    assert_eq!(rest, b"", "no last chunk");
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_is_cut_off_and_its_request_dropped() {
+    let (broker, mut senders) = streaming();
+    let server = Server::start(&broker, |http| {
+        http.write_timeout = Duration::from_millis(200)
+    });
+    let mut tcp = server.connect().await;
+    tcp.write_all(format!("GET {GET_MAP} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes())
+        .await
+        .expect("written");
+    let sender = senders.recv().await.expect("a stream");
+    let chunk = Bytes::from(vec![b'x'; 256 << 10]);
+    let pushing = async { while sender.send(Ok(chunk.clone())).await.is_ok() {} };
+    timeout(BOUND, pushing)
+        .await
+        .expect("the stream was dropped");
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_withdraws_its_request() {
+    let (out, mut called) = mpsc::channel(1);
+    let broker = Broker::new(move |_| {
+        let out = out.clone();
+        async move {
+            let (_held, dropped) = oneshot::channel::<()>();
+            out.send(dropped).await.expect("the test listens");
+            std::future::pending().await
+        }
+    });
+    let server = Server::start(&broker, |_| {});
+    let mut tcp = server.connect().await;
+    let request = format!("GET {GET_MAP} HTTP/1.1\r\nHost: a\r\n\r\n");
+    tcp.write_all(request.as_bytes()).await.expect("written");
+    let dropped = called.recv().await.expect("a call");
+    drop(tcp);
+    let withdrawn = timeout(BOUND, dropped).await.expect("in time");
+    assert!(withdrawn.is_err(), "the call was dropped, not answered");
+}
+
+#[tokio::test]
+async fn a_stop_lets_a_running_request_finish_and_takes_no_other() {
+    let (broker, mut senders) = streaming();
+    let mut server = Server::start(&broker, |_| {});
+    let mut idle = server.connect().await;
+    idle.write_all(b"GET /ping HTTP/1.1\r\nHost: a\r\n\r\n")
+        .await
+        .expect("written");
+    read_until(&mut idle, "ok\"}").await;
+    let mut tcp = server.connect().await;
+    tcp.write_all(format!("GET {GET_MAP} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes())
+        .await
+        .expect("written");
+    let sender = senders.recv().await.expect("a stream");
+    sender.send(Ok("first".into())).await.expect("taken");
+    read_until(&mut tcp, "first").await;
+    drop(server.stop.take());
+    let closed = timeout(BOUND, idle.read(&mut [0; 1]))
+        .await
+        .expect("idle connections are closed at once");
+    assert_eq!(closed.expect("closed properly"), 0);
+    assert!(
+        TcpStream::connect(server.addr).await.is_err(),
+        "nobody listens"
+    );
+    sender.send(Ok("second".into())).await.expect("taken");
+    drop(sender);
+    read_until(&mut tcp, "second\r\n0\r\n\r\n").await;
+    server.stopped().await;
+}
+
+#[tokio::test]
+async fn a_stop_cuts_off_what_runs_longer_than_the_drain() {
+    let (broker, mut senders) = streaming();
+    let server = Server::start_with_drain(&broker, Duration::from_millis(50), |_| {});
+    let mut tcp = server.connect().await;
+    tcp.write_all(format!("GET {GET_MAP} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes())
+        .await
+        .expect("written");
+    let sender = senders.recv().await.expect("a stream");
+    server.stopped().await;
+    timeout(BOUND, sender.closed())
+        .await
+        .expect("the stream was dropped");
+}
+
+#[tokio::test]
+async fn a_connection_too_many_waits_for_its_turn() {
+    let server = Server::start(&Broker::saying("x"), |http| http.connections_max = 1);
+    let mut first = server.connect().await;
+    first
+        .write_all(b"GET /ping HTTP/1.1\r\nHost: a\r\n\r\n")
+        .await
+        .expect("written");
+    read_until(&mut first, "ok\"}").await;
+    let mut second = server.connect().await;
+    second
+        .write_all(b"GET /ping HTTP/1.1\r\nHost: a\r\n\r\n")
+        .await
+        .expect("written");
+    let waits = timeout(Duration::from_millis(100), second.read(&mut [0; 1])).await;
+    assert!(waits.is_err(), "not answered yet");
+    drop(first);
+    read_until(&mut second, "ok\"}").await;
+}
+
+#[test]
+fn a_shortage_of_descriptors_makes_accept_wait_longer_and_longer() {
+    let shortage = std::io::Error::from_raw_os_error(libc::EMFILE);
+    let first = super::pause_after(&shortage, Duration::ZERO);
+    assert!(!first.is_zero());
+    assert_eq!(super::pause_after(&shortage, first), first * 2);
+    assert_eq!(
+        super::pause_after(&shortage, BOUND),
+        super::ACCEPT_PAUSE_MAX
+    );
+    let gone = std::io::Error::from_raw_os_error(libc::ECONNABORTED);
+    assert_eq!(super::pause_after(&gone, first), Duration::ZERO);
+}
