@@ -1,0 +1,290 @@
+//! Runs the real programs for the tests beside this folder.
+//!
+//! A [`Server`] is `qgisserver` with its pool on a free port; [`Server::stub`]
+//! gives it workers that obey (see `tests/stub`), [`Server::real`] the example
+//! projects and real QGIS. When it is dropped it is told to stop, and then
+//! nothing may be left: no process, no temporary file.
+#![allow(dead_code)] // Every test program uses another part.
+
+pub mod compare;
+pub mod http;
+pub mod process;
+pub mod wire;
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+
+pub use http::Reply;
+use process::Process;
+
+/// No event that a test waits for takes longer, even on a busy machine.
+pub const SOON: Duration = Duration::from_secs(20);
+
+/// `tests/`, `examples/` and the programs.
+pub fn source(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+fn program(name: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_BIN_EXE_qgisserver")).with_file_name(name);
+    assert!(path.exists(), "{} is missing: run `cargo build --workspace`", path.display());
+    path
+}
+
+/// The value that `question` finally has, asked again and again up to the bound.
+pub fn eventually<T>(what: &str, mut question: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + SOON;
+    loop {
+        if let Some(answer) = question() {
+            return answer;
+        }
+        assert!(Instant::now() < end, "{what}: not within {SOON:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// What the workers of a server run: the stub or QGIS, on which projects.
+pub struct World {
+    folder: TempDir,
+    is_stub: bool,
+}
+
+impl World {
+    /// Workers that obey, and the projects `city` and `corrupt`.
+    pub fn stub() -> Self {
+        let world = Self { folder: tempfile::tempdir().unwrap(), is_stub: true };
+        copy(&source("tests/stub"), &world.path("stub"));
+        std::fs::create_dir(world.path("stub/control")).unwrap();
+        std::fs::create_dir(world.path("projects")).unwrap();
+        std::fs::write(world.path("projects/city.qgs"), "<qgis/>").unwrap();
+        std::fs::write(world.path("projects/corrupt.qgs"), "corrupt").unwrap();
+        world
+    }
+
+    /// QGIS, and a copy of the example projects.
+    pub fn real() -> Self {
+        let world = Self { folder: tempfile::tempdir().unwrap(), is_stub: false };
+        copy(&source("examples/projects"), &world.path("projects"));
+        world
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub fn projects(&self) -> PathBuf {
+        self.path("projects")
+    }
+
+    /// Tells the stub: from now on `name` is there.
+    pub fn tell(&self, name: &str) {
+        std::fs::write(self.path("stub/control").join(name), "").unwrap();
+    }
+
+    pub fn untell(&self, name: &str) {
+        std::fs::remove_file(self.path("stub/control").join(name)).unwrap();
+    }
+
+    /// How often the stub noted `name`.
+    pub fn count(&self, name: &str) -> usize {
+        let noted = std::fs::read_to_string(self.path("stub/control").join(name));
+        noted.map_or(0, |text| text.lines().count())
+    }
+
+    pub fn wait_count(&self, name: &str, n: usize) {
+        eventually(&format!("{name} noted {n} times"), || (self.count(name) >= n).then_some(()));
+    }
+
+    /// Environment of the programs: nothing of this process but what they need.
+    fn environment(&self, tmp: &Path) -> Vec<(String, String)> {
+        let mut env = vec![
+            ("PATH".to_owned(), std::env::var("PATH").unwrap_or_default()),
+            ("TMPDIR".to_owned(), text(tmp)),
+            ("HOME".to_owned(), text(&self.path("home"))),
+            ("LANG".to_owned(), "C.UTF-8".to_owned()),
+        ];
+        if self.is_stub {
+            env.push(("PYTHONPATH".to_owned(), text(&self.path("stub"))));
+            env.push(("PYTHONDONTWRITEBYTECODE".to_owned(), "1".to_owned()));
+        }
+        env
+    }
+
+    fn settings(&self, own: &str) -> Vec<String> {
+        let mut all = BTreeMap::from([
+            ("server.workers".to_owned(), if self.is_stub { "2" } else { "1" }.to_owned()),
+            ("worker.env_allow".to_owned(), "PYTHONPATH,PYTHONDONTWRITEBYTECODE".to_owned()),
+            ("projects.cache.rootdir".to_owned(), text(&self.projects())),
+        ]);
+        for line in own.lines().map(str::trim).filter(|line| !line.is_empty()) {
+            let (name, value) = line.split_once('=').expect("settings are `name = value`");
+            all.insert(name.trim().to_owned(), value.trim().to_owned());
+        }
+        all.into_iter().flat_map(|(name, value)| ["--set".into(), format!("{name}={value}")]).collect()
+    }
+}
+
+fn text(path: &Path) -> String {
+    path.to_str().expect("temporary directories have plain names").to_owned()
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().flatten() {
+        let (path, target) = (entry.path(), to.join(entry.file_name()));
+        match path.is_dir() {
+            true if entry.file_name() == "__pycache__" => {}
+            true => copy(&path, &target),
+            false => drop(std::fs::copy(&path, &target).unwrap()),
+        }
+    }
+}
+
+/// A running `qgisserver`.
+pub struct Server {
+    // Dropped, that is stopped, before the projects go.
+    pub process: Process,
+    pub world: World,
+    pub address: SocketAddr,
+    /// Where workers of other pools join; only with `--proxy`.
+    pub gate: Option<SocketAddr>,
+}
+
+impl Server {
+    /// A server with workers that obey, ready to serve.
+    pub fn stub(settings: &str) -> Self {
+        Self::start(World::stub(), settings).ready()
+    }
+
+    /// A server with QGIS and the example projects, ready to serve.
+    pub fn real(settings: &str) -> Self {
+        Self::start(World::real(), settings).ready()
+    }
+
+    /// A server without workers. Give it a [`Pool`].
+    pub fn proxy(world: World, settings: &str) -> Self {
+        let gate = free_address();
+        Self::proxy_at(world, SocketAddr::from(([127, 0, 0, 1], 0)), gate, settings)
+    }
+
+    pub fn proxy_at(world: World, http: SocketAddr, gate: SocketAddr, settings: &str) -> Self {
+        let own = format!("server.proxy = yes\nzmq.bindaddr = tcp://{gate}\nserver.port = {}", http.port());
+        Self { gate: Some(gate), ..Self::start(world, &format!("{own}\n{settings}")) }
+    }
+
+    /// A server that listens, but may have no worker yet.
+    pub fn start(world: World, settings: &str) -> Self {
+        let own = "server.port = 0\nserver.interfaces = 127.0.0.1\nserver.status_page = yes";
+        let settings = world.settings(&format!("{own}\n{settings}"));
+        program("qgisserver-worker");
+        let process = Process::spawn(&program("qgisserver"), &settings, |tmp| world.environment(tmp));
+        let address = process.log.wait_for("listening on http://", |line| {
+            let rest = line.split("listening on http://").nth(1)?;
+            rest.split(['/', ' ']).next()?.parse().ok()
+        });
+        Self { process, world, address, gate: None }
+    }
+
+    pub fn ready(self) -> Self {
+        self.wait_ready();
+        self
+    }
+
+    pub fn wait_ready(&self) {
+        eventually("a worker is ready", || (self.get("/ready").status == 200).then_some(()));
+    }
+
+    pub fn wait_workers(&self, n: usize) {
+        eventually(&format!("{n} workers"), || (self.workers().len() == n).then_some(()));
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    pub fn get(&self, path: &str) -> Reply {
+        self.try_get(path).unwrap_or_else(|error| panic!("{path}: {error}"))
+    }
+
+    pub fn try_get(&self, path: &str) -> Result<Reply, String> {
+        http::ask("GET", &self.url(path), &[], b"")
+    }
+
+    pub fn post(&self, path: &str, content_type: &str, body: &[u8]) -> Reply {
+        self.request("POST", path, &[("Content-Type", content_type)], body)
+    }
+
+    pub fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Reply {
+        http::ask(method, &self.url(path), headers, body)
+            .unwrap_or_else(|error| panic!("{method} {path}: {error}"))
+    }
+
+    /// An open connection, for what no client would send or wait for.
+    pub fn connect(&self) -> TcpStream {
+        http::connect(self.address)
+    }
+
+    pub fn status(&self) -> Value {
+        let reply = self.get("/status");
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        serde_json::from_slice(&reply.body).expect("/status is JSON")
+    }
+
+    /// Pids of the workers that are connected, as `/status` tells.
+    pub fn workers(&self) -> Vec<i32> {
+        let status = self.status();
+        let workers = status["workers"].as_array().expect("/status lists the workers");
+        let mut pids: Vec<i32> =
+            workers.iter().map(|worker| worker["pid"].as_i64().expect("a worker has a pid") as i32).collect();
+        pids.sort();
+        pids
+    }
+
+    /// The reply to a request that the stub carries out.
+    pub fn act(&self, what: &str) -> Reply {
+        self.get(&path_of(what))
+    }
+
+    /// The same in the background.
+    pub fn act_later(&self, what: &str) -> std::thread::JoinHandle<Result<Reply, String>> {
+        let url = self.url(&path_of(what));
+        std::thread::spawn(move || http::ask("GET", &url, &[], b""))
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
+    }
+}
+
+/// Path and query of a GetMap that makes the stub do `what`.
+pub fn path_of(what: &str) -> String {
+    format!("/ows/?MAP=city&SERVICE=WMS&REQUEST=GetMap&{what}")
+}
+
+/// A running `qgisserver-worker`.
+pub struct Pool {
+    pub process: Process,
+}
+
+impl Pool {
+    pub fn start(world: &World, gate: SocketAddr, settings: &str) -> Self {
+        let mut args = world.settings(settings);
+        args.push(format!("--host=127.0.0.1:{}", gate.port()));
+        Self { process: Process::spawn(&program("qgisserver-worker"), &args, |tmp| world.environment(tmp)) }
+    }
+}
+
+/// An address that was free a moment ago.
+pub fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+pub fn kill(pid: i32, signal: Signal) {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).unwrap();
+}

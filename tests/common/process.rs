@@ -1,0 +1,233 @@
+//! A program under test: its log, its end, and what it may not leave behind.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use super::SOON;
+
+/// A child with a session and a temporary directory of its own.
+pub struct Process {
+    child: Child,
+    status: Option<ExitStatus>,
+    pub log: Log,
+    tmp: TempDir,
+    name: String,
+    /// The test ended it in a way that excuses what is left for so long.
+    patience: Duration,
+}
+
+impl Process {
+    pub fn spawn(program: &Path, args: &[String], env: impl Fn(&Path) -> Vec<(String, String)>) -> Self {
+        let tmp = tempfile::Builder::new().prefix("qs").tempdir().unwrap();
+        let mut command = Command::new(program);
+        command.args(args).env_clear().envs(env(tmp.path()));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        // SAFETY: setsid is async-signal-safe and touches no memory of ours.
+        unsafe { command.pre_exec(|| Ok(nix::unistd::setsid().map(drop)?)) };
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("{}: {error}", program.display()));
+        let name = program.file_name().unwrap().to_string_lossy().into_owned();
+        let log = Log::read(child.stderr.take().unwrap());
+        Self { child, status: None, log, tmp, name, patience: Duration::from_secs(2) }
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        super::kill(self.pid(), signal);
+    }
+
+    /// How it ended; panics if it goes on for longer than `bound`.
+    pub fn wait(&mut self, bound: Duration) -> ExitStatus {
+        let end = Instant::now() + bound;
+        while Instant::now() < end {
+            if let Some(status) = self.try_wait() {
+                return status;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        panic!("{} still runs after {bound:?}", self.name);
+    }
+
+    pub fn try_wait(&mut self) -> Option<ExitStatus> {
+        self.status = self.status.or_else(|| self.child.try_wait().unwrap());
+        self.status
+    }
+
+    /// SIGTERM, and everything is gone.
+    pub fn stop(&mut self) -> ExitStatus {
+        if self.try_wait().is_none() {
+            self.signal(Signal::SIGTERM);
+        }
+        let status = self.wait(SOON);
+        self.assert_nothing_left();
+        status
+    }
+
+    /// SIGKILL: nothing can be tidied, the others have to notice.
+    pub fn kill(&mut self) {
+        self.signal(Signal::SIGKILL);
+        self.wait(SOON);
+        self.patience = SOON;
+    }
+
+    /// No process of its session or with its temporary directory lives, and the directory is empty.
+    pub fn assert_nothing_left(&self) {
+        let end = Instant::now() + self.patience;
+        loop {
+            let (processes, files) = (self.family(), self.files());
+            if processes.is_empty() && files.is_empty() {
+                return;
+            }
+            let late = Instant::now() > end;
+            assert!(!late, "{} left processes {processes:?} and files {files:?}", self.name);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Pids and names of all living processes that stem from this one, itself excluded.
+    pub fn family(&self) -> BTreeMap<i32, String> {
+        let tmp = self.tmp.path().as_os_str().as_encoded_bytes();
+        let is_ours = |process: &Stat| {
+            process.session == self.pid() || contains(&read(process.pid, "environ"), tmp)
+        };
+        let all = processes().into_iter().filter(|process| process.pid != self.pid() && is_ours(process));
+        all.map(|process| (process.pid, process.name)).collect()
+    }
+
+    pub fn files(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.tmp.path()).unwrap().flatten();
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    }
+
+    /// Resident memory of the program and everything that stems from it, counted
+    /// once where it is shared, in kilobytes.
+    pub fn memory_kb(&self) -> u64 {
+        self.family().keys().copied().chain([self.pid()]).map(memory_kb).sum()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- log of {} ---\n{}---", self.name, self.log.text());
+            let family = self.family();
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+            for pid in family.into_keys() {
+                let _ = nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+            return;
+        }
+        self.stop();
+    }
+}
+
+struct Stat {
+    pid: i32,
+    name: String,
+    session: i32,
+}
+
+/// All processes that are not zombies.
+fn processes() -> Vec<Stat> {
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter_map(stat).collect()
+}
+
+/// proc(5): `pid (comm) state ppid pgrp session …`; comm may contain anything.
+fn stat(pid: i32) -> Option<Stat> {
+    let text = String::from_utf8_lossy(&read(pid, "stat")).into_owned();
+    let (before, after) = text.rsplit_once(") ")?;
+    let fields: Vec<&str> = after.split(' ').collect();
+    let is_dead = matches!(*fields.first()?, "Z" | "X");
+    let name = before.split_once('(')?.1.to_owned();
+    (!is_dead).then_some(Stat { pid, name, session: fields.get(3)?.parse().ok()? })
+}
+
+fn read(pid: i32, file: &str) -> Vec<u8> {
+    std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default()
+}
+
+fn contains(text: &[u8], part: &[u8]) -> bool {
+    text.windows(part.len()).any(|window| window == part)
+}
+
+fn memory_kb(pid: i32) -> u64 {
+    let text = String::from_utf8_lossy(&read(pid, "smaps_rollup")).into_owned();
+    let line = text.lines().find(|line| line.starts_with("Pss:"));
+    line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok()).unwrap_or(0)
+}
+
+pub fn is_alive(pid: i32) -> bool {
+    stat(pid).is_some()
+}
+
+/// What a program wrote to its standard error so far.
+#[derive(Clone)]
+pub struct Log(Arc<Mutex<Vec<String>>>);
+
+impl Log {
+    fn read(from: impl std::io::Read + Send + 'static) -> Self {
+        let log = Self(Arc::default());
+        let lines = log.0.clone();
+        std::thread::spawn(move || {
+            let mut from = BufReader::new(from);
+            let mut line = Vec::new();
+            while from.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
+                lines.lock().unwrap().push(plain(&line));
+                line.clear();
+            }
+        });
+        log
+    }
+
+    pub fn text(&self) -> String {
+        self.0.lock().unwrap().join("\n") + "\n"
+    }
+
+    pub fn count(&self, part: &str) -> usize {
+        self.0.lock().unwrap().iter().filter(|line| line.contains(part)).count()
+    }
+
+    /// What `pick` finds in the first line that has it.
+    pub fn wait_for<T>(&self, what: &str, pick: impl Fn(&str) -> Option<T>) -> T {
+        let end = Instant::now() + SOON;
+        loop {
+            let found = self.0.lock().unwrap().iter().find_map(|line| pick(line));
+            if let Some(found) = found {
+                return found;
+            }
+            assert!(Instant::now() < end, "no log line says {what:?}:\n{}", self.text());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// The first line that contains `part`.
+    pub fn wait_line(&self, part: &str) -> String {
+        self.wait_for(part, |line| line.contains(part).then(|| line.to_owned()))
+    }
+}
+
+/// Without line end and colours.
+fn plain(line: &[u8]) -> String {
+    let text = String::from_utf8_lossy(line);
+    let mut plain = String::new();
+    let mut rest = text.trim_end();
+    while let Some((before, after)) = rest.split_once("\x1b[") {
+        plain.push_str(before);
+        rest = after.split_once('m').map_or("", |(_, rest)| rest);
+    }
+    plain + rest
+}

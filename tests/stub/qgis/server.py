@@ -1,0 +1,188 @@
+"""qgis.server: one that obeys. The parameters of a request say what happens.
+
+| parameter | meaning |
+|---|---|
+| `MARK=name` | first of all a line is added to the file `name` in the control folder |
+| `ONCE=name` | `DO` is done by one process only; others answer as if it were `echo` |
+| `DO=echo` | the default: JSON that says who answers what |
+| `DO=wait&FOR=name` | answer when the test creates the file `name` |
+| `DO=hang` | never answer; other threads of the process go on |
+| `DO=wedge` | never answer and never release the interpreter |
+| `DO=signal&N=11` | die of this signal |
+| `DO=exit&N=3` | exit with this status |
+| `DO=raise` | a Python exception that nobody catches |
+| `DO=stream&N=4&SIZE=1000` | N flushed chunks of SIZE bytes, then `THEN` |
+| `THEN=signal`, `exit`, `raise`, `hang`, `wait` | instead of the end of the stream |
+"""
+
+import io
+import json
+import os
+import re
+import signal
+import time
+from urllib.parse import parse_qsl, urlsplit
+
+from . import control
+
+CHUNK = b"0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+class QgsServerRequest:
+    HeadMethod, PutMethod, GetMethod, PostMethod, DeleteMethod, PatchMethod = range(6)
+
+
+class QgsBufferServerRequest(QgsServerRequest):
+    def __init__(self, url, method=QgsServerRequest.GetMethod, headers=None, data=None):
+        self._url, self._method = url, method
+        self._headers, self._data = dict(headers or {}), bytes(data or b"")
+
+    def url(self):
+        return self._url
+
+    def method(self):
+        return self._method
+
+    def headers(self):
+        return self._headers
+
+    def data(self):
+        return self._data
+
+
+class _Device(io.BytesIO):
+    def pos(self):
+        return self.tell()
+
+
+class QgsBufferServerResponse:
+    def __init__(self):
+        self._device = _Device()
+        self._status, self._headers = 200, {}
+
+    def io(self):
+        return self._device
+
+    def write(self, data):
+        self._device.write(data.encode() if isinstance(data, str) else data)
+
+    def data(self):
+        return self._device.getvalue()
+
+    body = data
+
+    def truncate(self):
+        self._device.seek(0)
+        self._device.truncate()
+
+    def clear(self):
+        self._headers.clear()
+        self.truncate()
+
+    def statusCode(self):
+        return self._status
+
+    def setStatusCode(self, status):
+        self._status = status
+
+    def headers(self):
+        return self._headers
+
+    def setHeader(self, name, value):
+        self._headers[name] = value
+
+    def headersSent(self):
+        return False
+
+    def flush(self):
+        pass
+
+    def finish(self):
+        pass
+
+
+class QgsServerProjectUtils:
+    @staticmethod
+    def wmsRestrictedLayers(project):
+        return []
+
+
+class _Interface:
+    def __init__(self):
+        self._filters = {}
+
+    def filters(self):
+        return self._filters
+
+    def registerFilter(self, plugin, priority=0):
+        self._filters.setdefault(priority, []).append(plugin)
+
+    def removeConfigCacheEntry(self, path):
+        pass
+
+
+class QgsServer:
+    def __init__(self):
+        self._interface = _Interface()
+
+    def serverInterface(self):
+        return self._interface
+
+    def handleRequest(self, request, response, project=None):
+        response.clear()
+        asked = dict(parse_qsl(urlsplit(request.url()).query, keep_blank_values=True))
+        if "MARK" in asked:
+            control.note(asked["MARK"])
+        do = asked.get("DO", "echo")
+        if "ONCE" in asked and not control.first(asked["ONCE"]):
+            do = "echo"
+        _act(do, asked, request, response)
+        response.finish()
+
+
+def _act(do, asked, request, response):
+    if do == "wait":
+        control.wait_for(asked["FOR"])
+        _echo(asked, request, response)
+    elif do == "hang":
+        while True:
+            time.sleep(1)
+    elif do == "wedge":
+        # Exponential time in one C call that keeps the interpreter to itself.
+        re.match(r"(a|a)*b", "a" * 64)
+    elif do == "signal":
+        os.kill(os.getpid(), int(asked.get("N", signal.SIGKILL)))
+        time.sleep(60)
+    elif do == "exit":
+        os._exit(int(asked.get("N", 1)))
+    elif do == "raise":
+        raise RuntimeError("as the request wished")
+    elif do == "stream":
+        _stream(asked, request, response)
+    else:
+        _echo(asked, request, response)
+
+
+def _echo(asked, request, response):
+    response.setHeader("Content-Type", "application/json")
+    said = {
+        "id": asked.get("ID"),
+        "pid": os.getpid(),
+        "url": request.url(),
+        "method": request.method(),
+        "headers": request.headers(),
+        "body": request.data().decode("latin-1"),
+    }
+    response.write(json.dumps(said))
+
+
+def _stream(asked, request, response):
+    response.setHeader("Content-Type", "application/octet-stream")
+    size = int(asked.get("SIZE", 1000))
+    chunk = (CHUNK * (size // len(CHUNK) + 1))[:size]
+    for _ in range(int(asked.get("N", 4))):
+        response.write(chunk)
+        response.flush()
+    then = asked.get("THEN")
+    if then:
+        _act(then, {**asked, "N": asked.get("THEN_N", "9")}, request, response)

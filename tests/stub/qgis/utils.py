@@ -1,0 +1,3 @@
+"""qgis.utils, as far as the worker looks at it."""
+
+serverIface = None
