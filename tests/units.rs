@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -61,6 +62,25 @@ fn reload_is_a_rolling_restart_in_every_unit() {
 }
 
 #[test]
+fn systemd_is_told_when_the_server_is_ready_and_when_it_stops() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut server = Notifying::start(folder.path(), "qgisserver", &[]);
+    server.says("READY=1");
+    server.ends_after("STOPPING=1");
+}
+
+#[test]
+fn systemd_is_told_when_a_pool_is_ready_and_when_it_stops() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut proxy = Notifying::start(folder.path(), "qgisserver", &["--proxy"]);
+    proxy.says("READY=1");
+    let mut pool = Notifying::start(folder.path(), "qgisserver-worker", &[]);
+    pool.says("READY=1");
+    pool.ends_after("STOPPING=1");
+    proxy.ends_after("STOPPING=1");
+}
+
+#[test]
 fn supervisord_starts_restarts_and_stops_the_server_and_leaves_nobody_behind() {
     let supervisor = Supervisor::start();
     let first = supervisor.serving("qgisserver", 1);
@@ -112,6 +132,63 @@ fn supervisord_runs_server_and_workers_apart() {
         .collect();
     supervisor.control(&["stop", "all"]);
     gone(&family);
+}
+
+/// A program of ours that believes that systemd started it.
+struct Notifying {
+    socket: UnixDatagram,
+    child: Child,
+}
+
+impl Notifying {
+    fn start(folder: &Path, program: &str, flags: &[&str]) -> Self {
+        let path = folder.join(format!("{program}.notify"));
+        let socket = UnixDatagram::bind(&path).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let file = folder.join("qgisserver.conf");
+        if !file.exists() {
+            fs::write(&file, settings()).unwrap();
+        }
+        let child = Command::new(programs().join(program))
+            .args(flags)
+            .arg("-c")
+            .arg(&file)
+            .env("NOTIFY_SOCKET", &path)
+            .env("RUNTIME_DIRECTORY", folder)
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self { socket, child }
+    }
+
+    /// Waits for the word; others, such as STATUS, may come before it.
+    fn says(&self, word: &str) {
+        let mut message = [0; 4096];
+        loop {
+            let n = self
+                .socket
+                .recv(&mut message)
+                .unwrap_or_else(|error| panic!("{word}: {error}"));
+            let message = String::from_utf8_lossy(&message[..n]).into_owned();
+            if message.lines().any(|line| line == word) {
+                return;
+            }
+        }
+    }
+
+    fn ends_after(&mut self, word: &str) {
+        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM).unwrap();
+        self.says(word);
+        let status = eventually("the end", String::new, || self.child.try_wait().unwrap());
+        assert!(status.success(), "{status}");
+    }
+}
+
+impl Drop for Notifying {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 /// A supervisord with our programs on the example projects, in a folder of its own.
@@ -249,12 +326,17 @@ fn settings() -> String {
     )
 }
 
+/// Where this build's programs are.
+fn programs() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_qgisserver"))
+        .parent()
+        .unwrap()
+}
+
 /// Copies of the files of a folder that name this build's programs and `folder`
 /// where they name those of an installed system.
 fn installed(folder: &Path, from: &str) -> Vec<PathBuf> {
-    let programs = Path::new(env!("CARGO_BIN_EXE_qgisserver"))
-        .parent()
-        .unwrap();
+    let programs = programs();
     let worker = fs::metadata(programs.join("qgisserver-worker"))
         .expect("the worker is built: cargo build --workspace");
     assert!(worker.permissions().mode() & 0o100 != 0);

@@ -42,6 +42,18 @@ impl Client {
         self.get_slowly(target, usize::MAX)
     }
 
+    /// The reply, which has to be a good one.
+    pub fn expect(&mut self, target: &str) -> Reply {
+        let reply = self.get(target).expect("the server answers");
+        assert_eq!(
+            reply.status,
+            200,
+            "{target}: {}",
+            String::from_utf8_lossy(&reply.start)
+        );
+        reply
+    }
+
     /// Takes no more than `rate` bytes of the body in a second.
     pub fn get_slowly(&mut self, target: &str, rate: usize) -> io::Result<Reply> {
         let asked = Instant::now();

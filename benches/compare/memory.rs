@@ -15,11 +15,6 @@ pub fn resident(pid: u32) -> u64 {
         .unwrap_or(0)
 }
 
-/// Kilobytes of the process and all that descends from it.
-pub fn of_tree(root: u32) -> u64 {
-    tree(root).into_iter().map(resident).sum()
-}
-
 fn tree(root: u32) -> Vec<u32> {
     let parents = parents();
     let mut found = vec![root];
@@ -67,29 +62,33 @@ pub fn cpu_of_tree(root: u32) -> u64 {
 }
 
 /// Looks every few milliseconds and remembers the most.
-pub struct Peak {
+pub struct Watch {
+    start: u64,
     stop: Arc<AtomicBool>,
-    watch: JoinHandle<u64>,
+    most: JoinHandle<u64>,
 }
 
-impl Peak {
-    pub fn watch(root: u32) -> Self {
+impl Watch {
+    /// From now on, the processes and all that descend from them.
+    pub fn start(roots: &[u32]) -> Self {
+        let pids: Vec<u32> = roots.iter().copied().flat_map(tree).collect();
+        let total = move || pids.iter().copied().map(resident).sum::<u64>();
+        let start = total();
         let stop = Arc::new(AtomicBool::new(false));
-        let seen = stop.clone();
-        let watch = std::thread::spawn(move || {
-            let pids = tree(root);
-            let mut most = 0;
-            while !seen.load(Ordering::Relaxed) {
-                most = most.max(pids.iter().copied().map(resident).sum());
+        let stopped = stop.clone();
+        let most = std::thread::spawn(move || {
+            let mut most = start;
+            while !stopped.load(Ordering::Relaxed) {
+                most = most.max(total());
                 std::thread::sleep(Duration::from_millis(5));
             }
             most
         });
-        Self { stop, watch }
+        Self { start, stop, most }
     }
 
-    pub fn stop(self) -> u64 {
+    pub fn most_above_start(self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
-        self.watch.join().expect("reading /proc does not panic")
+        self.most.join().expect("reading /proc does not panic") - self.start
     }
 }

@@ -41,6 +41,23 @@ impl Place {
     }
 }
 
+/// Where a server is, and how it calls a project.
+pub struct Peer {
+    pub address: SocketAddr,
+    path: &'static str,
+    map: String,
+}
+
+impl Peer {
+    pub fn target(&self, query: &str) -> String {
+        format!("{}?MAP={}&{query}", self.path, self.map)
+    }
+
+    pub fn connect(&self) -> Client {
+        Client::connect(self.address).expect("the server listens")
+    }
+}
+
 /// `handleRequest` in a Python program, with no server around it.
 pub struct InProcess {
     child: Child,
@@ -95,7 +112,7 @@ impl Drop for InProcess {
 pub struct FastCgi {
     nginx: Child,
     qgis: Vec<i32>,
-    pub address: SocketAddr,
+    address: SocketAddr,
 }
 
 impl FastCgi {
@@ -133,6 +150,22 @@ impl FastCgi {
         };
         until("nginx listens", || Client::connect(address).ok());
         peer
+    }
+
+    pub fn serving(&self, place: &Place, project: &str) -> Peer {
+        Peer {
+            address: self.address,
+            path: "/",
+            map: place.project(project).display().to_string(),
+        }
+    }
+
+    pub fn pids(&self) -> Vec<u32> {
+        self.qgis
+            .iter()
+            .map(|pid| *pid as u32)
+            .chain([self.nginx.id()])
+            .collect()
     }
 }
 
@@ -177,7 +210,7 @@ http {{
 /// Ours.
 pub struct Server {
     child: Child,
-    pub address: SocketAddr,
+    address: SocketAddr,
     pub started: Instant,
 }
 
@@ -206,6 +239,14 @@ impl Server {
             child,
             address,
             started,
+        }
+    }
+
+    pub fn serving(&self, project: &str) -> Peer {
+        Peer {
+            address: self.address,
+            path: "/ows/",
+            map: project.to_owned(),
         }
     }
 
@@ -253,7 +294,7 @@ pub fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-pub fn terminate(pid: i32) {
+fn terminate(pid: i32) {
     signal(pid, nix::sys::signal::Signal::SIGTERM);
 }
 
