@@ -13,7 +13,7 @@ const CONFIGURATION: u8 = 78;
 const UNAVAILABLE: u8 = 69;
 
 fn main() -> ExitCode {
-    let environment = std::env::vars().collect();
+    let environment = config::environment();
     match config::server_command_line(std::env::args_os(), &environment) {
         Ok(Action::Run(config, warnings)) => {
             log::init(&config.log);

@@ -21,7 +21,7 @@ use qgis::Zygote;
 const UNAVAILABLE: u8 = 69;
 
 fn main() -> ExitCode {
-    let environment = std::env::vars().collect();
+    let environment = config::environment();
     match config::worker_command_line(std::env::args_os(), &environment) {
         Ok(Action::Run(config, warnings)) => run(*config, &warnings),
         Ok(Action::Version) => version(),
