@@ -8,6 +8,7 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -122,7 +123,7 @@ async fn serve(
 
 async fn attend(stream: TcpStream, from: SocketAddr, socket: Arc<Path>, limits: Limits, log: Log) {
     match relay(stream, &socket, limits).await {
-        Ok(()) => tracing::debug!(%from, "left the gate"),
+        Ok(()) | Err(End::Closed) => tracing::debug!(%from, "left the gate"),
         Err(End::Lost(error)) => tracing::debug!(%from, %error, "left the gate"),
         Err(End::Silent { after }) => {
             log.refused(from, &format!("silent for {:.1} s", after.as_secs_f64()));
@@ -137,11 +138,17 @@ async fn attend(stream: TcpStream, from: SocketAddr, socket: Arc<Path>, limits: 
     }
 }
 
-/// How a connection ended, if not by one side hanging up.
+/// How a connection ended, if the peer did not just hang up.
 enum End {
+    /// By the ROUTER.
+    Closed,
     Lost(io::Error),
-    Silent { after: Duration },
-    Slow { after: Duration },
+    Silent {
+        after: Duration,
+    },
+    Slow {
+        after: Duration,
+    },
     Refused(Refusal),
 }
 
@@ -156,14 +163,20 @@ async fn relay(mut peer: TcpStream, socket: &Path, limits: Limits) -> Result<(),
     let mut router = UnixStream::connect(socket).await?;
     let (mut from_peer, mut to_peer) = peer.split();
     let (mut from_router, mut to_router) = router.split();
-    // Whichever ends first ends both. What the peer said has been passed on by
-    // then; what the ROUTER said last is passed on below, if it hung up.
-    tokio::select! {
-        end = guarded(&mut from_peer, &mut to_router, limits) => return end,
-        end = tokio::io::copy(&mut from_router, &mut to_peer) => end?,
-    };
+    {
+        let mut answers = pin!(tokio::io::copy(&mut from_router, &mut to_peer));
+        // If the peer ends, all that it said has been passed on. If the ROUTER
+        // does, in whatever way we notice, its last words are still under way.
+        tokio::select! {
+            end = guarded(&mut from_peer, &mut to_router, limits) => match end {
+                Err(End::Closed) => drop(timeout(limits.handshake, answers).await),
+                end => return end,
+            },
+            _ = answers.as_mut() => {}
+        }
+    }
     to_peer.shutdown().await?;
-    // Closing with unread bytes would make the kernel throw away our last words.
+    // Closing with unread bytes would make the kernel throw away what we said.
     let _ = timeout(limits.handshake, drain(&mut from_peer)).await;
     Ok(())
 }
@@ -195,7 +208,8 @@ async fn guarded(
             return Ok(());
         }
         guard.check(&buffer[..n]).map_err(End::Refused)?;
-        router.write_all(&buffer[..n]).await?;
+        let written = router.write_all(&buffer[..n]).await;
+        written.map_err(|_| End::Closed)?;
     }
 }
 
@@ -226,5 +240,142 @@ impl Log {
             .lock()
             .expect("nothing panics with it")
             .allow(Instant::now())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::UnixListener;
+
+    use super::super::zmtp::tests::{greeting, opening};
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(10);
+
+    /// A gate before a socket that only counts.
+    struct Bench {
+        gate: Gate,
+        router: UnixListener,
+        _directory: tempfile::TempDir,
+    }
+
+    impl Bench {
+        fn new(adapt: impl FnOnce(&mut Limits)) -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("socket");
+            let router = UnixListener::bind(&path).unwrap();
+            let mut limits = Limits {
+                handshake: LONG,
+                idle: LONG,
+                peers_max: 8,
+            };
+            adapt(&mut limits);
+            let gate = Gate::open("127.0.0.1:0".parse().unwrap(), path, limits).unwrap();
+            Self {
+                gate,
+                router,
+                _directory: directory,
+            }
+        }
+
+        async fn peer(&self, bytes: &[u8]) -> TcpStream {
+            let mut peer = TcpStream::connect(self.gate.address).await.unwrap();
+            // A gate that hangs up in the middle is what the tests are about.
+            let _ = peer.write_all(bytes).await;
+            peer
+        }
+
+        /// All that came through of one connection.
+        async fn router_sees(&self) -> Vec<u8> {
+            let (mut stream, _) = timeout(LONG, self.router.accept()).await.unwrap().unwrap();
+            let mut bytes = Vec::new();
+            timeout(LONG, stream.read_to_end(&mut bytes))
+                .await
+                .unwrap()
+                .unwrap();
+            bytes
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_allowed_passes_both_ways() {
+        let bench = Bench::new(|_| {});
+        let mut peer = bench.peer(&opening()).await;
+        let (mut router, _) = bench.router.accept().await.unwrap();
+        router.write_all(b"last words").await.unwrap();
+        let mut bytes = vec![0; opening().len()];
+        timeout(LONG, router.read_exact(&mut bytes))
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(bytes, opening());
+        // Not even what the router never read makes its last words disappear.
+        peer.write_all(&[0, 1, b'x']).await.unwrap();
+        drop(router);
+        let mut said = Vec::new();
+        timeout(LONG, peer.read_to_end(&mut said))
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(said, b"last words");
+    }
+
+    #[tokio::test]
+    async fn nothing_of_a_refused_read_passes() {
+        let bench = Bench::new(|_| {});
+        let length = [&[6], &(1u64 << 62).to_be_bytes()[..]].concat();
+        let attack = [greeting(b"NULL"), length].concat();
+        assert_eq!(attack.len(), 73);
+        let _peer = bench.peer(&attack).await;
+        let seen = bench.router_sees().await;
+        assert!(
+            greeting(b"NULL").starts_with(&seen),
+            "at most what was read before"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_silent_peer_is_closed_before_and_after_the_handshake() {
+        let short = Duration::from_millis(50);
+        for bytes in [Vec::new(), greeting(b"NULL"), opening()] {
+            let bench = Bench::new(|limits| (limits.handshake, limits.idle) = (short, short));
+            let mut peer = bench.peer(&bytes).await;
+            assert_eq!(bench.router_sees().await, bytes);
+            let mut nothing = Vec::new();
+            timeout(LONG, peer.read_to_end(&mut nothing))
+                .await
+                .unwrap()
+                .unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn more_peers_than_allowed_are_refused() {
+        let bench = Bench::new(|limits| limits.peers_max = 1);
+        let _first = bench.peer(&opening()).await;
+        let _inside = bench.router.accept().await.unwrap();
+        let mut second = bench.peer(b"").await;
+        assert_eq!(
+            timeout(LONG, second.read(&mut [0])).await.unwrap().unwrap(),
+            0
+        );
+    }
+
+    #[tokio::test]
+    async fn only_loopback_is_possible() {
+        let limits = Limits {
+            handshake: LONG,
+            idle: LONG,
+            peers_max: 1,
+        };
+        let opened = Gate::open("0.0.0.0:0".parse().unwrap(), PathBuf::new(), limits);
+        assert!(opened.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_closed_gate_lets_nobody_in() {
+        let mut bench = Bench::new(|_| {});
+        timeout(LONG, bench.gate.close()).await.unwrap();
+        assert!(TcpStream::connect(bench.gate.address).await.is_err());
     }
 }

@@ -1027,10 +1027,10 @@ mod tests {
             id: 1,
             n: 1,
         };
-        assert_eq!(bench.withdraw(1), [credit.clone()]);
+        assert_eq!(bench.withdraw(1), std::slice::from_ref(&credit));
         for _ in 0..5 {
             assert_eq!(bench.partial("a", 1), Fate::Drop);
-            assert_eq!(bench.effects(), [credit.clone()]);
+            assert_eq!(bench.effects(), std::slice::from_ref(&credit));
         }
         assert_eq!(bench.finished("a", 1), Fate::Drop);
         assert_eq!(bench.effects(), [Effect::Forget { id: 1 }]);
