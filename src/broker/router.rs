@@ -252,7 +252,7 @@ impl<T: Transport> Driver<T> {
     }
 
     async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Command>) {
-        let mut beat = time::interval(self.config.heartbeat);
+        let mut beat = time::interval(self.config.heartbeat.max(Duration::from_millis(1)));
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut alarm = pin!(time::sleep(Duration::ZERO));
         let mut armed = None;
@@ -433,10 +433,9 @@ impl<T: Transport> Driver<T> {
     }
 
     fn ready(&mut self, peer: Peer, ready: Ready) {
-        let earlier = self
-            .workers
-            .iter()
-            .find(|(other, worker)| **other != peer && worker.ready.instance == ready.instance);
+        let earlier = self.workers.iter().find(|(other, worker)| {
+            **other != peer && !ready.instance.is_empty() && worker.ready.instance == ready.instance
+        });
         if let Some((earlier, _)) = earlier.map(|(peer, worker)| (peer.clone(), worker)) {
             self.lost(&earlier, "it connected anew");
             self.transport.close(&earlier);
