@@ -207,22 +207,6 @@ impl Body {
         matches!(self.state, State::Here(_))
     }
 
-    /// How many bytes are left; unknown while the worker may send more.
-    pub fn n_left(&self) -> Option<usize> {
-        match &self.state {
-            State::Here(bytes) => Some(bytes.len()),
-            State::Stream(_) => None,
-        }
-    }
-
-    /// A body that is already here.
-    pub fn full(bytes: Bytes) -> Self {
-        Self {
-            state: State::Here(bytes),
-            outcome: Some(Outcome::default()),
-        }
-    }
-
     fn end(&mut self, outcome: Option<Outcome>) {
         self.outcome = outcome;
         if let State::Stream(stream) = &mut self.state {
