@@ -15,14 +15,28 @@ use crate::protocol::{Failure, Head};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
     NoSuchPath,
-    Method { allow: &'static str },
+    Method {
+        allow: &'static str,
+    },
     BadHost,
-    UriTooLong { limit: usize },
-    HeadTooLarge { limit: usize },
-    BodyTooLarge { limit: usize },
-    BodyTimedOut { after: Duration },
+    UriTooLong {
+        limit: usize,
+    },
+    HeadTooLarge {
+        limit: usize,
+    },
+    BodyTooLarge {
+        limit: usize,
+    },
+    BodyTimedOut {
+        after: Duration,
+    },
     BodyBroken,
-    Missing { parameter: &'static str },
+    /// The bodies of other requests take all the memory there is for them.
+    NoRoom,
+    Missing {
+        parameter: &'static str,
+    },
     NoProject,
     Panicked,
     Broker(Error),
@@ -118,6 +132,12 @@ impl Refusal {
                 format!("No more of the body within {:.1} s", after.as_secs_f64()).into(),
             ),
             Self::BodyBroken => (S::BAD_REQUEST, "NoApplicableCode", None, "The body ends early".into()),
+            Self::NoRoom => (
+                S::SERVICE_UNAVAILABLE,
+                "ServerBusy",
+                None,
+                "Too much is being sent at once".into(),
+            ),
             Self::Missing { parameter } => (
                 S::BAD_REQUEST,
                 "MissingParameterValue",
@@ -225,7 +245,7 @@ impl Refusal {
     pub fn leaves_body_unread(&self) -> bool {
         matches!(
             self,
-            Self::BodyTooLarge { .. } | Self::BodyTimedOut { .. } | Self::BodyBroken
+            Self::BodyTooLarge { .. } | Self::BodyTimedOut { .. } | Self::BodyBroken | Self::NoRoom
         )
     }
 }
@@ -308,7 +328,7 @@ fn copy_headers(from: &[(String, String)], to: &mut HeaderMap) {
         }
         match (
             HeaderName::from_bytes(name.as_bytes()),
-            HeaderValue::from_str(value.trim()),
+            HeaderValue::from_bytes(value.trim().as_bytes()),
         ) {
             (Ok(name), Ok(value)) => _ = to.append(name, value),
             _ => tracing::warn!(header = ?name, "a worker replied with a header that is none"),

@@ -7,27 +7,31 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 
-use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
+use tokio::time::timeout;
 
 use super::access::Line;
 use super::body::{Chunks, Content, Outgoing};
 use super::forwarded::{self, Base};
 use super::pages;
 use super::reply::{self, Dialect, Refusal};
-use super::request::{self, Asked, Incomplete, Refused};
+use super::request::{self, Asked, Held, Incomplete, Refused, Room};
 use super::route::Route;
 use super::watch::Running;
 use crate::broker::{self, Call, Status};
 use crate::config::Http;
 use crate::ogc::guard;
-use crate::protocol::Head;
+use crate::ogc::ows::Kvp;
+use crate::protocol::{Head, Timings};
 
 /// How long a browser may remember what OPTIONS said, in seconds.
 const PREFLIGHT_AGE: &str = "3600";
+
+/// How many of the longest bodies there is room for at once.
+const BODIES: usize = 4;
 
 /// What the front needs of the broker.
 pub trait Backend: Send + Sync + 'static {
@@ -70,11 +74,17 @@ pub struct Peer {
 pub struct Front<B> {
     config: Arc<Http>,
     backend: B,
+    room: Room,
 }
 
 impl<B: Backend> Front<B> {
     pub fn new(config: Arc<Http>, backend: B) -> Self {
-        Self { config, backend }
+        let room = Room::new(BODIES, config.body_max);
+        Self {
+            config,
+            backend,
+            room,
+        }
     }
 
     /// The response to a request, whatever happens.
@@ -120,11 +130,7 @@ impl<B: Backend> Front<B> {
         let path = parts.uri.path();
         let route = Route::of(path, &self.config.apis, self.config.status_page)
             .filter(|_| guard::is_plain_path(path));
-        let dialect = match route {
-            Some(Route::Ows) => request::ows_dialect(parts.uri.query().unwrap_or_default()),
-            _ => Dialect::Problem,
-        };
-        let refuse = |refusal: Refusal| refusal.into_response(&dialect, None);
+        let refuse = |refusal: Refusal| refusal.into_response(&dialect(route, parts), None);
         if let Err(refusal) = self.check_size(parts) {
             return refuse(refusal);
         }
@@ -150,19 +156,26 @@ impl<B: Backend> Front<B> {
             request_id,
         };
         match route {
-            Route::Root => pages::root(
-                &base.with("/"),
-                &self.config.metadata,
-                &self.backend.status().await,
-            ),
+            Route::Root => {
+                pages::root(&base.with("/"), &self.config.metadata, &self.status().await)
+            }
             Route::Ping => pages::ping(),
             Route::Ready => pages::ready(self.backend.is_ready()),
-            Route::Status => pages::status(&self.backend.status().await),
-            Route::Ows | Route::Api => match request::body(&self.config, incoming).await {
-                Ok(body) => self.ask(route, &incomplete, body).await,
-                Err(refusal) => refuse(refusal),
-            },
+            Route::Status => pages::status(&self.status().await),
+            Route::Ows | Route::Api => {
+                match request::body(&self.config, &self.room, incoming).await {
+                    Ok(held) => self.ask(route, &incomplete, held).await,
+                    Err(refusal) => refuse(refusal),
+                }
+            }
         }
+    }
+
+    /// A broker that does not say in time how it fares fares badly, and a page shows nothing.
+    async fn status(&self) -> Status {
+        timeout(self.config.request_timeout, self.backend.status())
+            .await
+            .unwrap_or_default()
     }
 
     fn check_size(&self, parts: &Parts) -> Result<(), Refusal> {
@@ -205,12 +218,12 @@ impl<B: Backend> Front<B> {
         &self,
         route: Route,
         request: &Incomplete<'_>,
-        body: Bytes,
+        held: Held,
     ) -> Response<Content<B::Body>> {
         let asked = if route == Route::Ows {
-            request.ows(body)
+            request.ows(held.body.clone())
         } else {
-            request.api(body)
+            request.api(held.body.clone())
         };
         let Asked { call, map, dialect } = match asked {
             Ok(asked) => asked,
@@ -224,9 +237,13 @@ impl<B: Backend> Front<B> {
         let mut response = match self.backend.call(call).await {
             Err(error) => return Refusal::from(error).into_response(&dialect, map.as_deref()),
             Ok((head, body)) => {
+                let timings = body.outcome().map(|outcome| outcome.timings);
                 let modified = reply::last_modified(body.outcome()).filter(|_| is_capabilities);
                 match reply::from_qgis(head, body) {
-                    Ok(response) => with(response, header::LAST_MODIFIED, modified),
+                    Ok(mut response) => {
+                        response.extensions_mut().insert(timings);
+                        with(response, header::LAST_MODIFIED, modified)
+                    }
                     Err(refusal) => return refusal.into_response(&dialect, map.as_deref()),
                 }
             }
@@ -267,6 +284,7 @@ impl<B: Backend> Front<B> {
             content = Content::empty();
         }
         line.status = head.status.as_u16();
+        line.timings = head.extensions.remove::<Option<Timings>>().flatten();
         Response::from_parts(head, Outgoing::new(content, line, running))
     }
 
@@ -283,6 +301,15 @@ impl<B: Backend> Front<B> {
         if !self.config.cross_origin {
             response.append(header::VARY, HeaderValue::from_static("Origin"));
         }
+    }
+}
+
+fn dialect(route: Option<Route>, parts: &Parts) -> Dialect {
+    match route {
+        Some(Route::Ows) => {
+            request::ows_dialect(&Kvp::parse(parts.uri.query().unwrap_or_default()), None)
+        }
+        _ => Dialect::Problem,
     }
 }
 

@@ -5,6 +5,7 @@
 //! URLs that QGIS derives from the query are the client's own.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, percent_encode};
 
@@ -47,6 +48,7 @@ impl Kvp {
 
     /// Adds the parameters of `form` that are not there yet.
     pub fn merge(&mut self, form: &[u8]) {
+        let mut known: HashSet<String> = self.0.iter().map(|(key, _)| key.clone()).collect();
         for pair in form
             .split(|byte| *byte == b'&')
             .filter(|pair| !pair.is_empty())
@@ -54,7 +56,7 @@ impl Kvp {
             let mut halves = pair.splitn(2, |byte| *byte == b'=');
             let key = decode(halves.next().unwrap_or_default()).to_uppercase();
             let value = halves.next().unwrap_or_default();
-            if !self.0.iter().any(|(known, _)| *known == key) {
+            if known.insert(key.clone()) {
                 self.0.push((key, tidy(value)));
             }
         }
@@ -117,8 +119,17 @@ pub fn is_read_only(operation: &str) -> bool {
     !operation.eq_ignore_ascii_case("Transaction") && !operation.eq_ignore_ascii_case("LockFeature")
 }
 
-/// The local name of the root element of an XML body: the operation of a POST.
-pub fn root_element(body: &[u8]) -> Option<String> {
+/// What the root element of an XML body says: the operation of a POST, and
+/// whose it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Root {
+    pub operation: String,
+    pub service: Option<String>,
+    pub version: Option<String>,
+}
+
+/// The root element of a body, found without parsing the document: QGIS does that.
+pub fn root(body: &[u8]) -> Option<Root> {
     let text = String::from_utf8_lossy(&body[..body.len().min(PROLOG_MAX)]);
     let mut rest = text.trim_start_matches('\u{FEFF}').trim_start();
     loop {
@@ -127,18 +138,36 @@ pub fn root_element(body: &[u8]) -> Option<String> {
             Some("!--") => "-->",
             _ if inner.starts_with('?') => "?>",
             _ if inner.starts_with('!') => return None,
-            _ => return local_name(inner),
+            _ => return root_of(inner),
         };
         rest = inner.split_once(end)?.1.trim_start();
     }
 }
 
-fn local_name(tag: &str) -> Option<String> {
-    let name = tag
-        .split(|c: char| c.is_whitespace() || matches!(c, '>' | '/'))
-        .next()?;
-    let local = name.rsplit(':').next()?;
-    (!local.is_empty()).then(|| operation(local))
+/// `tag` is all that follows `<`.
+fn root_of(tag: &str) -> Option<Root> {
+    let tag = &tag[..tag.find('>').unwrap_or(tag.len())];
+    let name = tag.split(|c: char| c.is_whitespace() || c == '/').next()?;
+    let local = name.rsplit(':').next().filter(|local| !local.is_empty())?;
+    Some(Root {
+        operation: operation(local),
+        service: attribute(tag, "service"),
+        version: attribute(tag, "version"),
+    })
+}
+
+fn attribute(tag: &str, name: &str) -> Option<String> {
+    let mut rest = tag;
+    loop {
+        let (before, after) = rest.split_once('=')?;
+        let after = after.trim_start();
+        let quote = after.chars().next().filter(|c| matches!(c, '"' | '\''))?;
+        let (value, next) = after[1..].split_once(quote)?;
+        if before.split_whitespace().next_back() == Some(name) {
+            return Some(operation(value));
+        }
+        rest = next;
+    }
 }
 
 fn is_map(key: &str) -> bool {
@@ -210,8 +239,24 @@ mod tests {
             ("<", None),
             ("", None),
         ] {
-            assert_eq!(root_element(body.as_bytes()).as_deref(), name, "{body}");
+            let operation = root(body.as_bytes()).map(|root| root.operation);
+            assert_eq!(operation.as_deref(), name, "{body}");
         }
+    }
+
+    #[test]
+    fn a_body_says_whose_it_is() {
+        let of = |body: &str| {
+            let root = root(body.as_bytes()).expect("a root");
+            (root.service, root.version)
+        };
+        let wfs = (Some("WFS".to_owned()), Some("1.1.0".to_owned()));
+        assert_eq!(
+            of("<a xmlns:service='x' version = \"1.1.0\"\n service='WFS'>"),
+            wfs
+        );
+        assert_eq!(of("<a b=service='WFS'>"), (None, None));
+        assert_eq!(of("<a/><b service='WFS'/>"), (None, None));
     }
 
     #[test]
@@ -230,8 +275,10 @@ mod tests {
         }
 
         #[test]
-        fn no_body_panics(body: Vec<u8>) {
-            let _ = root_element(&body);
+        fn no_body_panics(body in "<?[ -~é]*", bytes: Vec<u8>) {
+            let _ = root(&bytes);
+            let body = body.into_bytes();
+            let _ = root(&body);
         }
     }
 }
