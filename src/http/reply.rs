@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
 
@@ -32,6 +33,8 @@ pub enum Refusal {
         after: Duration,
     },
     BodyBroken,
+    /// No API of QGIS takes such a body.
+    BodyType,
     /// The bodies of other requests take all the memory there is for them.
     NoRoom,
     Missing {
@@ -132,6 +135,12 @@ impl Refusal {
                 format!("No more of the body within {:.1} s", after.as_secs_f64()).into(),
             ),
             Self::BodyBroken => (S::BAD_REQUEST, "NoApplicableCode", None, "The body ends early".into()),
+            Self::BodyType => (
+                S::UNSUPPORTED_MEDIA_TYPE,
+                "NoApplicableCode",
+                None,
+                "The body should be JSON".into(),
+            ),
             Self::NoRoom => (
                 S::SERVICE_UNAVAILABLE,
                 "ServerBusy",
@@ -277,8 +286,13 @@ pub fn text_response<C>(
     response
 }
 
-/// What QGIS answered.
-pub fn from_qgis<C: Chunks>(head: Head, body: C) -> Result<Response<Content<C>>, Refusal> {
+/// What QGIS answered. Capabilities change with their project and with nothing
+/// else, so they alone say when that was.
+pub fn from_qgis<C: Chunks>(
+    head: Head,
+    body: C,
+    is_capabilities: bool,
+) -> Result<Response<Content<C>>, Refusal> {
     let Some(status) = status(head.status) else {
         tracing::warn!(
             status = head.status,
@@ -286,6 +300,8 @@ pub fn from_qgis<C: Chunks>(head: Head, body: C) -> Result<Response<Content<C>>,
         );
         return Err(Refusal::Broker(Error::Failed(Failure::QgisFailed)));
     };
+    let modified = last_modified(body.outcome()).filter(|_| is_capabilities);
+    let timings = body.outcome().map(|outcome| outcome.timings);
     let content = Content::of_reply(body)?;
     let mut response = Response::new(if may_have_body(status) {
         content
@@ -294,7 +310,28 @@ pub fn from_qgis<C: Chunks>(head: Head, body: C) -> Result<Response<Content<C>>,
     });
     *response.status_mut() = status;
     copy_headers(&head.headers, response.headers_mut());
+    if let Some(modified) = modified {
+        response
+            .headers_mut()
+            .insert(header::LAST_MODIFIED, modified);
+    }
+    // For the access log.
+    response.extensions_mut().insert(timings);
     Ok(response)
+}
+
+/// Whether no API of QGIS took the path: then QGIS reads the request as one for
+/// a web service, and finds that no service is named.
+pub fn is_of_no_api<C>(response: &Response<Content<C>>) -> bool {
+    let says = |text: &Bytes| {
+        let start = String::from_utf8_lossy(&text[..text.len().min(512)]);
+        start.contains("<ServerException>Project file error")
+            || start.contains("code=\"Service configuration error\"")
+    };
+    match response.body() {
+        Content::Here(chunks) if response.status().as_u16() >= 400 => chunks.iter().any(says),
+        _ => false,
+    }
 }
 
 /// RFC 9110 clauses 15.3.5 and 15.4.5.
@@ -336,8 +373,8 @@ fn copy_headers(from: &[(String, String)], to: &mut HeaderMap) {
     }
 }
 
-/// When the project last changed, for capabilities: they change with nothing else.
-pub fn last_modified(outcome: Option<&Outcome>) -> Option<HeaderValue> {
+/// When the project last changed.
+fn last_modified(outcome: Option<&Outcome>) -> Option<HeaderValue> {
     let seconds = outcome?.project_modified?;
     // httpdate knows no year 10000 and panics there.
     let modified =
@@ -409,6 +446,7 @@ mod tests {
             (Refusal::BodyTooLarge { limit: 1 }, 413),
             (Refusal::BodyTimedOut { after: second }, 408),
             (Refusal::BodyBroken, 400),
+            (Refusal::BodyType, 415),
             (
                 Refusal::Missing {
                     parameter: "SERVICE",

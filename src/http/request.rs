@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::Method;
 use hyper::body::{Body, Incoming};
-use hyper::header::HeaderMap;
+use hyper::header::{CONTENT_TYPE, HeaderMap};
 use hyper::http::request::Parts;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
@@ -221,13 +221,21 @@ impl Incomplete<'_> {
             dialect: Dialect::Problem,
             map: map.clone(),
         };
+        let kind = self
+            .parts
+            .headers
+            .get(CONTENT_TYPE)
+            .and_then(|kind| kind.to_str().ok());
+        if !guard::is_api_body(kind.unwrap_or_default(), &body) {
+            return Err(refused(Refusal::BodyType));
+        }
         let project = self.project(map.as_deref()).map_err(refused)?;
         let method = self.parts.method.clone();
         let may_repeat = matches!(method, Method::GET | Method::HEAD);
         let operation = ows::operation(self.parts.uri.path());
         let mut call = self.call(
             method,
-            ows::with_upper_map(self.query()),
+            ows::api_query(self.query()),
             body,
             project,
             operation,

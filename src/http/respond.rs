@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use hyper::body::Incoming;
-use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 use tokio::time::timeout;
@@ -234,26 +234,17 @@ impl<B: Backend> Front<B> {
             }) => return refusal.into_response(&dialect, map.as_deref()),
         };
         let is_capabilities = call.operation.eq_ignore_ascii_case("GetCapabilities");
-        let mut response = match self.backend.call(call).await {
-            Err(error) => return Refusal::from(error).into_response(&dialect, map.as_deref()),
-            Ok((head, body)) => {
-                let timings = body.outcome().map(|outcome| outcome.timings);
-                let modified = reply::last_modified(body.outcome()).filter(|_| is_capabilities);
-                match reply::from_qgis(head, body) {
-                    Ok(mut response) => {
-                        response.extensions_mut().insert(timings);
-                        with(response, header::LAST_MODIFIED, modified)
-                    }
-                    Err(refusal) => return refusal.into_response(&dialect, map.as_deref()),
-                }
+        let replied = self.backend.call(call).await.map_err(Refusal::from);
+        let response =
+            replied.and_then(|(head, body)| reply::from_qgis(head, body, is_capabilities));
+        match response {
+            Err(refusal) => refusal.into_response(&dialect, map.as_deref()),
+            Ok(response) if route == Route::Ows => with_map_id(response, map.as_deref()),
+            Ok(response) if reply::is_of_no_api(&response) => {
+                Refusal::NoSuchPath.into_response(&dialect, None)
             }
-        };
-        if let Some(map) = map.filter(|_| route == Route::Ows) {
-            response
-                .headers_mut()
-                .insert("x-map-id", reply::map_id(&map));
+            Ok(response) => response,
         }
-        response
     }
 
     /// What every response has.
@@ -336,9 +327,12 @@ fn options<C>(route: Route, request: &HeaderMap) -> Response<Content<C>> {
     response
 }
 
-fn with<T>(mut response: Response<T>, name: HeaderName, value: Option<HeaderValue>) -> Response<T> {
-    if let Some(value) = value {
-        response.headers_mut().insert(name, value);
+/// Caches in front of us purge by this name.
+fn with_map_id<T>(mut response: Response<T>, map: Option<&str>) -> Response<T> {
+    if let Some(map) = map {
+        response
+            .headers_mut()
+            .insert("x-map-id", reply::map_id(map));
     }
     response
 }

@@ -582,6 +582,45 @@ async fn an_api_keeps_its_path_query_method_and_body() {
 }
 
 #[tokio::test]
+async fn a_path_of_an_api_is_no_way_to_a_web_service() {
+    let broker = Broker::saying("{}");
+    let server = Server::start(&broker, |_| {});
+    server
+        .get("/wfs3/?MAP=city&service=WMS&REQUEST=GetMap")
+        .await;
+    assert_eq!(
+        broker.only_call().url,
+        "http://example.org/wfs3/?MAP=city&REQUEST=GetMap"
+    );
+    for body in ["SERVICE=WMS&REQUEST=GetMap", "<GetFeature service='WFS'/>"] {
+        assert_eq!(
+            server
+                .send("POST", "/wfs3/?MAP=city", "", body)
+                .await
+                .status,
+            415
+        );
+    }
+    assert_eq!(broker.calls().len(), 1);
+}
+
+#[tokio::test]
+async fn a_path_that_no_api_takes_does_not_exist() {
+    let broker = Broker::new(|_| async {
+        let text = "<ServiceException code=\"Service configuration error\">Service unknown";
+        Ok((head(400), FakeBody::whole(text)))
+    });
+    let server = Server::start(&broker, |_| {});
+    let answered = server.get("/ogcapi/x?MAP=city").await;
+    assert_eq!(
+        (answered.status, answered.header("content-type")),
+        (404, "application/problem+json")
+    );
+    let ows = server.get("/ows/?SERVICE=X&REQUEST=GetMap&MAP=city").await;
+    assert_eq!(ows.status, 400, "QGIS knows its services");
+}
+
+#[tokio::test]
 async fn failures_speak_the_language_of_the_path() {
     let broker = Broker::failing(Error::QueueFull { limit: 1 });
     let server = Server::start(&broker, |_| {});

@@ -4,7 +4,6 @@
 //! us as for QGIS. Values stay percent-encoded as the client wrote them, so the
 //! URLs that QGIS derives from the query are the client's own.
 
-use std::borrow::Cow;
 use std::collections::HashSet;
 
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, percent_encode};
@@ -79,16 +78,19 @@ impl Kvp {
     }
 }
 
-/// The query with the name of MAP in upper case, as QGIS looks for it; all the
-/// rest is the business of an API, repeated keys included.
-pub fn with_upper_map(query: &str) -> String {
-    let pairs: Vec<Cow<'_, str>> = query
-        .split('&')
-        .map(|pair| match pair.split_once('=') {
-            Some((key, value)) if is_map(key) => format!("MAP={value}").into(),
-            _ => pair.into(),
-        })
-        .collect();
+/// The query of an API: its own business, repeated keys included, but for two
+/// keys. QGIS looks for MAP in upper case; and of a request with a SERVICE it
+/// makes an OWS request whatever its path, so that key stays behind.
+pub fn api_query(query: &str) -> String {
+    let pair = |pair: &str| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        match decode(key.as_bytes()).to_uppercase().as_str() {
+            "SERVICE" => None,
+            "MAP" => Some(format!("MAP={value}")),
+            _ => Some(pair.to_owned()),
+        }
+    };
+    let pairs: Vec<String> = query.split('&').filter_map(pair).collect();
     tidy(pairs.join("&").as_bytes())
 }
 
@@ -222,7 +224,9 @@ mod tests {
 
     #[test]
     fn an_api_keeps_its_query_but_for_the_name_of_map() {
-        assert_eq!(with_upper_map("a=1&Map=x%2Fy&a=2&f"), "a=1&MAP=x%2Fy&a=2&f");
+        assert_eq!(api_query("Service=WMS&a=1&%73ervice&b"), "a=1&b");
+        assert_eq!(api_query(""), "");
+        assert_eq!(api_query("a=1&Map=x%2Fy&a=2&f"), "a=1&MAP=x%2Fy&a=2&f");
         assert_eq!(map_of("a=1&Map=x%2Fy&MAP=z").as_deref(), Some("x/y"));
     }
 
