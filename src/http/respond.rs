@@ -100,7 +100,7 @@ impl<B: Backend> Front<B> {
         let response = unless_panicked(self.respond(&parts, incoming, peer, &request_id)).await;
         let response = response.unwrap_or_else(|| {
             tracing::error!(request_id, "a request panicked");
-            Refusal::Panicked.into_response(&Dialect::Problem, None)
+            Refusal::Panicked.into_response(&dialect(self.route(&parts), &parts), None)
         });
         self.finish(response, &parts, line, running)
     }
@@ -127,9 +127,7 @@ impl<B: Backend> Front<B> {
         peer: Peer,
         request_id: &str,
     ) -> Response<Content<B::Body>> {
-        let path = parts.uri.path();
-        let route = Route::of(path, &self.config.apis, self.config.status_page)
-            .filter(|_| guard::is_plain_path(path));
+        let route = self.route(parts);
         let refuse = |refusal: Refusal| refusal.into_response(&dialect(route, parts), None);
         if let Err(refusal) = self.check_size(parts) {
             return refuse(refusal);
@@ -169,6 +167,12 @@ impl<B: Backend> Front<B> {
                 }
             }
         }
+    }
+
+    fn route(&self, parts: &Parts) -> Option<Route> {
+        let path = parts.uri.path();
+        let route = Route::of(path, &self.config.apis, self.config.status_page);
+        route.filter(|_| guard::is_plain_path(path))
     }
 
     /// A broker that does not say in time how it fares fares badly, and a page shows nothing.
@@ -304,7 +308,7 @@ fn dialect(route: Option<Route>, parts: &Parts) -> Dialect {
     }
 }
 
-/// OPTIONS is answered here: QGIS 3.22 has workers that die of it.
+/// OPTIONS asks about us, not about a project: no worker sees it.
 fn options<C>(route: Route, request: &HeaderMap) -> Response<Content<C>> {
     let mut response = Response::new(Content::empty());
     let allow = HeaderValue::from_static(route.allow());
