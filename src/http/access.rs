@@ -5,6 +5,8 @@ use std::time::Instant;
 
 use hyper::{Method, Uri};
 
+use crate::protocol::Timings;
+
 /// Longer targets are cut in the log.
 const TARGET_MAX: usize = 2048;
 
@@ -21,6 +23,8 @@ pub struct Line {
     pub status: u16,
     pub bytes: u64,
     pub end: End,
+    /// What the worker took, once it has said so.
+    pub timings: Option<Timings>,
     since: Instant,
 }
 
@@ -45,6 +49,7 @@ impl Line {
             status: CLIENT_LEFT,
             bytes: 0,
             end: End::ClientLeft,
+            timings: None,
             since: Instant::now(),
         }
     }
@@ -58,6 +63,11 @@ fn target(uri: &Uri) -> String {
 impl Drop for Line {
     fn drop(&mut self) {
         let ms = self.since.elapsed().as_secs_f64() * 1e3;
+        let worker_ms = |part: fn(&Timings) -> u64| {
+            self.timings
+                .as_ref()
+                .map(|timings| part(timings) as f64 / 1e3)
+        };
         let end = match self.end {
             End::Whole => "whole",
             End::ClientLeft => "client left",
@@ -72,6 +82,8 @@ impl Drop for Line {
             status = self.status,
             bytes = self.bytes,
             ms = format_args!("{ms:.1}"),
+            load_ms = worker_ms(|timings| timings.load_us),
+            render_ms = worker_ms(|timings| timings.render_us),
             end,
         );
     }

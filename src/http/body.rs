@@ -148,11 +148,15 @@ impl<C: Chunks> hyper::body::Body for Outgoing<C> {
                 self.sent(chunk)
             }
             Poll::Ready(None) => {
+                if let Content::Coming(chunks) = &self.content {
+                    self.line.timings = chunks.outcome().map(|outcome| outcome.timings);
+                }
                 self.ended(End::Whole);
                 Poll::Ready(None)
             }
             Poll::Ready(Some(Err(error))) => {
                 tracing::warn!(request_id = self.line.request_id, %error, "reply cut off");
+                self.running.cut_off();
                 self.ended(End::CutOff);
                 Poll::Ready(Some(Err(CutOff(error))))
             }

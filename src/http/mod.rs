@@ -7,6 +7,7 @@
 
 mod access;
 mod body;
+mod form;
 mod forwarded;
 mod pages;
 mod reply;
@@ -35,7 +36,6 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch as channel};
 use tokio::time::{sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 
-pub use body::Chunks;
 pub use respond::Backend;
 pub use tls::Error;
 
@@ -227,7 +227,7 @@ async fn connection<B: Backend>(
     tcp: TcpStream,
     client: SocketAddr,
     _permit: OwnedSemaphorePermit,
-    phases: channel::Receiver<Phase>,
+    mut phases: channel::Receiver<Phase>,
 ) {
     let (Ok(()), Ok(local)) = (tcp.set_nodelay(true), tcp.local_addr()) else {
         return; // The client has gone already.
@@ -242,7 +242,11 @@ async fn connection<B: Backend>(
         };
         return drive(&server, &server.http1, io, peer, watch, phases).await;
     };
-    let io = match timeout(server.limits.header, tls.accept(io)).await {
+    let handshake = tokio::select! {
+        handshake = timeout(server.limits.header, tls.accept(io)) => handshake,
+        _ = phases.changed() => return,
+    };
+    let io = match handshake {
         Ok(Ok(io)) => io,
         Ok(Err(error)) => return tracing::debug!(%client, %error, "no TLS handshake"),
         Err(_) => return tracing::debug!(%client, "the TLS handshake took too long"),
@@ -292,7 +296,10 @@ async fn drive<B: Backend, I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
             }
             () = check.as_mut() => match watch.verdict() {
                 Verdict::Wait(until) => check.as_mut().reset(until.into()),
-                Verdict::Cut(why) => return tracing::debug!(client = %peer.client, why, "connection cut"),
+                Verdict::Cut(why) => {
+                    watch.break_off();
+                    return tracing::debug!(client = %peer.client, why, "connection cut");
+                }
                 Verdict::Close if closing => return,
                 Verdict::Close => {
                     closing = true;
@@ -303,7 +310,7 @@ async fn drive<B: Backend, I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
             _ = phases.changed() => match *phases.borrow_and_update() {
                 Phase::Serving => {}
                 Phase::Draining => served.as_mut().graceful_shutdown(),
-                Phase::Over => return,
+                Phase::Over => return watch.break_off(),
             },
         }
     }

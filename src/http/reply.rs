@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
 
@@ -15,14 +16,30 @@ use crate::protocol::{Failure, Head};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
     NoSuchPath,
-    Method { allow: &'static str },
+    Method {
+        allow: &'static str,
+    },
     BadHost,
-    UriTooLong { limit: usize },
-    HeadTooLarge { limit: usize },
-    BodyTooLarge { limit: usize },
-    BodyTimedOut { after: Duration },
+    UriTooLong {
+        limit: usize,
+    },
+    HeadTooLarge {
+        limit: usize,
+    },
+    BodyTooLarge {
+        limit: usize,
+    },
+    BodyTimedOut {
+        after: Duration,
+    },
     BodyBroken,
-    Missing { parameter: &'static str },
+    /// No API of QGIS takes such a body.
+    BodyType,
+    /// The bodies of other requests take all the memory there is for them.
+    NoRoom,
+    Missing {
+        parameter: &'static str,
+    },
     NoProject,
     Panicked,
     Broker(Error),
@@ -118,6 +135,18 @@ impl Refusal {
                 format!("No more of the body within {:.1} s", after.as_secs_f64()).into(),
             ),
             Self::BodyBroken => (S::BAD_REQUEST, "NoApplicableCode", None, "The body ends early".into()),
+            Self::BodyType => (
+                S::UNSUPPORTED_MEDIA_TYPE,
+                "NoApplicableCode",
+                None,
+                "The body should be JSON".into(),
+            ),
+            Self::NoRoom => (
+                S::SERVICE_UNAVAILABLE,
+                "ServerBusy",
+                None,
+                "Too much is being sent at once".into(),
+            ),
             Self::Missing { parameter } => (
                 S::BAD_REQUEST,
                 "MissingParameterValue",
@@ -225,7 +254,7 @@ impl Refusal {
     pub fn leaves_body_unread(&self) -> bool {
         matches!(
             self,
-            Self::BodyTooLarge { .. } | Self::BodyTimedOut { .. } | Self::BodyBroken
+            Self::BodyTooLarge { .. } | Self::BodyTimedOut { .. } | Self::BodyBroken | Self::NoRoom
         )
     }
 }
@@ -257,8 +286,13 @@ pub fn text_response<C>(
     response
 }
 
-/// What QGIS answered.
-pub fn from_qgis<C: Chunks>(head: Head, body: C) -> Result<Response<Content<C>>, Refusal> {
+/// What QGIS answered. Capabilities change with their project and with nothing
+/// else, so they alone say when that was.
+pub fn from_qgis<C: Chunks>(
+    head: Head,
+    body: C,
+    is_capabilities: bool,
+) -> Result<Response<Content<C>>, Refusal> {
     let Some(status) = status(head.status) else {
         tracing::warn!(
             status = head.status,
@@ -266,6 +300,8 @@ pub fn from_qgis<C: Chunks>(head: Head, body: C) -> Result<Response<Content<C>>,
         );
         return Err(Refusal::Broker(Error::Failed(Failure::QgisFailed)));
     };
+    let modified = last_modified(body.outcome()).filter(|_| is_capabilities);
+    let timings = body.outcome().map(|outcome| outcome.timings);
     let content = Content::of_reply(body)?;
     let mut response = Response::new(if may_have_body(status) {
         content
@@ -274,7 +310,28 @@ pub fn from_qgis<C: Chunks>(head: Head, body: C) -> Result<Response<Content<C>>,
     });
     *response.status_mut() = status;
     copy_headers(&head.headers, response.headers_mut());
+    if let Some(modified) = modified {
+        response
+            .headers_mut()
+            .insert(header::LAST_MODIFIED, modified);
+    }
+    // For the access log.
+    response.extensions_mut().insert(timings);
     Ok(response)
+}
+
+/// Whether no API of QGIS took the path: then QGIS reads the request as one for
+/// a web service, and finds that no service is named.
+pub fn is_of_no_api<C>(response: &Response<Content<C>>) -> bool {
+    let says = |text: &Bytes| {
+        let start = String::from_utf8_lossy(&text[..text.len().min(512)]);
+        start.contains("<ServerException>Project file error")
+            || start.contains("code=\"Service configuration error\"")
+    };
+    match response.body() {
+        Content::Here(chunks) if response.status().as_u16() >= 400 => chunks.iter().any(says),
+        _ => false,
+    }
 }
 
 /// RFC 9110 clauses 15.3.5 and 15.4.5.
@@ -308,7 +365,7 @@ fn copy_headers(from: &[(String, String)], to: &mut HeaderMap) {
         }
         match (
             HeaderName::from_bytes(name.as_bytes()),
-            HeaderValue::from_str(value.trim()),
+            HeaderValue::from_bytes(value.trim().as_bytes()),
         ) {
             (Ok(name), Ok(value)) => _ = to.append(name, value),
             _ => tracing::warn!(header = ?name, "a worker replied with a header that is none"),
@@ -316,8 +373,8 @@ fn copy_headers(from: &[(String, String)], to: &mut HeaderMap) {
     }
 }
 
-/// When the project last changed, for capabilities: they change with nothing else.
-pub fn last_modified(outcome: Option<&Outcome>) -> Option<HeaderValue> {
+/// When the project last changed.
+fn last_modified(outcome: Option<&Outcome>) -> Option<HeaderValue> {
     let seconds = outcome?.project_modified?;
     // httpdate knows no year 10000 and panics there.
     let modified =
@@ -389,6 +446,7 @@ mod tests {
             (Refusal::BodyTooLarge { limit: 1 }, 413),
             (Refusal::BodyTimedOut { after: second }, 408),
             (Refusal::BodyBroken, 400),
+            (Refusal::BodyType, 415),
             (
                 Refusal::Missing {
                     parameter: "SERVICE",

@@ -1,13 +1,17 @@
 //! An HTTP request as a call on a worker.
 
+use std::sync::Arc;
+
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::Method;
 use hyper::body::{Body, Incoming};
-use hyper::header::{self, HeaderMap, HeaderValue};
+use hyper::header::{CONTENT_TYPE, HeaderMap};
 use hyper::http::request::Parts;
-use tokio::time::timeout;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout_at};
 
+use super::form;
 use super::forwarded::Base;
 use super::reply::{Dialect, Refusal};
 use crate::broker::Call;
@@ -17,6 +21,16 @@ use crate::protocol::ProjectRef;
 
 /// A longer or stranger `X-Request-Id` is replaced.
 const REQUEST_ID_MAX: usize = 128;
+
+/// Room for bodies is given in pieces of this size.
+const ROOM_UNIT: usize = 1 << 10;
+
+/// So much of a body, or its end, has to come within each `body_timeout`: who
+/// trickles bytes does not hold a connection for ever.
+const PROGRESS: usize = 1 << 10;
+
+/// A form becomes part of the URL, and that of the head of a message.
+const FORM_MAX: usize = crate::protocol::HEAD_MAX / 2;
 
 /// Headers that always reach QGIS, besides those that the operator allows.
 const TO_QGIS: [&str; 3] = ["accept", "content-type", "if-none-match"];
@@ -57,39 +71,86 @@ pub fn request_id(headers: &HeaderMap) -> String {
         .map_or_else(|| uuid::Uuid::new_v4().to_string(), str::to_owned)
 }
 
+/// Memory for the bodies of all requests that no worker has answered yet.
+#[derive(Debug)]
+pub struct Room(Arc<Semaphore>);
+
+impl Room {
+    /// Room for `n` bodies of `bytes` each, or more that are smaller.
+    pub fn new(n: usize, bytes: usize) -> Self {
+        let units = bytes.div_ceil(ROOM_UNIT).saturating_mul(n);
+        Self(Arc::new(Semaphore::new(units.min(Semaphore::MAX_PERMITS))))
+    }
+}
+
+/// A body that has its room in memory as long as this lives.
+#[derive(Debug, Default)]
+pub struct Held {
+    pub body: Bytes,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Held {
+    /// Takes room for `bytes` in all.
+    fn grow(&mut self, room: &Room, bytes: usize) -> Result<(), Refusal> {
+        let has = self
+            .permit
+            .as_ref()
+            .map_or(0, OwnedSemaphorePermit::num_permits);
+        let more = u32::try_from(bytes.div_ceil(ROOM_UNIT).saturating_sub(has)).unwrap_or(u32::MAX);
+        let more = room
+            .0
+            .clone()
+            .try_acquire_many_owned(more)
+            .map_err(|_| Refusal::NoRoom)?;
+        match &mut self.permit {
+            Some(permit) => permit.merge(more),
+            None => self.permit = Some(more),
+        }
+        Ok(())
+    }
+}
+
 /// The whole body, or why not.
-pub async fn body(config: &Http, mut incoming: Incoming) -> Result<Bytes, Refusal> {
+pub async fn body(config: &Http, room: &Room, mut incoming: Incoming) -> Result<Held, Refusal> {
     let (limit, after) = (config.body_max, config.body_timeout);
     if incoming.size_hint().lower() > limit as u64 {
         return Err(Refusal::BodyTooLarge { limit });
     }
-    let mut whole = BytesMut::new();
+    let (mut held, mut whole, mut goal) = (Held::default(), BytesMut::new(), PROGRESS);
+    let mut deadline = Instant::now() + after;
     loop {
-        let frame = timeout(after, incoming.frame())
-            .await
-            .map_err(|_| Refusal::BodyTimedOut { after })?;
-        let Some(frame) = frame else {
-            return Ok(whole.freeze());
+        let frame = timeout_at(deadline, incoming.frame()).await;
+        let Some(frame) = frame.map_err(|_| Refusal::BodyTimedOut { after })? else {
+            return Ok(Held {
+                body: whole.freeze(),
+                ..held
+            });
         };
         let Ok(data) = frame.map_err(|_| Refusal::BodyBroken)?.into_data() else {
             continue;
         };
-        if whole.len() + data.len() > limit {
+        let length = whole.len() + data.len();
+        if length > limit {
             return Err(Refusal::BodyTooLarge { limit });
         }
+        held.grow(room, length)?;
         whole.extend_from_slice(&data);
+        if length >= goal {
+            (goal, deadline) = (length + PROGRESS, Instant::now() + after);
+        }
     }
 }
 
-/// How a client that asked for `query` wants to be refused.
-pub fn ows_dialect(query: &str) -> Dialect {
-    dialect(&ows::Kvp::parse(query))
-}
-
-fn dialect(kvp: &ows::Kvp) -> Dialect {
+/// How the client wants to be refused: by what the query says or, for XML, the body.
+pub fn ows_dialect(kvp: &ows::Kvp, root: Option<&ows::Root>) -> Dialect {
+    let of_root = |get: fn(&ows::Root) -> &Option<String>| root.and_then(|root| get(root).clone());
     Dialect::Ows {
-        service: kvp.get("SERVICE"),
-        version: kvp.get("VERSION").or_else(|| kvp.get("ACCEPTVERSIONS")),
+        service: kvp.get("SERVICE").or_else(|| of_root(|root| &root.service)),
+        version: kvp
+            .get("VERSION")
+            .or_else(|| kvp.get("ACCEPTVERSIONS"))
+            .or_else(|| of_root(|root| &root.version)),
     }
 }
 
@@ -98,17 +159,23 @@ impl Incomplete<'_> {
     pub fn ows(&self, mut body: Bytes) -> Result<Asked, Refused> {
         let mut kvp = ows::Kvp::parse(self.query());
         let is_post = self.parts.method == Method::POST;
-        let is_form = is_post && is_form(&self.parts.headers, &body);
-        if is_form {
-            kvp.merge(&std::mem::take(&mut body));
+        let form = is_post
+            .then(|| form::of(&self.parts.headers, &body))
+            .flatten();
+        let is_form = form.is_some();
+        if let Some(form) = form {
+            self.check_form(&form)?;
+            kvp.merge(&form);
+            body = Bytes::new();
         }
+        let root = ows::root(&body);
         let map = kvp.get("MAP").or_else(|| self.project_header());
+        let dialect = ows_dialect(&kvp, root.as_ref());
         let refused = |refusal| Refused {
             refusal,
-            dialect: dialect(&kvp),
+            dialect: dialect.clone(),
             map: map.clone(),
         };
-        let in_body = ows::root_element(&body);
         // The rest of an XML request stands in its body, where only QGIS looks.
         if body.is_empty() {
             for parameter in ["SERVICE", "REQUEST"] {
@@ -116,15 +183,12 @@ impl Incomplete<'_> {
                     .ok_or_else(|| refused(Refusal::Missing { parameter }))?;
             }
         }
-        let project = self
-            .project(map.as_deref())
-            .map_err(refused)?
-            .ok_or_else(|| refused(Refusal::NoProject))?;
-        let operation = kvp
-            .get("REQUEST")
-            .map(|name| ows::operation(&name))
-            .or(in_body);
-        let operation = operation.unwrap_or_else(|| self.parts.method.to_string());
+        let project = self.project(map.as_deref()).map_err(refused)?;
+        let project = project.ok_or_else(|| refused(Refusal::NoProject))?;
+        let operation = kvp.get("REQUEST").map(|name| ows::operation(&name));
+        let operation = operation
+            .or(root.map(|root| root.operation))
+            .unwrap_or_else(|| self.parts.method.to_string());
         let method = if is_form {
             Method::GET
         } else {
@@ -133,11 +197,20 @@ impl Incomplete<'_> {
         let mut call = self.call(method, kvp.to_query(), body, Some(project), operation);
         let may_repeat = !is_post && ows::is_read_only(&call.operation);
         (call.retry, call.cancel) = (may_repeat, may_repeat);
-        Ok(Asked {
-            call,
-            map,
-            dialect: dialect(&kvp),
-        })
+        Ok(Asked { call, map, dialect })
+    }
+
+    fn check_form(&self, form: &[u8]) -> Result<(), Refused> {
+        let refusal = Refusal::BodyTooLarge { limit: FORM_MAX };
+        let dialect = ows_dialect(&ows::Kvp::parse(self.query()), None);
+        match form.len() > FORM_MAX {
+            true => Err(Refused {
+                refusal,
+                dialect,
+                map: None,
+            }),
+            false => Ok(()),
+        }
     }
 
     /// A request for an API, which keeps its own grammar.
@@ -148,13 +221,21 @@ impl Incomplete<'_> {
             dialect: Dialect::Problem,
             map: map.clone(),
         };
+        let kind = self
+            .parts
+            .headers
+            .get(CONTENT_TYPE)
+            .and_then(|kind| kind.to_str().ok());
+        if !guard::is_api_body(kind.unwrap_or_default(), &body) {
+            return Err(refused(Refusal::BodyType));
+        }
         let project = self.project(map.as_deref()).map_err(refused)?;
         let method = self.parts.method.clone();
         let may_repeat = matches!(method, Method::GET | Method::HEAD);
         let operation = ows::operation(self.parts.uri.path());
         let mut call = self.call(
             method,
-            ows::with_upper_map(self.query()),
+            ows::api_query(self.query()),
             body,
             project,
             operation,
@@ -266,17 +347,6 @@ fn is_ours(name: &str) -> bool {
         name,
         "host" | "x-request-id" | "forwarded" | "x-forwarded-host" | "x-forwarded-proto"
     )
-}
-
-/// XML that calls itself a form (curl does that) is XML.
-fn is_form(headers: &HeaderMap, body: &[u8]) -> bool {
-    let kind = headers
-        .get(header::CONTENT_TYPE)
-        .map(HeaderValue::as_bytes)
-        .unwrap_or_default();
-    let form = b"application/x-www-form-urlencoded";
-    let is_form = kind.len() >= form.len() && kind[..form.len()].eq_ignore_ascii_case(form);
-    is_form && !body.trim_ascii_start().starts_with(b"<")
 }
 
 /// `x-qgis-project` as `X-Qgis-Project`.

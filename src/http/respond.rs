@@ -7,27 +7,31 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 
-use bytes::Bytes;
 use hyper::body::Incoming;
-use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
+use tokio::time::timeout;
 
 use super::access::Line;
 use super::body::{Chunks, Content, Outgoing};
 use super::forwarded::{self, Base};
 use super::pages;
 use super::reply::{self, Dialect, Refusal};
-use super::request::{self, Asked, Incomplete, Refused};
+use super::request::{self, Asked, Held, Incomplete, Refused, Room};
 use super::route::Route;
 use super::watch::Running;
 use crate::broker::{self, Call, Status};
 use crate::config::Http;
 use crate::ogc::guard;
-use crate::protocol::Head;
+use crate::ogc::ows::Kvp;
+use crate::protocol::{Head, Timings};
 
 /// How long a browser may remember what OPTIONS said, in seconds.
 const PREFLIGHT_AGE: &str = "3600";
+
+/// How many of the longest bodies there is room for at once.
+const BODIES: usize = 4;
 
 /// What the front needs of the broker.
 pub trait Backend: Send + Sync + 'static {
@@ -70,11 +74,17 @@ pub struct Peer {
 pub struct Front<B> {
     config: Arc<Http>,
     backend: B,
+    room: Room,
 }
 
 impl<B: Backend> Front<B> {
     pub fn new(config: Arc<Http>, backend: B) -> Self {
-        Self { config, backend }
+        let room = Room::new(BODIES, config.body_max);
+        Self {
+            config,
+            backend,
+            room,
+        }
     }
 
     /// The response to a request, whatever happens.
@@ -90,7 +100,7 @@ impl<B: Backend> Front<B> {
         let response = unless_panicked(self.respond(&parts, incoming, peer, &request_id)).await;
         let response = response.unwrap_or_else(|| {
             tracing::error!(request_id, "a request panicked");
-            Refusal::Panicked.into_response(&Dialect::Problem, None)
+            Refusal::Panicked.into_response(&dialect(self.route(&parts), &parts), None)
         });
         self.finish(response, &parts, line, running)
     }
@@ -117,14 +127,8 @@ impl<B: Backend> Front<B> {
         peer: Peer,
         request_id: &str,
     ) -> Response<Content<B::Body>> {
-        let path = parts.uri.path();
-        let route = Route::of(path, &self.config.apis, self.config.status_page)
-            .filter(|_| guard::is_plain_path(path));
-        let dialect = match route {
-            Some(Route::Ows) => request::ows_dialect(parts.uri.query().unwrap_or_default()),
-            _ => Dialect::Problem,
-        };
-        let refuse = |refusal: Refusal| refusal.into_response(&dialect, None);
+        let route = self.route(parts);
+        let refuse = |refusal: Refusal| refusal.into_response(&dialect(route, parts), None);
         if let Err(refusal) = self.check_size(parts) {
             return refuse(refusal);
         }
@@ -150,19 +154,32 @@ impl<B: Backend> Front<B> {
             request_id,
         };
         match route {
-            Route::Root => pages::root(
-                &base.with("/"),
-                &self.config.metadata,
-                &self.backend.status().await,
-            ),
+            Route::Root => {
+                pages::root(&base.with("/"), &self.config.metadata, &self.status().await)
+            }
             Route::Ping => pages::ping(),
             Route::Ready => pages::ready(self.backend.is_ready()),
-            Route::Status => pages::status(&self.backend.status().await),
-            Route::Ows | Route::Api => match request::body(&self.config, incoming).await {
-                Ok(body) => self.ask(route, &incomplete, body).await,
-                Err(refusal) => refuse(refusal),
-            },
+            Route::Status => pages::status(&self.status().await),
+            Route::Ows | Route::Api => {
+                match request::body(&self.config, &self.room, incoming).await {
+                    Ok(held) => self.ask(route, &incomplete, held).await,
+                    Err(refusal) => refuse(refusal),
+                }
+            }
         }
+    }
+
+    fn route(&self, parts: &Parts) -> Option<Route> {
+        let path = parts.uri.path();
+        let route = Route::of(path, &self.config.apis, self.config.status_page);
+        route.filter(|_| guard::is_plain_path(path))
+    }
+
+    /// A broker that does not say in time how it fares fares badly, and a page shows nothing.
+    async fn status(&self) -> Status {
+        timeout(self.config.request_timeout, self.backend.status())
+            .await
+            .unwrap_or_default()
     }
 
     fn check_size(&self, parts: &Parts) -> Result<(), Refusal> {
@@ -205,12 +222,12 @@ impl<B: Backend> Front<B> {
         &self,
         route: Route,
         request: &Incomplete<'_>,
-        body: Bytes,
+        held: Held,
     ) -> Response<Content<B::Body>> {
         let asked = if route == Route::Ows {
-            request.ows(body)
+            request.ows(held.body.clone())
         } else {
-            request.api(body)
+            request.api(held.body.clone())
         };
         let Asked { call, map, dialect } = match asked {
             Ok(asked) => asked,
@@ -221,22 +238,17 @@ impl<B: Backend> Front<B> {
             }) => return refusal.into_response(&dialect, map.as_deref()),
         };
         let is_capabilities = call.operation.eq_ignore_ascii_case("GetCapabilities");
-        let mut response = match self.backend.call(call).await {
-            Err(error) => return Refusal::from(error).into_response(&dialect, map.as_deref()),
-            Ok((head, body)) => {
-                let modified = reply::last_modified(body.outcome()).filter(|_| is_capabilities);
-                match reply::from_qgis(head, body) {
-                    Ok(response) => with(response, header::LAST_MODIFIED, modified),
-                    Err(refusal) => return refusal.into_response(&dialect, map.as_deref()),
-                }
+        let replied = self.backend.call(call).await.map_err(Refusal::from);
+        let response =
+            replied.and_then(|(head, body)| reply::from_qgis(head, body, is_capabilities));
+        match response {
+            Err(refusal) => refusal.into_response(&dialect, map.as_deref()),
+            Ok(response) if route == Route::Ows => with_map_id(response, map.as_deref()),
+            Ok(response) if reply::is_of_no_api(&response) => {
+                Refusal::NoSuchPath.into_response(&dialect, None)
             }
-        };
-        if let Some(map) = map.filter(|_| route == Route::Ows) {
-            response
-                .headers_mut()
-                .insert("x-map-id", reply::map_id(&map));
+            Ok(response) => response,
         }
-        response
     }
 
     /// What every response has.
@@ -267,6 +279,7 @@ impl<B: Backend> Front<B> {
             content = Content::empty();
         }
         line.status = head.status.as_u16();
+        line.timings = head.extensions.remove::<Option<Timings>>().flatten();
         Response::from_parts(head, Outgoing::new(content, line, running))
     }
 
@@ -286,7 +299,16 @@ impl<B: Backend> Front<B> {
     }
 }
 
-/// OPTIONS is answered here: QGIS 3.22 has workers that die of it.
+fn dialect(route: Option<Route>, parts: &Parts) -> Dialect {
+    match route {
+        Some(Route::Ows) => {
+            request::ows_dialect(&Kvp::parse(parts.uri.query().unwrap_or_default()), None)
+        }
+        _ => Dialect::Problem,
+    }
+}
+
+/// OPTIONS asks about us, not about a project: no worker sees it.
 fn options<C>(route: Route, request: &HeaderMap) -> Response<Content<C>> {
     let mut response = Response::new(Content::empty());
     let allow = HeaderValue::from_static(route.allow());
@@ -309,9 +331,12 @@ fn options<C>(route: Route, request: &HeaderMap) -> Response<Content<C>> {
     response
 }
 
-fn with<T>(mut response: Response<T>, name: HeaderName, value: Option<HeaderValue>) -> Response<T> {
-    if let Some(value) = value {
-        response.headers_mut().insert(name, value);
+/// Caches in front of us purge by this name.
+fn with_map_id<T>(mut response: Response<T>, map: Option<&str>) -> Response<T> {
+    if let Some(map) = map {
+        response
+            .headers_mut()
+            .insert("x-map-id", reply::map_id(map));
     }
     response
 }

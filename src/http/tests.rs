@@ -11,14 +11,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
-use hyper_util::client::legacy::connect::HttpConnector;
+use hyper::Request;
+use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::pki_types::ServerName;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use super::{Backend, Chunks, serve};
+use super::body::Chunks;
+use super::{Backend, serve};
 use crate::broker::{Call, Error, Outcome, Status};
 use crate::config::{Config, Http, Tls};
 use crate::protocol::{Failure, Head};
@@ -577,6 +582,45 @@ async fn an_api_keeps_its_path_query_method_and_body() {
 }
 
 #[tokio::test]
+async fn a_path_of_an_api_is_no_way_to_a_web_service() {
+    let broker = Broker::saying("{}");
+    let server = Server::start(&broker, |_| {});
+    server
+        .get("/wfs3/?MAP=city&service=WMS&REQUEST=GetMap")
+        .await;
+    assert_eq!(
+        broker.only_call().url,
+        "http://example.org/wfs3/?MAP=city&REQUEST=GetMap"
+    );
+    for body in ["SERVICE=WMS&REQUEST=GetMap", "<GetFeature service='WFS'/>"] {
+        assert_eq!(
+            server
+                .send("POST", "/wfs3/?MAP=city", "", body)
+                .await
+                .status,
+            415
+        );
+    }
+    assert_eq!(broker.calls().len(), 1);
+}
+
+#[tokio::test]
+async fn a_path_that_no_api_takes_does_not_exist() {
+    let broker = Broker::new(|_| async {
+        let text = "<ServiceException code=\"Service configuration error\">Service unknown";
+        Ok((head(400), FakeBody::whole(text)))
+    });
+    let server = Server::start(&broker, |_| {});
+    let answered = server.get("/ogcapi/x?MAP=city").await;
+    assert_eq!(
+        (answered.status, answered.header("content-type")),
+        (404, "application/problem+json")
+    );
+    let ows = server.get("/ows/?SERVICE=X&REQUEST=GetMap&MAP=city").await;
+    assert_eq!(ows.status, 400, "QGIS knows its services");
+}
+
+#[tokio::test]
 async fn failures_speak_the_language_of_the_path() {
     let broker = Broker::failing(Error::QueueFull { limit: 1 });
     let server = Server::start(&broker, |_| {});
@@ -782,7 +826,10 @@ async fn a_panic_is_a_500_and_the_server_lives() {
     });
     let server = Server::start(&broker, |_| {});
     let answered = server.get(GET_MAP).await;
-    assert_eq!(answered.status, 500);
+    assert_eq!(
+        (answered.status, answered.header("content-type")),
+        (500, "text/xml; charset=utf-8")
+    );
     assert!(!answered.header("x-request-id").is_empty());
     assert_eq!(server.get(GET_MAP).await.status, 200);
 }
@@ -951,6 +998,81 @@ async fn a_uri_that_is_too_long_is_a_414_and_a_head_a_431() {
     assert!(broker.calls().is_empty());
 }
 
+#[tokio::test]
+async fn a_form_in_parts_is_a_form() {
+    let broker = Broker::saying("x");
+    let server = Server::start(&broker, |_| {});
+    let field = |name, value| {
+        format!("--b\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{value}\r\n")
+    };
+    let fields = [
+        field("SERVICE", "WMS"),
+        field("REQUEST", "GetPrint"),
+        field("map", "a/b"),
+    ];
+    let body = format!("{}--b--\r\n", fields.concat());
+    let kind = "Content-Type: multipart/form-data; boundary=b\r\n";
+    server.send("POST", "/ows/", kind, &body).await;
+    let url = "http://example.org/ows/?SERVICE=WMS&REQUEST=GetPrint&MAP=a%2Fb";
+    assert_eq!(
+        (
+            broker.only_call().url.as_str(),
+            broker.only_call().method.as_str()
+        ),
+        (url, "GET")
+    );
+}
+
+#[tokio::test]
+async fn a_form_that_no_message_could_carry_is_a_413() {
+    let broker = Broker::saying("x");
+    let server = Server::start(&broker, |_| {});
+    let kind = "Content-Type: application/x-www-form-urlencoded\r\n";
+    let body = format!(
+        "SERVICE=WMS&REQUEST=GetMap&MAP=city&SLD_BODY={}",
+        "x".repeat(1 << 20)
+    );
+    assert_eq!(server.send("POST", "/ows/", kind, &body).await.status, 413);
+    assert!(broker.calls().is_empty());
+}
+
+#[tokio::test]
+async fn failures_of_xml_requests_are_in_the_form_of_their_service() {
+    let broker = Broker::failing(Error::WorkerDied);
+    let server = Server::start(&broker, |_| {});
+    let body = "<wfs:Transaction service='WFS' version='1.1.0'/>";
+    let answered = server
+        .send("POST", "/ows/?MAP=city", "Content-Type: text/xml\r\n", body)
+        .await;
+    assert_eq!(answered.status, 502);
+    assert!(
+        answered.body.contains("\"http://www.opengis.net/ows\""),
+        "{}",
+        answered.body
+    );
+}
+
+#[tokio::test]
+async fn more_bodies_than_there_is_memory_for_are_told_to_come_back() {
+    let broker = Broker::new(|_| std::future::pending());
+    let server = Server::start(&broker, |http| http.body_max = 2 << 10);
+    let request = format!(
+        "POST /ows/?MAP=city HTTP/1.1\r\nHost: a\r\nContent-Length: 2048\r\n\r\n<a>{}",
+        "x".repeat(2045)
+    );
+    let mut busy = Vec::new();
+    for n in 1..=4 {
+        let mut tcp = server.connect().await;
+        tcp.write_all(request.as_bytes()).await.expect("written");
+        busy.push(tcp);
+        while broker.calls().len() < n {
+            tokio::task::yield_now().await;
+        }
+    }
+    let fifth = server.raw(&request).await;
+    assert_eq!((fifth.status, fifth.header("retry-after")), (503, "1"));
+}
+
 // ---- time
 
 #[tokio::test]
@@ -968,7 +1090,7 @@ async fn a_head_that_does_not_end_closes_the_connection() {
 async fn a_kept_alive_connection_may_idle_longer_than_a_head_may_take() {
     let server = Server::start(&Broker::saying("x"), |http| {
         http.header_timeout = Duration::from_millis(100);
-        http.idle_timeout = Duration::from_millis(400);
+        http.idle_timeout = Duration::from_millis(1500);
     });
     let mut tcp = server.connect().await;
     let request = "GET /ping HTTP/1.1\r\nHost: a\r\n\r\n";
@@ -1018,6 +1140,28 @@ async fn a_reply_that_is_cut_off_does_not_end_properly() {
         .await
         .expect("closed");
     assert_eq!(rest, b"", "no last chunk");
+}
+
+/// To HTTP/1.0 a closed connection is a proper end, so it must be a reset.
+#[tokio::test]
+async fn a_reply_that_is_cut_off_is_a_reset_for_http_1_0() {
+    let (broker, mut senders) = streaming();
+    let server = Server::start(&broker, |_| {});
+    let mut tcp = server.connect().await;
+    tcp.write_all(format!("GET {GET_MAP} HTTP/1.0\r\n\r\n").as_bytes())
+        .await
+        .expect("written");
+    let sender = senders.recv().await.expect("a stream");
+    sender.send(Ok("first".into())).await.expect("taken");
+    read_until(&mut tcp, "first").await;
+    sender.send(Err(Error::WorkerDied)).await.expect("taken");
+    let end = timeout(BOUND, tcp.read(&mut [0; 1]))
+        .await
+        .expect("in time");
+    assert_eq!(
+        end.expect_err("no proper end").kind(),
+        std::io::ErrorKind::ConnectionReset
+    );
 }
 
 #[tokio::test]
@@ -1137,4 +1281,273 @@ fn a_shortage_of_descriptors_makes_accept_wait_longer_and_longer() {
     );
     let gone = std::io::Error::from_raw_os_error(libc::ECONNABORTED);
     assert_eq!(super::pause_after(&gone, first), Duration::ZERO);
+}
+
+// ---- TLS and HTTP/2
+
+/// A server with a certificate of its own, and how to trust it.
+struct Secure {
+    server: Server,
+    roots: RootCertStore,
+    _files: tempfile::TempDir,
+}
+
+type TlsStream = tokio_rustls::client::TlsStream<TcpStream>;
+
+impl Secure {
+    fn start(broker: &Broker, change: impl FnOnce(&mut Http)) -> Self {
+        let made = rcgen::generate_simple_self_signed(["localhost".into()]).expect("a certificate");
+        let files = tempfile::tempdir().expect("a directory");
+        let (cert, key) = (files.path().join("cert.pem"), files.path().join("key.pem"));
+        std::fs::write(&cert, made.cert.pem()).expect("written");
+        std::fs::write(&key, made.signing_key.serialize_pem()).expect("written");
+        let mut roots = RootCertStore::empty();
+        roots
+            .add(PemObject::from_pem_file(&cert).expect("PEM"))
+            .expect("a root");
+        let server = Server::start(broker, |http| {
+            http.tls = Some(Tls { cert, key });
+            change(http);
+        });
+        Self {
+            server,
+            roots,
+            _files: files,
+        }
+    }
+
+    async fn connect(&self, protocol: &str) -> TlsStream {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config =
+            ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let config = config
+            .expect("versions")
+            .with_root_certificates(self.roots.clone());
+        let mut config = config.with_no_client_auth();
+        config.alpn_protocols = vec![protocol.into()];
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        let name = ServerName::try_from("localhost").expect("a name");
+        connector
+            .connect(name, self.server.connect().await)
+            .await
+            .expect("a handshake")
+    }
+
+    async fn http2(&self) -> http2::SendRequest<Empty<Bytes>> {
+        let io = TokioIo::new(self.connect("h2").await);
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        let builder = builder.initial_stream_window_size(65_535);
+        let (client, connection) = builder.handshake(io).await.expect("HTTP/2");
+        tokio::spawn(connection);
+        client
+    }
+}
+
+fn get_map() -> Request<Empty<Bytes>> {
+    let uri = format!("https://localhost{GET_MAP}");
+    Request::get(uri).body(Empty::new()).expect("a request")
+}
+
+#[tokio::test]
+async fn tls_speaks_http_2_and_http_1_by_alpn() {
+    let broker = Broker::saying("a picture");
+    let secure = Secure::start(&broker, |_| {});
+    let reply = secure
+        .http2()
+        .await
+        .send_request(get_map())
+        .await
+        .expect("a reply");
+    assert_eq!(
+        (reply.status().as_u16(), reply.version()),
+        (200, hyper::Version::HTTP_2)
+    );
+    assert_eq!(
+        reply.into_body().collect().await.expect("whole").to_bytes(),
+        "a picture"
+    );
+    let call = broker.only_call();
+    assert!(
+        call.url.starts_with("https://localhost/ows/?SERVICE=WMS"),
+        "{}",
+        call.url
+    );
+    assert_eq!(header(&call, "Host"), Some("localhost"));
+
+    let mut tls = secure.connect("http/1.1").await;
+    tls.write_all(b"GET /ping HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        .await
+        .expect("written");
+    let mut raw = Vec::new();
+    timeout(BOUND, tls.read_to_end(&mut raw))
+        .await
+        .expect("in time")
+        .expect("closed properly");
+    assert_eq!(Answered::parse(&raw).status, 200);
+}
+
+#[tokio::test]
+async fn clear_text_on_a_tls_port_is_no_request() {
+    let broker = Broker::saying("x");
+    let secure = Secure::start(&broker, |http| {
+        http.header_timeout = Duration::from_millis(100)
+    });
+    assert_ne!(secure.server.get(GET_MAP).await.status, 200);
+    assert_eq!(
+        secure.server.raw("").await.status,
+        0,
+        "a silent handshake ends"
+    );
+    assert!(broker.calls().is_empty());
+}
+
+#[tokio::test]
+async fn an_http_2_stream_that_is_cut_off_is_reset_and_its_connection_lives() {
+    let (broker, mut senders) = streaming();
+    let secure = Secure::start(&broker, |_| {});
+    let mut client = secure.http2().await;
+    let reply = client.send_request(get_map()).await.expect("a reply");
+    let sender = senders.recv().await.expect("a stream");
+    sender.send(Ok("first".into())).await.expect("taken");
+    let mut body = reply.into_body();
+    let first = timeout(BOUND, body.frame())
+        .await
+        .expect("in time")
+        .expect("a frame")
+        .expect("no error");
+    assert_eq!(first.into_data().expect("data"), "first");
+    sender.send(Err(Error::WorkerDied)).await.expect("taken");
+    assert!(
+        timeout(BOUND, body.frame())
+            .await
+            .expect("in time")
+            .expect("not the end")
+            .is_err()
+    );
+    let ping = Request::get("https://localhost/ping")
+        .body(Empty::new())
+        .expect("a request");
+    let ping = timeout(BOUND, client.send_request(ping))
+        .await
+        .expect("in time");
+    assert_eq!(ping.expect("the connection lives").status(), 200);
+}
+
+#[tokio::test]
+async fn an_http_2_client_that_gives_no_window_is_cut_off_and_its_request_dropped() {
+    let (broker, mut senders) = streaming();
+    let secure = Secure::start(&broker, |http| {
+        http.write_timeout = Duration::from_millis(200)
+    });
+    let mut client = secure.http2().await;
+    let _unread = client.send_request(get_map()).await.expect("a reply");
+    let sender = senders.recv().await.expect("a stream");
+    let chunk = Bytes::from(vec![b'x'; 64 << 10]);
+    let pushing = async { while sender.send(Ok(chunk.clone())).await.is_ok() {} };
+    timeout(BOUND, pushing)
+        .await
+        .expect("the stream was dropped");
+}
+
+#[tokio::test]
+async fn an_http_2_reset_withdraws_its_request_alone() {
+    let (broker, mut senders) = streaming();
+    let secure = Secure::start(&broker, |_| {});
+    let mut client = secure.http2().await;
+    let one = client.send_request(get_map()).await.expect("a reply");
+    let other = client.send_request(get_map()).await.expect("a reply");
+    let of_one = senders.recv().await.expect("a stream");
+    let of_other = senders.recv().await.expect("a stream");
+    drop(one);
+    timeout(BOUND, of_one.closed())
+        .await
+        .expect("the stream was dropped");
+    of_other.send(Ok("x".into())).await.expect("taken");
+    drop(of_other);
+    let whole = timeout(BOUND, other.into_body().collect())
+        .await
+        .expect("in time");
+    assert_eq!(whole.expect("whole").to_bytes(), "x");
+}
+
+// ---- the access log
+
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().expect("log").extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Log {
+    /// The access lines, once there are `n`.
+    async fn lines(&self, n: usize) -> Vec<String> {
+        let lines = || {
+            let text = String::from_utf8_lossy(&self.0.lock().expect("log")).into_owned();
+            text.lines()
+                .filter(|line| line.contains(" access: "))
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        };
+        let enough = async {
+            while lines().len() < n {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(BOUND, enough).await.expect("in time");
+        lines()
+    }
+}
+
+/// The test runtime has one thread, so its subscriber hears the server.
+#[tokio::test]
+async fn each_request_is_one_line_of_the_access_log() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_writer(move || writer.clone());
+    let _heard = tracing::subscriber::set_default(subscriber.finish());
+    let (broker, mut senders) = streaming();
+    let server = Server::start(&broker, |_| {});
+
+    server
+        .send("GET", "/ping?x=%0a", "X-Request-Id: one\r\n", "")
+        .await;
+    let mut tcp = server.connect().await;
+    tcp.write_all(format!("GET {GET_MAP} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes())
+        .await
+        .expect("written");
+    let sender = senders.recv().await.expect("a stream");
+    sender.send(Ok("first".into())).await.expect("taken");
+    read_until(&mut tcp, "first").await;
+    drop(tcp);
+    timeout(BOUND, sender.closed())
+        .await
+        .expect("the stream was dropped");
+
+    let lines = log.lines(2).await;
+    for part in [
+        r#"request_id="one""#,
+        "client=127.0.0.1",
+        "method=GET",
+        r#"uri="/ping?x=%0a""#,
+        "status=200",
+        "bytes=16",
+        "ms=",
+        r#"end="whole""#,
+    ] {
+        assert!(lines[0].contains(part), "{part} in {}", lines[0]);
+    }
+    for part in ["status=200", "bytes=5", r#"end="client left""#] {
+        assert!(lines[1].contains(part), "{part} in {}", lines[1]);
+    }
+    assert_eq!(lines.len(), 2);
 }

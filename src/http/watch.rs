@@ -16,6 +16,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 
 /// How long each stillness may last.
 #[derive(Debug, Clone, Copy)]
@@ -52,6 +53,8 @@ struct State {
     untaken: HashMap<u64, Instant>,
     /// HTTP/2 sends frames that are no requests, so bytes say nothing about heads.
     multiplexed: bool,
+    /// The connection must not look as if it had ended properly.
+    broken: bool,
 }
 
 impl State {
@@ -108,6 +111,7 @@ impl Watch {
             blocked_since: None,
             untaken: HashMap::new(),
             multiplexed: false,
+            broken: false,
         };
         Arc::new(Self {
             limits,
@@ -137,6 +141,12 @@ impl Watch {
             watch: self.clone(),
             number: state.n_begun,
         }
+    }
+
+    /// The connection ends now; a client that waits for the rest of a reply sees a reset.
+    pub fn break_off(&self) {
+        let mut state = self.state();
+        state.broken |= state.n_running > 0 || state.blocked_since.is_some();
     }
 
     fn has_read(&self) {
@@ -177,6 +187,12 @@ impl Running {
             .insert(self.number, Instant::now());
     }
 
+    /// There is no rest of the reply. HTTP/1.0 would take a closed connection for its end.
+    pub fn cut_off(&self) {
+        let mut state = self.watch.state();
+        state.broken |= !state.multiplexed;
+    }
+
     /// The next chunk was asked for, so the last one is on its way.
     pub fn asked(&self) {
         self.watch.state().untaken.remove(&self.number);
@@ -195,13 +211,13 @@ impl Drop for Running {
 
 /// A socket that tells its watch what moves.
 #[derive(Debug)]
-pub struct Watched<T> {
-    io: T,
+pub struct Watched {
+    io: TcpStream,
     watch: Arc<Watch>,
 }
 
-impl<T> Watched<T> {
-    pub fn new(io: T, watch: Arc<Watch>) -> Self {
+impl Watched {
+    pub fn new(io: TcpStream, watch: Arc<Watch>) -> Self {
         Self { io, watch }
     }
 
@@ -211,7 +227,15 @@ impl<T> Watched<T> {
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
+impl Drop for Watched {
+    fn drop(&mut self) {
+        if self.watch.state().broken {
+            _ = self.io.set_zero_linger();
+        }
+    }
+}
+
+impl AsyncRead for Watched {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -226,7 +250,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
+impl AsyncWrite for Watched {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -278,6 +302,7 @@ mod tests {
             blocked_since: None,
             untaken: HashMap::new(),
             multiplexed: false,
+            broken: false,
         }
     }
 

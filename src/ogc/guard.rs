@@ -3,6 +3,7 @@
 //! A refusal is not an answer of its own. What is forbidden looks exactly like
 //! what does not exist, so nobody learns from us what lies outside the root.
 
+use super::ows::Kvp;
 use crate::protocol::ProjectRef;
 
 /// Longer names of projects exist on no file system that we serve from.
@@ -41,6 +42,21 @@ pub fn is_plain_path(path: &str) -> bool {
         return false;
     };
     !path.chars().any(is_odd) && !path.split('/').any(|part| part == "..")
+}
+
+/// Whether a body may reach an API. QGIS reads what does not call itself JSON as
+/// XML or a form, and a `service` in there makes an OWS request of it.
+pub fn is_api_body(content_type: &str, body: &[u8]) -> bool {
+    let text = body
+        .strip_prefix("\u{FEFF}".as_bytes())
+        .unwrap_or(body)
+        .trim_ascii_start();
+    let says_service = || {
+        Kvp::parse(&String::from_utf8_lossy(text))
+            .get("SERVICE")
+            .is_some()
+    };
+    content_type.contains("json") || !(text.starts_with(b"<") || says_service())
 }
 
 /// Control characters end up in logs and C strings, a backslash is a separator
@@ -137,6 +153,26 @@ mod tests {
         ] {
             assert!(is_plain_path(path), "{path}");
         }
+    }
+
+    #[test]
+    fn a_body_cannot_make_another_request_of_an_api_request() {
+        for body in [
+            "SERVICE=WMS",
+            "a=b&s%65rvice=WMS",
+            " <a service='WFS'/>",
+            "\u{FEFF}<a/>",
+            "{&SERVICE=x}",
+        ] {
+            assert!(!is_api_body("", body.as_bytes()), "{body}");
+        }
+        assert!(is_api_body(
+            "application/geo+json",
+            b"{\"url\": \"x?a&SERVICE=WMS\"}"
+        ));
+        assert!(
+            is_api_body("", b"{}") && is_api_body("", b"") && is_api_body("text/plain", b"a=b")
+        );
     }
 
     proptest::proptest! {

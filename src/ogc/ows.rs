@@ -4,7 +4,7 @@
 //! us as for QGIS. Values stay percent-encoded as the client wrote them, so the
 //! URLs that QGIS derives from the query are the client's own.
 
-use std::borrow::Cow;
+use std::collections::HashSet;
 
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, percent_encode};
 
@@ -47,6 +47,7 @@ impl Kvp {
 
     /// Adds the parameters of `form` that are not there yet.
     pub fn merge(&mut self, form: &[u8]) {
+        let mut known: HashSet<String> = self.0.iter().map(|(key, _)| key.clone()).collect();
         for pair in form
             .split(|byte| *byte == b'&')
             .filter(|pair| !pair.is_empty())
@@ -54,7 +55,7 @@ impl Kvp {
             let mut halves = pair.splitn(2, |byte| *byte == b'=');
             let key = decode(halves.next().unwrap_or_default()).to_uppercase();
             let value = halves.next().unwrap_or_default();
-            if !self.0.iter().any(|(known, _)| *known == key) {
+            if known.insert(key.clone()) {
                 self.0.push((key, tidy(value)));
             }
         }
@@ -77,16 +78,19 @@ impl Kvp {
     }
 }
 
-/// The query with the name of MAP in upper case, as QGIS looks for it; all the
-/// rest is the business of an API, repeated keys included.
-pub fn with_upper_map(query: &str) -> String {
-    let pairs: Vec<Cow<'_, str>> = query
-        .split('&')
-        .map(|pair| match pair.split_once('=') {
-            Some((key, value)) if is_map(key) => format!("MAP={value}").into(),
-            _ => pair.into(),
-        })
-        .collect();
+/// The query of an API: its own business, repeated keys included, but for two
+/// keys. QGIS looks for MAP in upper case; and of a request with a SERVICE it
+/// makes an OWS request whatever its path, so that key stays behind.
+pub fn api_query(query: &str) -> String {
+    let pair = |pair: &str| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        match decode(key.as_bytes()).to_uppercase().as_str() {
+            "SERVICE" => None,
+            "MAP" => Some(format!("MAP={value}")),
+            _ => Some(pair.to_owned()),
+        }
+    };
+    let pairs: Vec<String> = query.split('&').filter_map(pair).collect();
     tidy(pairs.join("&").as_bytes())
 }
 
@@ -117,8 +121,17 @@ pub fn is_read_only(operation: &str) -> bool {
     !operation.eq_ignore_ascii_case("Transaction") && !operation.eq_ignore_ascii_case("LockFeature")
 }
 
-/// The local name of the root element of an XML body: the operation of a POST.
-pub fn root_element(body: &[u8]) -> Option<String> {
+/// What the root element of an XML body says: the operation of a POST, and
+/// whose it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Root {
+    pub operation: String,
+    pub service: Option<String>,
+    pub version: Option<String>,
+}
+
+/// The root element of a body, found without parsing the document: QGIS does that.
+pub fn root(body: &[u8]) -> Option<Root> {
     let text = String::from_utf8_lossy(&body[..body.len().min(PROLOG_MAX)]);
     let mut rest = text.trim_start_matches('\u{FEFF}').trim_start();
     loop {
@@ -127,18 +140,36 @@ pub fn root_element(body: &[u8]) -> Option<String> {
             Some("!--") => "-->",
             _ if inner.starts_with('?') => "?>",
             _ if inner.starts_with('!') => return None,
-            _ => return local_name(inner),
+            _ => return root_of(inner),
         };
         rest = inner.split_once(end)?.1.trim_start();
     }
 }
 
-fn local_name(tag: &str) -> Option<String> {
-    let name = tag
-        .split(|c: char| c.is_whitespace() || matches!(c, '>' | '/'))
-        .next()?;
-    let local = name.rsplit(':').next()?;
-    (!local.is_empty()).then(|| operation(local))
+/// `tag` is all that follows `<`.
+fn root_of(tag: &str) -> Option<Root> {
+    let tag = &tag[..tag.find('>').unwrap_or(tag.len())];
+    let name = tag.split(|c: char| c.is_whitespace() || c == '/').next()?;
+    let local = name.rsplit(':').next().filter(|local| !local.is_empty())?;
+    Some(Root {
+        operation: operation(local),
+        service: attribute(tag, "service"),
+        version: attribute(tag, "version"),
+    })
+}
+
+fn attribute(tag: &str, name: &str) -> Option<String> {
+    let mut rest = tag;
+    loop {
+        let (before, after) = rest.split_once('=')?;
+        let after = after.trim_start();
+        let quote = after.chars().next().filter(|c| matches!(c, '"' | '\''))?;
+        let (value, next) = after[1..].split_once(quote)?;
+        if before.split_whitespace().next_back() == Some(name) {
+            return Some(operation(value));
+        }
+        rest = next;
+    }
 }
 
 fn is_map(key: &str) -> bool {
@@ -193,7 +224,9 @@ mod tests {
 
     #[test]
     fn an_api_keeps_its_query_but_for_the_name_of_map() {
-        assert_eq!(with_upper_map("a=1&Map=x%2Fy&a=2&f"), "a=1&MAP=x%2Fy&a=2&f");
+        assert_eq!(api_query("Service=WMS&a=1&%73ervice&b"), "a=1&b");
+        assert_eq!(api_query(""), "");
+        assert_eq!(api_query("a=1&Map=x%2Fy&a=2&f"), "a=1&MAP=x%2Fy&a=2&f");
         assert_eq!(map_of("a=1&Map=x%2Fy&MAP=z").as_deref(), Some("x/y"));
     }
 
@@ -210,8 +243,24 @@ mod tests {
             ("<", None),
             ("", None),
         ] {
-            assert_eq!(root_element(body.as_bytes()).as_deref(), name, "{body}");
+            let operation = root(body.as_bytes()).map(|root| root.operation);
+            assert_eq!(operation.as_deref(), name, "{body}");
         }
+    }
+
+    #[test]
+    fn a_body_says_whose_it_is() {
+        let of = |body: &str| {
+            let root = root(body.as_bytes()).expect("a root");
+            (root.service, root.version)
+        };
+        let wfs = (Some("WFS".to_owned()), Some("1.1.0".to_owned()));
+        assert_eq!(
+            of("<a xmlns:service='x' version = \"1.1.0\"\n service='WFS'>"),
+            wfs
+        );
+        assert_eq!(of("<a b=service='WFS'>"), (None, None));
+        assert_eq!(of("<a/><b service='WFS'/>"), (None, None));
     }
 
     #[test]
@@ -230,8 +279,10 @@ mod tests {
         }
 
         #[test]
-        fn no_body_panics(body: Vec<u8>) {
-            let _ = root_element(&body);
+        fn no_body_panics(body in "<?[ -~é]*", bytes: Vec<u8>) {
+            let _ = root(&bytes);
+            let body = body.into_bytes();
+            let _ = root(&body);
         }
     }
 }
