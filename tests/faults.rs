@@ -296,7 +296,10 @@ fn a_stream_arrives_whole_and_in_order() {
 #[test]
 fn a_slow_client_slows_its_own_stream_and_memory_stays_flat() {
     let server = Server::stub("server.timeout = 60");
-    server.act("DO=stream&N=10&SIZE=1000000");
+    // Both workers have streamed before.
+    for _ in 0..2 {
+        server.act("DO=stream&N=100&SIZE=100000");
+    }
     let idle = server.process.memory_kb();
     let mut slow = server.connect();
     send_get(
@@ -351,8 +354,9 @@ fn a_client_that_takes_nothing_is_cut_off_and_its_worker_is_free_again() {
 #[test]
 fn a_stream_that_fails_half_way_aborts_the_connection() {
     let server = Server::stub("server.timeout = 1");
+    // More than the window, so that the client has seen some of it.
     for end in ["signal", "exit", "raise", "hang"] {
-        let path = path_of(&format!("DO=stream&N=20&SIZE=100000&THEN={end}"));
+        let path = path_of(&format!("DO=stream&N=100&SIZE=100000&THEN={end}"));
         let mut client = server.connect();
         send_get(&mut client, &path);
         let (all, _) = read_all(&mut client);

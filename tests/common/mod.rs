@@ -129,7 +129,7 @@ impl World {
         env
     }
 
-    fn settings(&self, own: &str) -> Vec<String> {
+    fn settings(&self, own: &str) -> BTreeMap<String, String> {
         let mut all = BTreeMap::from([
             (
                 "server.workers".to_owned(),
@@ -145,10 +145,15 @@ impl World {
             let (name, value) = line.split_once('=').expect("settings are `name = value`");
             all.insert(name.trim().to_owned(), value.trim().to_owned());
         }
-        all.into_iter()
-            .flat_map(|(name, value)| ["--set".into(), format!("{name}={value}")])
-            .collect()
+        all
     }
+}
+
+fn flags(settings: BTreeMap<String, String>) -> Vec<String> {
+    let flags = settings.into_iter();
+    flags
+        .flat_map(|(name, value)| ["--set".into(), format!("{name}={value}")])
+        .collect()
 }
 
 fn text(path: &Path) -> String {
@@ -177,6 +182,7 @@ pub struct Server {
     pub address: SocketAddr,
     /// Where workers of other pools join; only with `--proxy`.
     pub gate: Option<SocketAddr>,
+    n_workers: usize,
 }
 
 impl Server {
@@ -226,10 +232,11 @@ impl Server {
     fn start_in(tmp: Arc<TempDir>, world: World, settings: &str) -> Self {
         let own = "server.port = 0\nserver.interfaces = 127.0.0.1\nserver.status_page = yes";
         let settings = world.settings(&format!("{own}\n{settings}"));
+        let n_workers = settings["server.workers"].parse().unwrap();
         program("qgisserver-worker");
         let process = Process::spawn(
             &program("qgisserver"),
-            &settings,
+            &flags(settings),
             tmp.clone(),
             world.environment(&tmp),
         );
@@ -242,10 +249,12 @@ impl Server {
             world,
             address,
             gate: None,
+            n_workers,
         }
     }
 
     pub fn ready(self) -> Self {
+        self.wait_workers(self.n_workers);
         self.wait_ready();
         self
     }
@@ -347,7 +356,7 @@ impl Pool {
     }
 
     pub fn start_in(tmp: Arc<TempDir>, world: &World, gate: SocketAddr, settings: &str) -> Self {
-        let mut args = world.settings(settings);
+        let mut args = flags(world.settings(settings));
         args.push(format!("--host=127.0.0.1:{}", gate.port()));
         let env = world.environment(&tmp);
         Self {

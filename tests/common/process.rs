@@ -142,8 +142,8 @@ impl Process {
             .collect()
     }
 
-    /// Resident memory of the program and everything that stems from it, counted
-    /// once where it is shared, in kilobytes.
+    /// Memory of the program and everything that stems from it, in kilobytes: what
+    /// they allocated, not libraries, whose share depends on who else runs.
     pub fn memory_kb(&self) -> u64 {
         self.family()
             .keys()
@@ -207,7 +207,7 @@ fn read(pid: i32, file: &str) -> Vec<u8> {
 
 fn memory_kb(pid: i32) -> u64 {
     let text = String::from_utf8_lossy(&read(pid, "smaps_rollup")).into_owned();
-    let line = text.lines().find(|line| line.starts_with("Pss:"));
+    let line = text.lines().find(|line| line.starts_with("Pss_Anon:"));
     line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok())
         .unwrap_or(0)
 }
