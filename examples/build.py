@@ -264,7 +264,6 @@ def write_coast_distance(path):
     target.GetRasterBand(1).WriteArray(numpy.round(distance).astype(numpy.int16))
     # Kept inside, or the first reader writes them beside the file.
     target.GetRasterBand(1).ComputeStatistics(False)
-    target.GetRasterBand(1).SetDescription("distance to the coast in km")
     del target
 
 

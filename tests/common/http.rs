@@ -18,7 +18,10 @@ pub struct Reply {
 
 impl Reply {
     pub fn header(&self, name: &str) -> Option<&str> {
-        let found = self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
+        let found = self
+            .headers
+            .iter()
+            .find(|(key, _)| key.eq_ignore_ascii_case(name));
         found.map(|(_, value)| value.as_str())
     }
 
@@ -27,12 +30,18 @@ impl Reply {
     }
 
     pub fn json(&self) -> serde_json::Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|error| panic!("{error}: {}", self.text()))
     }
 }
 
 /// One request on a connection of its own.
-pub fn ask(method: &str, url: &str, headers: &[(&str, &str)], body: &[u8]) -> Result<Reply, String> {
+pub fn ask(
+    method: &str,
+    url: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> Result<Reply, String> {
     let config = ureq::Agent::config_builder()
         .http_status_as_error(false)
         .max_redirects(0)
@@ -50,7 +59,12 @@ pub fn ask(method: &str, url: &str, headers: &[(&str, &str)], body: &[u8]) -> Re
     };
     let mut response = sent.map_err(|error| error.to_string())?;
     let headers = response.headers().iter();
-    let headers = headers.map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into()));
+    let headers = headers.map(|(name, value)| {
+        (
+            name.to_string(),
+            String::from_utf8_lossy(value.as_bytes()).into(),
+        )
+    });
     Ok(Reply {
         status: response.status().as_u16(),
         headers: headers.collect(),
@@ -72,7 +86,11 @@ pub fn connect(address: SocketAddr) -> TcpStream {
 
 /// Sends a GET and leaves reading to the caller.
 pub fn send_get(stream: &mut TcpStream, path: &str) {
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    )
+    .unwrap();
 }
 
 /// Everything until the server closes or resets the connection, and whether it was a reset.
@@ -83,7 +101,9 @@ pub fn read_all(stream: &mut TcpStream) -> (Vec<u8>, bool) {
         match stream.read(&mut buffer) {
             Ok(0) => return (all, false),
             Ok(n) => all.extend_from_slice(&buffer[..n]),
-            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return (all, true),
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {
+                return (all, true);
+            }
             Err(error) => panic!("reading: {error}"),
         }
     }

@@ -14,6 +14,7 @@ pub mod wire;
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -33,7 +34,11 @@ pub fn source(path: &str) -> PathBuf {
 
 fn program(name: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_BIN_EXE_qgisserver")).with_file_name(name);
-    assert!(path.exists(), "{} is missing: run `cargo build --workspace`", path.display());
+    assert!(
+        path.exists(),
+        "{} is missing: run `cargo build --workspace`",
+        path.display()
+    );
     path
 }
 
@@ -58,7 +63,10 @@ pub struct World {
 impl World {
     /// Workers that obey, and the projects `city` and `corrupt`.
     pub fn stub() -> Self {
-        let world = Self { folder: tempfile::tempdir().unwrap(), is_stub: true };
+        let world = Self {
+            folder: tempfile::tempdir().unwrap(),
+            is_stub: true,
+        };
         copy(&source("tests/stub"), &world.path("stub"));
         std::fs::create_dir(world.path("stub/control")).unwrap();
         std::fs::create_dir(world.path("projects")).unwrap();
@@ -69,7 +77,10 @@ impl World {
 
     /// QGIS, and a copy of the example projects.
     pub fn real() -> Self {
-        let world = Self { folder: tempfile::tempdir().unwrap(), is_stub: false };
+        let world = Self {
+            folder: tempfile::tempdir().unwrap(),
+            is_stub: false,
+        };
         copy(&source("examples/projects"), &world.path("projects"));
         world
     }
@@ -98,14 +109,16 @@ impl World {
     }
 
     pub fn wait_count(&self, name: &str, n: usize) {
-        eventually(&format!("{name} noted {n} times"), || (self.count(name) >= n).then_some(()));
+        eventually(&format!("{name} noted {n} times"), || {
+            (self.count(name) >= n).then_some(())
+        });
     }
 
     /// Environment of the programs: nothing of this process but what they need.
-    fn environment(&self, tmp: &Path) -> Vec<(String, String)> {
+    fn environment(&self, tmp: &TempDir) -> Vec<(String, String)> {
         let mut env = vec![
             ("PATH".to_owned(), std::env::var("PATH").unwrap_or_default()),
-            ("TMPDIR".to_owned(), text(tmp)),
+            ("TMPDIR".to_owned(), text(tmp.path())),
             ("HOME".to_owned(), text(&self.path("home"))),
             ("LANG".to_owned(), "C.UTF-8".to_owned()),
         ];
@@ -116,22 +129,37 @@ impl World {
         env
     }
 
-    fn settings(&self, own: &str) -> Vec<String> {
+    fn settings(&self, own: &str) -> BTreeMap<String, String> {
         let mut all = BTreeMap::from([
-            ("server.workers".to_owned(), if self.is_stub { "2" } else { "1" }.to_owned()),
-            ("worker.env_allow".to_owned(), "PYTHONPATH,PYTHONDONTWRITEBYTECODE".to_owned()),
+            (
+                "server.workers".to_owned(),
+                if self.is_stub { "2" } else { "1" }.to_owned(),
+            ),
+            (
+                "worker.env_allow".to_owned(),
+                "PYTHONPATH,PYTHONDONTWRITEBYTECODE".to_owned(),
+            ),
             ("projects.cache.rootdir".to_owned(), text(&self.projects())),
         ]);
         for line in own.lines().map(str::trim).filter(|line| !line.is_empty()) {
             let (name, value) = line.split_once('=').expect("settings are `name = value`");
             all.insert(name.trim().to_owned(), value.trim().to_owned());
         }
-        all.into_iter().flat_map(|(name, value)| ["--set".into(), format!("{name}={value}")]).collect()
+        all
     }
 }
 
+fn flags(settings: BTreeMap<String, String>) -> Vec<String> {
+    let flags = settings.into_iter();
+    flags
+        .flat_map(|(name, value)| ["--set".into(), format!("{name}={value}")])
+        .collect()
+}
+
 fn text(path: &Path) -> String {
-    path.to_str().expect("temporary directories have plain names").to_owned()
+    path.to_str()
+        .expect("temporary directories have plain names")
+        .to_owned()
 }
 
 fn copy(from: &Path, to: &Path) {
@@ -154,6 +182,7 @@ pub struct Server {
     pub address: SocketAddr,
     /// Where workers of other pools join; only with `--proxy`.
     pub gate: Option<SocketAddr>,
+    n_workers: usize,
 }
 
 impl Server {
@@ -174,34 +203,72 @@ impl Server {
     }
 
     pub fn proxy_at(world: World, http: SocketAddr, gate: SocketAddr, settings: &str) -> Self {
-        let own = format!("server.proxy = yes\nzmq.bindaddr = tcp://{gate}\nserver.port = {}", http.port());
-        Self { gate: Some(gate), ..Self::start(world, &format!("{own}\n{settings}")) }
+        Self::proxy_in(tmp(), world, http, gate, settings)
+    }
+
+    /// As if it were the successor of the one that had this temporary directory.
+    pub fn proxy_in(
+        tmp: Arc<TempDir>,
+        world: World,
+        http: SocketAddr,
+        gate: SocketAddr,
+        settings: &str,
+    ) -> Self {
+        let own = format!(
+            "server.proxy = yes\nzmq.bindaddr = tcp://{gate}\nserver.port = {}",
+            http.port()
+        );
+        Self {
+            gate: Some(gate),
+            ..Self::start_in(tmp, world, &format!("{own}\n{settings}"))
+        }
     }
 
     /// A server that listens, but may have no worker yet.
     pub fn start(world: World, settings: &str) -> Self {
+        Self::start_in(tmp(), world, settings)
+    }
+
+    fn start_in(tmp: Arc<TempDir>, world: World, settings: &str) -> Self {
         let own = "server.port = 0\nserver.interfaces = 127.0.0.1\nserver.status_page = yes";
         let settings = world.settings(&format!("{own}\n{settings}"));
+        let n_workers = settings["server.workers"].parse().unwrap();
         program("qgisserver-worker");
-        let process = Process::spawn(&program("qgisserver"), &settings, |tmp| world.environment(tmp));
+        let process = Process::spawn(
+            &program("qgisserver"),
+            &flags(settings),
+            tmp.clone(),
+            world.environment(&tmp),
+        );
         let address = process.log.wait_for("listening on http://", |line| {
             let rest = line.split("listening on http://").nth(1)?;
             rest.split(['/', ' ']).next()?.parse().ok()
         });
-        Self { process, world, address, gate: None }
+        Self {
+            process,
+            world,
+            address,
+            gate: None,
+            n_workers,
+        }
     }
 
     pub fn ready(self) -> Self {
+        self.wait_workers(self.n_workers);
         self.wait_ready();
         self
     }
 
     pub fn wait_ready(&self) {
-        eventually("a worker is ready", || (self.get("/ready").status == 200).then_some(()));
+        eventually("a worker is ready", || {
+            (self.get("/ready").status == 200).then_some(())
+        });
     }
 
     pub fn wait_workers(&self, n: usize) {
-        eventually(&format!("{n} workers"), || (self.workers().len() == n).then_some(()));
+        eventually(&format!("{n} workers"), || {
+            (self.workers().len() == n).then_some(())
+        });
     }
 
     pub fn url(&self, path: &str) -> String {
@@ -209,7 +276,8 @@ impl Server {
     }
 
     pub fn get(&self, path: &str) -> Reply {
-        self.try_get(path).unwrap_or_else(|error| panic!("{path}: {error}"))
+        self.try_get(path)
+            .unwrap_or_else(|error| panic!("{path}: {error}"))
     }
 
     pub fn try_get(&self, path: &str) -> Result<Reply, String> {
@@ -220,7 +288,13 @@ impl Server {
         self.request("POST", path, &[("Content-Type", content_type)], body)
     }
 
-    pub fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Reply {
+    pub fn request(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Reply {
         http::ask(method, &self.url(path), headers, body)
             .unwrap_or_else(|error| panic!("{method} {path}: {error}"))
     }
@@ -239,9 +313,13 @@ impl Server {
     /// Pids of the workers that are connected, as `/status` tells.
     pub fn workers(&self) -> Vec<i32> {
         let status = self.status();
-        let workers = status["workers"].as_array().expect("/status lists the workers");
-        let mut pids: Vec<i32> =
-            workers.iter().map(|worker| worker["pid"].as_i64().expect("a worker has a pid") as i32).collect();
+        let workers = status["workers"]
+            .as_array()
+            .expect("/status lists the workers");
+        let mut pids: Vec<i32> = workers
+            .iter()
+            .map(|worker| worker["pid"].as_i64().expect("a worker has a pid") as i32)
+            .collect();
         pids.sort();
         pids
     }
@@ -274,15 +352,30 @@ pub struct Pool {
 
 impl Pool {
     pub fn start(world: &World, gate: SocketAddr, settings: &str) -> Self {
-        let mut args = world.settings(settings);
-        args.push(format!("--host=127.0.0.1:{}", gate.port()));
-        Self { process: Process::spawn(&program("qgisserver-worker"), &args, |tmp| world.environment(tmp)) }
+        Self::start_in(tmp(), world, gate, settings)
     }
+
+    pub fn start_in(tmp: Arc<TempDir>, world: &World, gate: SocketAddr, settings: &str) -> Self {
+        let mut args = flags(world.settings(settings));
+        args.push(format!("--host=127.0.0.1:{}", gate.port()));
+        let env = world.environment(&tmp);
+        Self {
+            process: Process::spawn(&program("qgisserver-worker"), &args, tmp, env),
+        }
+    }
+}
+
+/// Short, because the name of a socket may not be long.
+fn tmp() -> Arc<TempDir> {
+    Arc::new(tempfile::Builder::new().prefix("qs").tempdir().unwrap())
 }
 
 /// An address that was free a moment ago.
 pub fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
 }
 
 pub fn kill(pid: i32, signal: Signal) {

@@ -19,24 +19,40 @@ pub struct Process {
     child: Child,
     status: Option<ExitStatus>,
     pub log: Log,
-    tmp: TempDir,
+    tmp: Arc<TempDir>,
     name: String,
-    /// The test ended it in a way that excuses what is left for so long.
-    patience: Duration,
+    /// Killed by the test: the others have to notice, and its files are for its successor.
+    was_killed: bool,
 }
 
 impl Process {
-    pub fn spawn(program: &Path, args: &[String], env: impl Fn(&Path) -> Vec<(String, String)>) -> Self {
-        let tmp = tempfile::Builder::new().prefix("qs").tempdir().unwrap();
+    pub fn spawn(
+        program: &Path,
+        args: &[String],
+        tmp: Arc<TempDir>,
+        env: Vec<(String, String)>,
+    ) -> Self {
         let mut command = Command::new(program);
-        command.args(args).env_clear().envs(env(tmp.path()));
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.args(args).env_clear().envs(env);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
         // SAFETY: setsid is async-signal-safe and touches no memory of ours.
         unsafe { command.pre_exec(|| Ok(nix::unistd::setsid().map(drop)?)) };
-        let mut child = command.spawn().unwrap_or_else(|error| panic!("{}: {error}", program.display()));
+        let mut child = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("{}: {error}", program.display()));
         let name = program.file_name().unwrap().to_string_lossy().into_owned();
         let log = Log::read(child.stderr.take().unwrap());
-        Self { child, status: None, log, tmp, name, patience: Duration::from_secs(2) }
+        Self {
+            child,
+            status: None,
+            log,
+            tmp,
+            name,
+            was_killed: false,
+        }
     }
 
     pub fn pid(&self) -> i32 {
@@ -74,53 +90,78 @@ impl Process {
         status
     }
 
-    /// SIGKILL: nothing can be tidied, the others have to notice.
-    pub fn kill(&mut self) {
+    /// SIGKILL: it tidies nothing. Its temporary directory may be given to another.
+    pub fn kill(&mut self) -> Arc<TempDir> {
         self.signal(Signal::SIGKILL);
         self.wait(SOON);
-        self.patience = SOON;
+        self.was_killed = true;
+        self.tmp.clone()
     }
 
-    /// No process of its session or with its temporary directory lives, and the directory is empty.
+    /// No process of its session lives, and its temporary directory is empty.
     pub fn assert_nothing_left(&self) {
-        let end = Instant::now() + self.patience;
+        let patience = if self.was_killed {
+            SOON
+        } else {
+            Duration::from_secs(2)
+        };
+        let end = Instant::now() + patience;
         loop {
-            let (processes, files) = (self.family(), self.files());
+            let files = if self.was_killed {
+                Vec::new()
+            } else {
+                self.files()
+            };
+            let processes = self.family();
             if processes.is_empty() && files.is_empty() {
                 return;
             }
             let late = Instant::now() > end;
-            assert!(!late, "{} left processes {processes:?} and files {files:?}", self.name);
+            assert!(
+                !late,
+                "{} left processes {processes:?} and files {files:?}",
+                self.name
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
     }
 
     /// Pids and names of all living processes that stem from this one, itself excluded.
     pub fn family(&self) -> BTreeMap<i32, String> {
-        let tmp = self.tmp.path().as_os_str().as_encoded_bytes();
-        let is_ours = |process: &Stat| {
-            process.session == self.pid() || contains(&read(process.pid, "environ"), tmp)
-        };
-        let all = processes().into_iter().filter(|process| process.pid != self.pid() && is_ours(process));
+        let is_ours = |process: &Stat| process.session == self.pid();
+        let all = processes()
+            .into_iter()
+            .filter(|process| process.pid != self.pid() && is_ours(process));
         all.map(|process| (process.pid, process.name)).collect()
     }
 
     pub fn files(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.tmp.path()).unwrap().flatten();
-        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+        entries
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect()
     }
 
-    /// Resident memory of the program and everything that stems from it, counted
-    /// once where it is shared, in kilobytes.
+    /// Memory of the program and everything that stems from it, in kilobytes: what
+    /// they allocated, not libraries, whose share depends on who else runs.
     pub fn memory_kb(&self) -> u64 {
-        self.family().keys().copied().chain([self.pid()]).map(memory_kb).sum()
+        self.family()
+            .keys()
+            .copied()
+            .chain([self.pid()])
+            .map(memory_kb)
+            .sum()
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("--- log of {} ---\n{}---", self.name, self.log.text());
+            eprintln!(
+                "--- log of {} ---\n{}---",
+                self.name,
+                self.log.interesting()
+            );
             let family = self.family();
             let _ = self.child.kill();
             let _ = self.child.wait();
@@ -153,21 +194,22 @@ fn stat(pid: i32) -> Option<Stat> {
     let fields: Vec<&str> = after.split(' ').collect();
     let is_dead = matches!(*fields.first()?, "Z" | "X");
     let name = before.split_once('(')?.1.to_owned();
-    (!is_dead).then_some(Stat { pid, name, session: fields.get(3)?.parse().ok()? })
+    (!is_dead).then_some(Stat {
+        pid,
+        name,
+        session: fields.get(3)?.parse().ok()?,
+    })
 }
 
 fn read(pid: i32, file: &str) -> Vec<u8> {
     std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default()
 }
 
-fn contains(text: &[u8], part: &[u8]) -> bool {
-    text.windows(part.len()).any(|window| window == part)
-}
-
 fn memory_kb(pid: i32) -> u64 {
     let text = String::from_utf8_lossy(&read(pid, "smaps_rollup")).into_owned();
-    let line = text.lines().find(|line| line.starts_with("Pss:"));
-    line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok()).unwrap_or(0)
+    let line = text.lines().find(|line| line.starts_with("Pss_Anon:"));
+    line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok())
+        .unwrap_or(0)
 }
 
 pub fn is_alive(pid: i32) -> bool {
@@ -197,8 +239,22 @@ impl Log {
         self.0.lock().unwrap().join("\n") + "\n"
     }
 
+    /// Without the polling of the tests themselves.
+    fn interesting(&self) -> String {
+        let text = self.text();
+        let lines = text
+            .lines()
+            .filter(|line| !line.contains("uri=/ready") && !line.contains("uri=/status"));
+        lines.map(|line| format!("{line}\n")).collect()
+    }
+
     pub fn count(&self, part: &str) -> usize {
-        self.0.lock().unwrap().iter().filter(|line| line.contains(part)).count()
+        self.0
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|line| line.contains(part))
+            .count()
     }
 
     /// What `pick` finds in the first line that has it.
@@ -209,7 +265,11 @@ impl Log {
             if let Some(found) = found {
                 return found;
             }
-            assert!(Instant::now() < end, "no log line says {what:?}:\n{}", self.text());
+            assert!(
+                Instant::now() < end,
+                "no log line says {what:?}:\n{}",
+                self.text()
+            );
             std::thread::sleep(Duration::from_millis(10));
         }
     }

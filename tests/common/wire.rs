@@ -23,11 +23,16 @@ impl Peer {
         peer
     }
 
-    /// One multipart message, after the empty prefix that a DEALER does not add.
+    /// One multipart message.
     pub fn send(&mut self, frames: &[&[u8]]) {
         for (i, frame) in frames.iter().enumerate() {
             self.frame(u8::from(i + 1 < frames.len()), frame);
         }
+    }
+
+    /// Whatever bytes, unchecked; the server may hang up before all is written.
+    pub fn send_raw(&mut self, bytes: &[u8]) {
+        let _ = self.0.write_all(bytes);
     }
 
     fn frame(&mut self, flags: u8, body: &[u8]) {

@@ -109,6 +109,9 @@ class QgsProject:
         with open(path) as file:
             return "corrupt" not in file.read()
 
+    def addMapLayer(self, layer):
+        pass
+
     def fileName(self):
         return self._path
 

@@ -8,13 +8,16 @@
 | `DO=wait&FOR=name` | answer when the test creates the file `name` |
 | `DO=hang` | never answer; other threads of the process go on |
 | `DO=wedge` | never answer and never release the interpreter |
-| `DO=signal&N=11` | die of this signal |
+| `DO=signal&N=9` | die of this signal |
+| `DO=segfault` | read where nothing is |
 | `DO=exit&N=3` | exit with this status |
 | `DO=raise` | a Python exception that nobody catches |
 | `DO=stream&N=4&SIZE=1000` | N flushed chunks of SIZE bytes, then `THEN` |
+| `TICK=name` | a line for each of these chunks |
 | `THEN=signal`, `exit`, `raise`, `hang`, `wait` | instead of the end of the stream |
 """
 
+import ctypes
 import io
 import json
 import os
@@ -153,6 +156,8 @@ def _act(do, asked, request, response):
     elif do == "signal":
         os.kill(os.getpid(), int(asked.get("N", signal.SIGKILL)))
         time.sleep(60)
+    elif do == "segfault":
+        ctypes.string_at(0)
     elif do == "exit":
         os._exit(int(asked.get("N", 1)))
     elif do == "raise":
@@ -183,6 +188,8 @@ def _stream(asked, request, response):
     for _ in range(int(asked.get("N", 4))):
         response.write(chunk)
         response.flush()
+        if "TICK" in asked:
+            control.note(asked["TICK"])
     then = asked.get("THEN")
     if then:
         _act(then, {**asked, "N": asked.get("THEN_N", "9")}, request, response)

@@ -1,0 +1,419 @@
+//! Whatever a client or a project says, the answer is clear and the worker lives.
+
+mod common;
+
+use std::io::Write;
+use std::os::unix::fs::symlink;
+use std::time::{Duration, Instant};
+
+use common::http::read_all;
+use common::{Reply, Server, World, eventually, source};
+use roxmltree::Document;
+
+const MAP: &str = "VERSION=1.3.0&REQUEST=GetMap&STYLES=&CRS=EPSG:4326&BBOX=-90,-180,90,180&WIDTH=60&HEIGHT=30&FORMAT=image/png";
+
+/// The answer is an OGC exception; its text.
+fn exception(reply: &Reply) -> String {
+    let text = reply.text();
+    let document = Document::parse(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+    let root = document.root_element();
+    assert!(root.tag_name().name().contains("Exception"), "{text}");
+    root.descendants()
+        .filter(|node| node.is_text())
+        .filter_map(|node| node.text())
+        .collect::<String>()
+        .trim()
+        .to_owned()
+}
+
+/// All that happens in between costs no worker.
+fn without_losses(server: &Server, work: impl FnOnce()) {
+    let before = server.workers();
+    work();
+    let good = server.get(&format!("/ows/?MAP=world&SERVICE=WMS&LAYERS=land&{MAP}"));
+    assert_eq!(good.status, 200, "{}", good.text());
+    assert_eq!(server.workers(), before, "a worker was lost");
+}
+
+fn capabilities(map: &str) -> String {
+    format!("/ows/?MAP={map}&SERVICE=WMS&VERSION=1.3.0&REQUEST=GetCapabilities")
+}
+
+#[test]
+fn a_project_that_cannot_be_read_is_a_422_and_an_exception() {
+    let world = World::real();
+    let good = std::fs::read_to_string(world.path("projects/world.qgs")).unwrap();
+    let files: [(&str, &[u8]); 6] = [
+        ("cut.qgs", &good.as_bytes()[..good.len() / 2]),
+        ("noise.qgs", &[0xff, 0xfe, 0, 1, 2, 3, 0x80]),
+        ("prose.qgs", b"This is not a project."),
+        ("empty.qgs", b""),
+        ("noise.qgz", b"This is not a zip."),
+        (
+            "empty.qgz",
+            b"PK\x05\x06\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
+        ),
+    ];
+    for (name, bytes) in files {
+        std::fs::write(world.path("projects").join(name), bytes).unwrap();
+    }
+    let server = Server::start(world, "").ready();
+    without_losses(&server, || {
+        for (name, _) in files {
+            let reply = server.get(&capabilities(name));
+            assert_eq!(reply.status, 422, "{name}: {}", reply.text());
+            assert!(exception(&reply).contains(name));
+            let reply = server.get(&format!("/wfs3/collections?MAP={name}"));
+            assert_eq!(reply.status, 422, "{name}: {}", reply.text());
+            assert_eq!(reply.json()["status"], 422);
+        }
+    });
+}
+
+#[test]
+fn a_broken_layer_makes_a_project_unavailable_unless_the_operator_is_lenient() {
+    let path = format!("/ows/?MAP=broken&SERVICE=WMS&LAYERS=land,countries&{MAP}");
+    let strict = Server::real("");
+    without_losses(&strict, || {
+        let reply = strict.get(&path);
+        assert_eq!(reply.status, 422, "{}", reply.text());
+        assert!(exception(&reply).contains("layer"));
+    });
+    strict
+        .process
+        .log
+        .wait_for("the name of the layer", |line| {
+            (line.contains("lost") && line.contains("broken")).then_some(())
+        });
+    let lenient = Server::real("projects.cache.strict_check = no");
+    let reply = lenient.get(&path);
+    assert_eq!(
+        (reply.status, reply.header("content-type")),
+        (200, Some("image/png")),
+        "{}",
+        reply.text()
+    );
+}
+
+/// Nobody learns from an answer whether a file exists that is not served.
+#[test]
+fn a_map_outside_the_root_gets_the_answer_of_an_absent_one() {
+    let world = World::real();
+    // Outside the root, there are real projects.
+    for name in ["world.qgs", "atlas.qgz"] {
+        std::fs::copy(world.path("projects").join(name), world.path(name)).unwrap();
+    }
+    symlink(world.path("world.qgs"), world.path("projects/link.qgs")).unwrap();
+    symlink(world.path(""), world.path("projects/folder")).unwrap();
+    std::fs::create_dir(world.path("projects/directory.qgs")).unwrap();
+    let outside = world.path("world").to_str().unwrap().to_owned();
+    let server = Server::start(world, "").ready();
+    without_losses(&server, || {
+        let absent = server.get(&capabilities("nowhere"));
+        assert_eq!(absent.status, 404, "{}", absent.text());
+        let said = exception(&absent);
+        assert!(said.contains("nowhere"), "{said}");
+        let maps = [
+            "../world",
+            "../world.qgs",
+            "../projects/../world.qgs",
+            "data/../../world",
+            "..%2fworld.qgs",
+            "%2e%2e/world",
+            "....//world.qgs",
+            "..\\world.qgs",
+            &outside,
+            &format!("{outside}.qgs"),
+            &format!("file:{outside}.qgs"),
+            &format!("file://{outside}.qgs"),
+            "/etc/passwd",
+            "file:///etc/passwd",
+            "link",
+            "link.qgs",
+            "folder/world",
+            "folder/world.qgs",
+            "directory",
+            "directory.qgs",
+            "data/places.gpkg",
+            "geopackage:data/places.gpkg?projectName=x",
+            "postgresql://127.0.0.1:9/x?project=y",
+            "http://127.0.0.1:9/world.qgs",
+            "/vsicurl/http://127.0.0.1:9/world.qgs",
+            ".",
+            "..",
+            "/",
+            "world.qgs%00.qgz",
+            "wo%0arld",
+        ];
+        for map in maps {
+            let reply = server.get(&capabilities(map));
+            assert_eq!(reply.status, 404, "{map}: {}", reply.text());
+            let text = exception(&reply);
+            let (before, after) = said.split_once("nowhere").unwrap();
+            assert!(
+                text.starts_with(before) && text.ends_with(after),
+                "{map}: {text}"
+            );
+            let about = |reply: &Reply| -> Vec<(String, String)> {
+                let differ = ["date", "x-request-id", "content-length", "x-map-id"];
+                let mut headers = reply.headers.clone();
+                headers.retain(|(name, _)| !differ.contains(&name.to_ascii_lowercase().as_str()));
+                headers
+            };
+            assert_eq!(about(&reply), about(&absent), "{map}");
+        }
+    });
+}
+
+#[test]
+fn missing_and_unknown_parameters_get_an_ogc_exception() {
+    let server = Server::real("");
+    without_losses(&server, || {
+        for (query, statuses) in [
+            ("", 400..=400),
+            ("MAP=", 400..=400),
+            ("SERVICE=WMS&REQUEST=GetCapabilities", 400..=400),
+            ("MAP=&SERVICE=WMS&REQUEST=GetCapabilities", 400..=400),
+            ("MAP=world", 400..=501),
+            ("MAP=world&REQUEST=GetCapabilities", 400..=501),
+            ("MAP=world&SERVICE=&REQUEST=GetCapabilities", 400..=501),
+            ("MAP=world&SERVICE=XYZ&REQUEST=GetCapabilities", 400..=501),
+            ("MAP=world&SERVICE=WMS", 400..=501),
+            ("MAP=world&SERVICE=WFS&VERSION=1.1.0", 400..=501),
+            ("MAP=world&SERVICE=WMS&REQUEST=", 400..=501),
+            ("MAP=world&SERVICE=WMS&REQUEST=GetNothing", 400..=501),
+            (
+                "MAP=world&SERVICE=WFS&VERSION=1.1.0&REQUEST=GetNothing",
+                400..=501,
+            ),
+            ("MAP=world&SERVICE=WCS&REQUEST=GetNothing", 400..=501),
+            ("MAP=world&SERVICE=WMTS&REQUEST=GetNothing", 400..=501),
+            (
+                "MAP=world&SERVICE=WMS&VERSION=1.3.0&REQUEST=GetMap",
+                400..=400,
+            ),
+            (
+                "MAP=world&SERVICE=WFS&VERSION=1.1.0&REQUEST=GetFeature",
+                400..=400,
+            ),
+        ] {
+            let reply = server.get(&format!("/ows/?{query}"));
+            assert!(
+                statuses.contains(&reply.status),
+                "{query}: {}: {}",
+                reply.status,
+                reply.text()
+            );
+            assert!(!exception(&reply).is_empty(), "{query}: {}", reply.text());
+        }
+    });
+}
+
+#[test]
+fn bodies_of_nonsense_get_an_exception() {
+    let server = Server::real("");
+    without_losses(&server, || {
+        let bodies: [&[u8]; 5] = [
+            b"<wfs:Transaction",
+            b"\xff\xfe\x00",
+            b"<nonsense/>",
+            b"<!DOCTYPE a [<!ENTITY x SYSTEM \"file:///etc/passwd\">]><a>&x;</a>",
+            &[b'<'; 100_000],
+        ];
+        for body in bodies {
+            let reply = server.post("/ows/?MAP=world&SERVICE=WFS", "text/xml", body);
+            assert!(
+                (400..=501).contains(&reply.status),
+                "{}: {}",
+                reply.status,
+                reply.text()
+            );
+            exception(&reply);
+            assert!(!reply.text().contains("root:"), "{}", reply.text());
+        }
+    });
+}
+
+#[test]
+fn garbage_on_the_http_port_is_refused_and_harms_nobody() {
+    let server = Server::real("server.header_timeout = 1\nserver.body_timeout = 1");
+    without_losses(&server, || {
+        let garbage: [&[u8]; 10] = [
+            b"\0\0\0\0\r\n\r\n",
+            &[0xff; 4096],
+            b"GET\r\n\r\n",
+            b"GET / HTTP/9.9\r\n\r\n",
+            b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+            b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\nContent-Length: x\r\n\r\n",
+            b"POST /ows/ HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef",
+            b"POST /ows/ HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+            b"GET /ows/ HTTP/1.1\r\nHost",
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nnonsense nonsense nonsense",
+        ];
+        for bytes in garbage {
+            let mut client = server.connect();
+            let _ = client.write_all(bytes);
+            let start = Instant::now();
+            let (reply, _) = read_all(&mut client);
+            let text = String::from_utf8_lossy(&reply).into_owned();
+            let refused =
+                reply.is_empty() || text.starts_with("HTTP/1.1 4") || !text.starts_with("HTTP/1.1");
+            assert!(refused, "{:?}: {text}", String::from_utf8_lossy(bytes));
+            assert!(
+                start.elapsed() < Duration::from_secs(5),
+                "{:?}",
+                String::from_utf8_lossy(bytes)
+            );
+        }
+    });
+}
+
+#[test]
+fn what_is_too_long_says_what_is_too_long() {
+    let server =
+        Server::real("server.body_max = 10000\nserver.uri_max = 2000\nserver.header_max = 9000");
+    without_losses(&server, || {
+        let long = |n| "x".repeat(n);
+        assert_eq!(
+            server
+                .get(&format!("{}&X={}", capabilities("world"), long(3000)))
+                .status,
+            414
+        );
+        assert_eq!(
+            server
+                .request(
+                    "GET",
+                    &capabilities("world"),
+                    &[("X-Long", &long(20_000))],
+                    b""
+                )
+                .status,
+            431
+        );
+        let body = long(20_000);
+        assert_eq!(
+            server
+                .post("/ows/?MAP=world&SERVICE=WFS", "text/xml", body.as_bytes())
+                .status,
+            413
+        );
+    });
+}
+
+fn with_plugins() -> Server {
+    let plugins = source("tests/data/plugins");
+    Server::real(&format!("server.pluginpath = {}", plugins.display()))
+}
+
+#[test]
+fn a_plugin_that_raises_is_a_500_that_tells_nothing_and_shows_nothing() {
+    let server = with_plugins();
+    let map = format!("/ows/?MAP=world&SERVICE=WMS&LAYERS=countries&{MAP}");
+    let features =
+        "/ows/?MAP=world&SERVICE=WFS&VERSION=1.1.0&REQUEST=GetFeature&TYPENAME=land&MAXFEATURES=3";
+    without_losses(&server, || {
+        let service = "/ows/?MAP=world&SERVICE=RAISING&REQUEST=x";
+        assert_eq!(server.get(service).text(), "before and after");
+        assert_eq!(server.get(&map).status, 200);
+        assert_eq!(server.get(features).status, 200);
+        for (path, place) in [
+            (service, "service"),
+            (&map, "requestReady"),
+            (&map, "responseComplete"),
+            (&map, "layerPermissions"),
+            (&map, "layerFilterExpression"),
+            (features, "requestReady"),
+            (features, "sendResponse"),
+            (features, "layerPermissions"),
+            (features, "layerFilterExpression"),
+            (features, "authorizedLayerAttributes"),
+        ] {
+            let reply = server.get(&format!("{path}&RAISE={place}"));
+            assert_eq!(reply.status, 500, "{place}: {}", reply.text());
+            let text = reply.text();
+            // What a filter says while QGIS streams, QGIS itself repeats to the client.
+            let repeated = place == "sendResponse";
+            assert!(repeated || !text.contains("secret"), "{place}: {text}");
+            assert!(
+                !text.contains("before") && !text.contains("<gml:"),
+                "{place}: {text}"
+            );
+            server.process.log.wait_line(&format!("secret of {place}"));
+        }
+    });
+}
+
+#[test]
+fn access_control_is_applied_and_a_plugin_that_does_not_load_is_named() {
+    let server = with_plugins();
+    without_losses(&server, || {
+        assert!(
+            !server
+                .get(&capabilities("world"))
+                .text()
+                .contains("<Name>places</Name>")
+        );
+        let hidden = server.get(&format!("/ows/?MAP=world&SERVICE=WMS&LAYERS=places&{MAP}"));
+        assert_eq!(hidden.status, 403, "{}", hidden.text());
+        let status = server.status();
+        assert_eq!(
+            status["workers"][0]["plugins"],
+            serde_json::json!(["raising"]),
+            "{status}"
+        );
+        assert_eq!(
+            status["workers"][0]["plugins_failed"],
+            serde_json::json!(["unloadable"]),
+            "{status}"
+        );
+    });
+    server.process.log.wait_line("something is missing");
+}
+
+/// QGIS gives layers with short ids others, and then follows a null pointer.
+#[test]
+fn a_project_that_crashes_qgis_is_a_502_and_the_others_are_served() {
+    let world = World::real();
+    let path = world.path("projects/world.qgs");
+    let poison = std::fs::read_to_string(&path)
+        .unwrap()
+        .replace("example_", "");
+    std::fs::write(world.path("projects/poison.qgs"), poison).unwrap();
+    let server = Server::start(world, "").ready();
+    let reply = server.get(&format!("/ows/?MAP=poison&SERVICE=WMS&LAYERS=world&{MAP}"));
+    assert_eq!(reply.status, 502, "{}", reply.text());
+    exception(&reply);
+    let line = server.process.log.wait_line("SIGSEGV");
+    assert!(line.contains("poison") && line.contains("GetMap"), "{line}");
+    let good = server.get(&format!("/ows/?MAP=world&SERVICE=WMS&LAYERS=world&{MAP}"));
+    assert_eq!(good.status, 200, "{}", good.text());
+}
+
+/// On QGIS 3.22 this legend never ends; newer versions draw it.
+#[test]
+fn a_request_on_which_qgis_hangs_is_a_504_and_the_others_are_served() {
+    let server = Server::real("server.timeout = 3");
+    let before = server.workers();
+    let start = Instant::now();
+    let legend = "/ows/?MAP=world&SERVICE=WMS&VERSION=1.3.0&REQUEST=GetLegendGraphic&FORMAT=image/png&SHOWFEATURECOUNT=TRUE";
+    let reply = server.get(&format!("{legend}&LAYER=countries,countries"));
+    if server.status()["workers"][0]["versions"]["qgis"]
+        .as_str()
+        .is_some_and(|it| it.starts_with("3.22"))
+    {
+        assert_eq!(reply.status, 504, "{}", reply.text());
+        assert!(
+            start.elapsed() < Duration::from_secs(5),
+            "{:?}",
+            start.elapsed()
+        );
+        eventually("the worker is replaced", || {
+            let now = server.workers();
+            (now.len() == 1 && now != before).then_some(())
+        });
+    } else {
+        assert_eq!(reply.status, 200, "{}", reply.text());
+    }
+    assert_eq!(server.get(&format!("{legend}&LAYER=countries")).status, 200);
+}

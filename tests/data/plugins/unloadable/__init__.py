@@ -1,0 +1,5 @@
+"""A plugin that cannot be loaded."""
+
+
+def serverClassFactory(interface):
+    raise ImportError("something is missing")
