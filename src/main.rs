@@ -2,6 +2,7 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
 
 use qgisserver::config::{self, Action, Config};
 use qgisserver::{Error, log};
@@ -92,6 +93,9 @@ fn raise_descriptor_limit() {
     }
 }
 
+/// Some supervisors signal the process and its group: one wish, told twice.
+const SAME_WISH: Duration = Duration::from_millis(500);
+
 /// Resolves at SIGTERM or SIGINT. Another one ends the process at once.
 async fn stopped() {
     let [mut terminate, mut interrupt] = [SignalKind::terminate(), SignalKind::interrupt()]
@@ -99,7 +103,10 @@ async fn stopped() {
     next(&mut terminate, &mut interrupt).await;
     tracing::info!("stopping: running requests may end, a second signal ends them");
     tokio::spawn(async move {
-        next(&mut terminate, &mut interrupt).await;
+        let first = Instant::now();
+        while first.elapsed() < SAME_WISH {
+            next(&mut terminate, &mut interrupt).await;
+        }
         tracing::warn!("stopped by a second signal");
         std::process::exit(1);
     });

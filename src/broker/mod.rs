@@ -134,7 +134,6 @@ pub struct Reply {
 #[derive(Debug, Clone, Default)]
 pub struct Outcome {
     pub timings: Timings,
-    pub project_version: Option<String>,
     pub project_modified: Option<u64>,
 }
 

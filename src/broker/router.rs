@@ -680,7 +680,6 @@ impl Answer {
         }
         let outcome = Outcome {
             timings: last.timings,
-            project_version: last.project_version,
             project_modified: last.project_modified,
         };
         // In both cases a front that is gone needs no answer.

@@ -280,9 +280,8 @@ impl Parent {
         tracing::warn!("the server is gone: the pool ends");
         self.lifeline = None;
         self.pool.stop();
-        for worker in self.workers.values() {
-            let _ = kill(worker.pid, Signal::SIGKILL);
-        }
+        let numbers: Vec<u32> = self.workers.keys().copied().collect();
+        numbers.into_iter().for_each(|number| self.kill(number, Verdict::Stopping));
         temporary::remove_socket_folder(&self.config.pool.server);
     }
 
