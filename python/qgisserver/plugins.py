@@ -1,10 +1,58 @@
 """Find and load QGIS server plugins. A plugin that does not load is reported and left out."""
 
 import configparser
+import functools
 import importlib
 import os
 import sys
 import traceback
+
+
+HOOKS = (
+    "requestReady",
+    "sendResponse",
+    "responseComplete",
+    "onRequestReady",
+    "onProjectReady",
+    "onSendResponse",
+    "onResponseComplete",
+)
+
+
+def watch_filters(interface, recorder):
+    """Tell ``recorder`` when a filter raises, which QGIS swallows before it goes on.
+
+    Returns how many filters plugins registered; QGIS has some of its own.
+    """
+    filters = [found for found in _filters(interface) if _is_python(type(found))]
+    for server_filter in filters:
+        for name in HOOKS:
+            # Only what a plugin wrote: PyQt looks for overrides on the instance first.
+            if any(name in vars(kind) for kind in type(server_filter).__mro__ if _is_python(kind)):
+                watched = _watched(getattr(server_filter, name), recorder)
+                setattr(server_filter, name, watched)
+    return len(filters)
+
+
+def _filters(interface):
+    for found in interface.filters().values():
+        yield from found if isinstance(found, list) else [found]
+
+
+def _is_python(kind):
+    return not kind.__module__.startswith(("qgis._", "sip", "PyQt5.sip", "builtins"))
+
+
+def _watched(method, recorder):
+    @functools.wraps(method)
+    def call(*args):
+        try:
+            return method(*args)
+        except BaseException:
+            recorder(*sys.exc_info())
+            raise
+
+    return call
 
 
 def load(paths, interface, log):

@@ -262,7 +262,8 @@ impl Qgis {
             let (plugins, failed): (Vec<String>, Bound<'_, PyDict>) = loaded.extract()?;
             // A plugin may have replaced the hook, as QGIS itself does.
             recorder.call_method0("install")?;
-            let n_filters = interface.call_method0("filters")?.len()?;
+            let n_filters: usize =
+                package("plugins")?.call_method1("watch_filters", (&interface, &recorder))?.extract()?;
             let plain = n_filters == 0 && plugins.is_empty();
             Ok(Self {
                 server: application.getattr("server")?.unbind(),
