@@ -64,6 +64,8 @@ class Application:
         """``prefix``: where QGIS is installed; ``tmpdir``: the worker's own folder for
         temporary files; ``log(level, tag, text)`` receives every message."""
         os.environ["TMPDIR"] = tmpdir
+        # What systemd hears is the parent's to say.
+        os.environ.pop("NOTIFY_SOCKET", None)
         from qgis.core import Qgis, QgsApplication
         from qgis.PyQt.QtCore import qInstallMessageHandler
         from qgis.server import QgsServer

@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// Names, or prefixes with `*`, that are passed on.
-const ALLOWED: [&str; 41] = [
+const ALLOWED: [&str; 42] = [
+    // For the pool's parent alone; `application.py` takes it away from its children.
+    "NOTIFY_SOCKET",
     "PATH", "HOME", "USER", "LOGNAME", "PWD", "TZ", "TZDIR", "TMPDIR", "DISPLAY", "LANG",
     "LANGUAGE", "LC_*", "XDG_*", "LD_LIBRARY_PATH", "MALLOC_*", "RUST_BACKTRACE",
     // QGIS, Qt and what they are made of; QGSRV_* is ours and may hold passwords.
