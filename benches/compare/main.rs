@@ -44,7 +44,7 @@ fn main() {
     demands.print();
 }
 
-/// The example projects and one with many features.
+/// The example projects, one with many features and one with nothing.
 fn prepare(scratch: &Path) -> Place {
     let source = Path::new(env!("CARGO_MANIFEST_DIR"));
     let place = Place {
@@ -55,13 +55,13 @@ fn prepare(scratch: &Path) -> Place {
     copy(&source.join("examples/projects"), &place.projects);
     let written = place
         .command(peers::PYTHON)
-        .arg(source.join("benches/compare/many.py"))
-        .arg(place.project("many"))
+        .arg(source.join("benches/compare/projects.py"))
+        .arg(&place.projects)
         .stderr(Stdio::null())
         .status();
     assert!(
         written.expect("python3 is installed").success(),
-        "QGIS writes a project"
+        "QGIS writes projects"
     );
     place
 }

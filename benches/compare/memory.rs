@@ -1,4 +1,4 @@
-//! Resident memory of processes and their descendants, from /proc.
+//! What processes and their descendants use, from /proc.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -53,12 +53,14 @@ fn stat(pid: u32, field: usize) -> Option<u64> {
         .ok()
 }
 
-/// Processor time of the process and all that descends from it, in clock ticks.
-pub fn cpu_of_tree(root: u32) -> u64 {
-    tree(root)
-        .into_iter()
+/// Processor time of the processes and all that descends from them, as long as it lives.
+pub fn cpu(roots: &[u32]) -> Duration {
+    let pids = roots.iter().copied().flat_map(tree);
+    let ticks: u64 = pids
         .filter_map(|pid| Some(stat(pid, 11)? + stat(pid, 12)?))
-        .sum()
+        .sum();
+    // Linux counts 100 ticks a second towards programs, whatever it does inside.
+    Duration::from_millis(ticks * 10)
 }
 
 /// Looks every few milliseconds and remembers the most.

@@ -44,6 +44,8 @@ impl Place {
 /// Where a server is, and how it calls a project.
 pub struct Peer {
     pub address: SocketAddr,
+    /// Its processes, as far as others do not descend from them.
+    pub pids: Vec<u32>,
     path: &'static str,
     map: String,
 }
@@ -155,17 +157,15 @@ impl FastCgi {
     pub fn serving(&self, place: &Place, project: &str) -> Peer {
         Peer {
             address: self.address,
+            pids: self
+                .qgis
+                .iter()
+                .map(|pid| *pid as u32)
+                .chain([self.nginx.id()])
+                .collect(),
             path: "/",
             map: place.project(project).display().to_string(),
         }
-    }
-
-    pub fn pids(&self) -> Vec<u32> {
-        self.qgis
-            .iter()
-            .map(|pid| *pid as u32)
-            .chain([self.nginx.id()])
-            .collect()
     }
 }
 
@@ -245,6 +245,7 @@ impl Server {
     pub fn serving(&self, project: &str) -> Peer {
         Peer {
             address: self.address,
+            pids: vec![self.child.id()],
             path: "/ows/",
             map: project.to_owned(),
         }

@@ -6,6 +6,7 @@
 use std::time::{Duration, Instant};
 
 use crate::client::Client;
+use crate::memory;
 use crate::peers::{FastCgi, InProcess, Peer, Place, Server};
 use crate::stats::{Demands, median, ms, percentile};
 
@@ -162,9 +163,9 @@ fn many_clients(theirs: &Peer, ours: &Peer, demands: &mut Demands) {
         "\n{CLIENTS} keep-alive clients, {WORKERS} processes, {CROWD_ROUNDS} rounds of {CROWD_TIME:?}\n"
     );
     println!(
-        "| operation | nginx + FastCGI /s | qgisserver /s | ours : FastCGI | FastCGI p95 ms | ours p95 ms |"
+        "| operation | nginx + FastCGI /s | qgisserver /s | ours : FastCGI | p95 ms | ours | CPU ms per reply | ours |"
     );
-    println!("|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|");
     for Operation { name, query, .. } in OPERATIONS.iter().filter(|operation| operation.crowd) {
         let rounds: Vec<_> = (0..CROWD_ROUNDS)
             .map(|_| (crowd(theirs, query), crowd(ours, query)))
@@ -172,11 +173,13 @@ fn many_clients(theirs: &Peer, ours: &Peer, demands: &mut Demands) {
         let over = |figure: fn(&(Load, Load)) -> f64| median(rounds.iter().map(figure).collect());
         let ratio = over(|(theirs, ours)| ours.rate / theirs.rate);
         println!(
-            "| {name} | {:.0} | {:.0} | {ratio:.2} | {:.2} | {:.2} |",
+            "| {name} | {:.0} | {:.0} | {ratio:.2} | {:.2} | {:.2} | {:.3} | {:.3} |",
             over(|(theirs, _)| theirs.rate),
             over(|(_, ours)| ours.rate),
             over(|(theirs, _)| theirs.p95),
             over(|(_, ours)| ours.p95),
+            over(|(theirs, _)| theirs.cpu),
+            over(|(_, ours)| ours.cpu),
         );
         demands.at_least(
             &format!("{name}, {CLIENTS} clients, rate ours : FastCGI"),
@@ -189,10 +192,14 @@ fn many_clients(theirs: &Peer, ours: &Peer, demands: &mut Demands) {
 struct Load {
     rate: f64,
     p95: f64,
+    /// Milliseconds of processor per reply: what the rate depends on when others
+    /// use the machine, too.
+    cpu: f64,
 }
 
 fn crowd(peer: &Peer, query: &str) -> Load {
     let target = peer.target(query);
+    let spent = memory::cpu(&peer.pids);
     let began = Instant::now();
     let taken: Vec<Duration> = std::thread::scope(|scope| {
         let clients: Vec<_> = (0..CLIENTS)
@@ -206,6 +213,7 @@ fn crowd(peer: &Peer, query: &str) -> Load {
     Load {
         rate: taken.len() as f64 / began.elapsed().as_secs_f64(),
         p95: ms(percentile(&taken, 95)),
+        cpu: ms(memory::cpu(&peer.pids) - spent) / taken.len() as f64,
     }
 }
 

@@ -20,12 +20,8 @@ pub fn compare(place: &Place, demands: &mut Demands) {
     let server = Server::start(place, 1);
     let ours = server.serving("many");
     for (reader, rate) in READERS {
-        row(
-            "nginx + FastCGI",
-            reader,
-            &streamed(&theirs, &fastcgi.pids(), rate),
-        );
-        let (reply, above) = streamed(&ours, &[server.pid()], rate);
+        row("nginx + FastCGI", reader, &streamed(&theirs, rate));
+        let (reply, above) = streamed(&ours, rate);
         demands.at_most(
             &format!("100,000 features, {reader} reader, first byte ms"),
             50.0,
@@ -49,12 +45,12 @@ fn row(server: &str, reader: &str, (reply, above): &(Reply, f64)) {
 }
 
 /// A few small requests first: the project is loaded and the worker warm.
-fn streamed(peer: &Peer, pids: &[u32], rate: usize) -> (Reply, f64) {
+fn streamed(peer: &Peer, rate: usize) -> (Reply, f64) {
     let mut client = peer.connect();
     for _ in 0..5 {
         client.expect(&peer.target(&format!("{MANY}&MAXFEATURES=10")));
     }
-    let watch = memory::Watch::start(pids);
+    let watch = memory::Watch::start(&peer.pids);
     let reply = client
         .get_slowly(&peer.target(MANY), rate)
         .expect("the server answers");

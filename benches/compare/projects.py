@@ -1,4 +1,5 @@
-"""Writes the project argv[1] with one WFS layer `many` of 100,000 points."""
+"""Writes into the folder argv[1]: `many.qgs` with one WFS layer of 100,000
+points, `empty.qgs` with nothing."""
 
 import sys
 from pathlib import Path
@@ -29,7 +30,8 @@ def feature(n):
 
 
 draft.dataProvider().addFeatures(feature(n) for n in range(100_000))
-path = Path(sys.argv[1]).with_suffix(".gpkg")
+folder = Path(sys.argv[1])
+path = folder / "many.gpkg"
 options = QgsVectorFileWriter.SaveVectorOptions()
 options.layerName = "many"
 written = QgsVectorFileWriter.writeAsVectorFormatV3(
@@ -42,4 +44,5 @@ layer = QgsVectorLayer(f"{path}|layername=many", "many", "ogr")
 assert layer.isValid() and layer.featureCount() == 100_000
 project.addMapLayer(layer)
 project.writeEntry("WFSLayers", "/", [layer.id()])
-assert project.write(sys.argv[1]), project.error()
+assert project.write(str(folder / "many.qgs")), project.error()
+assert QgsProject().write(str(folder / "empty.qgs"))
