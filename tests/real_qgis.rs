@@ -2,13 +2,15 @@
 //! and body, for every service of the example projects.
 
 mod common;
+#[path = "real/compare.rs"]
+mod compare;
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-use common::compare::assert_same;
 use common::{Reply, Server, World, source};
+use compare::assert_same;
 use serde_json::json;
 
 /// `tests/reference.py`: QgsServer without us.

@@ -6,7 +6,6 @@
 //! nothing may be left: no process, no temporary file.
 #![allow(dead_code)] // Every test program uses another part.
 
-pub mod compare;
 pub mod http;
 pub mod process;
 pub mod wire;
