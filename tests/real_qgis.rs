@@ -2,13 +2,15 @@
 //! and body, for every service of the example projects.
 
 mod common;
+#[path = "real/compare.rs"]
+mod compare;
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-use common::compare::assert_same;
 use common::{Reply, Server, World, source};
+use compare::assert_same;
 use serde_json::json;
 
 /// `tests/reference.py`: QgsServer without us.
@@ -506,6 +508,41 @@ fn the_ogc_api_honours_accept() {
         let reply = pair.same_with("world.qgs", "GET", path, &[("Accept", accept)], "");
         assert_eq!(reply.header("content-type"), Some(kind));
     }
+}
+
+/// Written in place, replaced by another file, and replaced by an older one.
+#[test]
+fn a_project_that_changed_is_served_as_it_is_now() {
+    let server = Server::real("");
+    let path = server.world.path("projects/world.qgs");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let title = || {
+        let capabilities = server
+            .get("/ows/?MAP=world&SERVICE=WMS&VERSION=1.3.0&REQUEST=GetCapabilities")
+            .text();
+        let service = capabilities.split("<Title>").nth(1).unwrap().to_owned();
+        service.split("</Title>").next().unwrap().to_owned()
+    };
+    let named = |name: &str| text.replace(">World<", &format!(">{name}<"));
+    assert_eq!(title(), "World");
+    std::fs::write(&path, named("Written")).unwrap();
+    assert_eq!(title(), "Written");
+    let other = path.with_extension("new");
+    for (name, age) in [("Replaced", 0), ("Older", 3600 * 24)] {
+        std::fs::write(&other, named(name)).unwrap();
+        let then = std::time::SystemTime::now() - std::time::Duration::from_secs(age);
+        std::fs::File::options()
+            .write(true)
+            .open(&other)
+            .unwrap()
+            .set_modified(then)
+            .unwrap();
+        std::fs::rename(&other, &path).unwrap();
+        assert_eq!(title(), name);
+    }
+    std::fs::remove_file(&path).unwrap();
+    let gone = server.get("/ows/?MAP=world&SERVICE=WMS&VERSION=1.3.0&REQUEST=GetCapabilities");
+    assert_eq!(gone.status, 404, "{}", gone.text());
 }
 
 /// What QGIS refuses, it refuses in the same words over HTTP.

@@ -6,7 +6,6 @@
 //! nothing may be left: no process, no temporary file.
 #![allow(dead_code)] // Every test program uses another part.
 
-pub mod compare;
 pub mod http;
 pub mod process;
 pub mod wire;
@@ -121,6 +120,9 @@ impl World {
             ("TMPDIR".to_owned(), text(tmp.path())),
             ("HOME".to_owned(), text(&self.path("home"))),
             ("LANG".to_owned(), "C.UTF-8".to_owned()),
+            // Which of them do workers see?
+            ("MY_SECRET".to_owned(), "secret".to_owned()),
+            ("ALLOWED_BY_THE_OPERATOR".to_owned(), "1".to_owned()),
         ];
         if self.is_stub {
             env.push(("PYTHONPATH".to_owned(), text(&self.path("stub"))));
@@ -134,10 +136,6 @@ impl World {
             (
                 "server.workers".to_owned(),
                 if self.is_stub { "2" } else { "1" }.to_owned(),
-            ),
-            (
-                "worker.env_allow".to_owned(),
-                "PYTHONPATH,PYTHONDONTWRITEBYTECODE".to_owned(),
             ),
             ("projects.cache.rootdir".to_owned(), text(&self.projects())),
         ]);

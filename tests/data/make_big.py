@@ -48,13 +48,19 @@ def write_points(path, n_features):
     for name, kind in FIELDS.items():
         layer.CreateField(ogr.FieldDefn(name, kind))
     chance = random.Random(1)
+    vocabulary = some_words(chance)
+    definition = layer.GetLayerDefn()
     for i in range(n_features):
-        layer.CreateFeature(feature(layer.GetLayerDefn(), chance, i))
+        layer.CreateFeature(feature(definition, chance, vocabulary, i))
 
 
-def feature(definition, chance, i):
+def some_words(chance):
+    return ["".join(chance.choices(SYLLABLES, k=4)).capitalize() for _ in range(5000)]
+
+
+def feature(definition, chance, vocabulary, i):
     def words(n):
-        return " ".join("".join(chance.choices(SYLLABLES, k=4)).capitalize() for _ in range(n))
+        return " ".join(chance.choices(vocabulary, k=n))
 
     found = ogr.Feature(definition)
     found["code"] = f"{i:08d}"

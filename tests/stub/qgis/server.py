@@ -139,14 +139,14 @@ class QgsServer:
         do = asked.get("DO", "echo")
         if "ONCE" in asked and not control.first(asked["ONCE"]):
             do = "echo"
-        _act(do, asked, request, response)
+        _act(do, asked, request, response, project)
         response.finish()
 
 
-def _act(do, asked, request, response):
+def _act(do, asked, request, response, project):
     if do == "wait":
         control.wait_for(asked["FOR"])
-        _echo(asked, request, response)
+        _echo(asked, request, response, project)
     elif do == "hang":
         while True:
             time.sleep(1)
@@ -163,12 +163,12 @@ def _act(do, asked, request, response):
     elif do == "raise":
         raise RuntimeError("as the request wished")
     elif do == "stream":
-        _stream(asked, request, response)
+        _stream(asked, request, response, project)
     else:
-        _echo(asked, request, response)
+        _echo(asked, request, response, project)
 
 
-def _echo(asked, request, response):
+def _echo(asked, request, response, project):
     response.setHeader("Content-Type", "application/json")
     said = {
         "id": asked.get("ID"),
@@ -176,12 +176,14 @@ def _echo(asked, request, response):
         "url": request.url(),
         "method": request.method(),
         "headers": request.headers(),
+        "project": project and os.path.basename(project.fileName()),
+        "environment": sorted(os.environ),
         "body": request.data().decode("latin-1"),
     }
     response.write(json.dumps(said))
 
 
-def _stream(asked, request, response):
+def _stream(asked, request, response, project):
     response.setHeader("Content-Type", "application/octet-stream")
     size = int(asked.get("SIZE", 1000))
     chunk = (CHUNK * (size // len(CHUNK) + 1))[:size]
@@ -192,4 +194,4 @@ def _stream(asked, request, response):
             control.note(asked["TICK"])
     then = asked.get("THEN")
     if then:
-        _act(then, {**asked, "N": asked.get("THEN_N", "9")}, request, response)
+        _act(then, {**asked, "N": asked.get("THEN_N", "9")}, request, response, project)

@@ -5,7 +5,7 @@
 
 use roxmltree::{Document, Node, ParsingOptions};
 
-use super::Reply;
+use crate::common::Reply;
 
 /// Panics where `ours` and `theirs` differ.
 pub fn assert_same(what: &str, ours: &Reply, theirs: &Reply) {
