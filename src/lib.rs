@@ -66,8 +66,15 @@ pub async fn run(
         tracing::info!("workers are welcome at tcp://{gate}");
     }
     let (orders, keeper) = start_pool(&config, &broker);
-    tokio::spawn(restart::watch(config.clone(), restarter(orders.clone(), handle.clone())));
-    tokio::spawn(announce(handle.clone(), config.proxy, config.pool.start_timeout));
+    tokio::spawn(restart::watch(
+        config.clone(),
+        restarter(orders.clone(), handle.clone()),
+    ));
+    tokio::spawn(announce(
+        handle.clone(),
+        config.proxy,
+        config.pool.start_timeout,
+    ));
     let drain = config.drain_timeout;
     let served = tokio::select! {
         served = http::serve(Arc::new(config.http), listeners, handle, shutdown, drain) => served.map_err(Error::Http),
@@ -92,7 +99,10 @@ fn start_pool(config: &Config, broker: &Broker) -> (Option<mpsc::Sender<Order>>,
     }
     let recipe = pool::Recipe::new(config, &broker.endpoint);
     let (orders, received) = mpsc::channel(4);
-    (Some(orders), Some(tokio::spawn(pool::keep(recipe, received))))
+    (
+        Some(orders),
+        Some(tokio::spawn(pool::keep(recipe, received))),
+    )
 }
 
 /// How to restart the workers: the local pool by signal, others through their workers.
@@ -116,7 +126,9 @@ async fn announce(handle: Handle, proxy: bool, patience: Duration) {
     };
     match tokio::time::timeout(patience, ready).await {
         Ok(()) => tracing::info!("ready"),
-        Err(_) => tracing::error!("no worker after {patience:?} (worker.start_timeout): requests will time out"),
+        Err(_) => tracing::error!(
+            "no worker after {patience:?} (worker.start_timeout): requests will time out"
+        ),
     }
     let _ = sd_notify::notify(false, &[NotifyState::Ready]);
 }

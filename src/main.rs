@@ -18,7 +18,9 @@ fn main() -> ExitCode {
     match config::server_command_line(std::env::args_os(), &environment) {
         Ok(Action::Run(config, warnings)) => {
             log::init(&config.log);
-            warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+            warnings
+                .iter()
+                .for_each(|warning| tracing::warn!("{warning}"));
             serve(*config).unwrap_or_else(|(code, message)| {
                 tracing::error!("{message}");
                 ExitCode::from(code)
@@ -46,24 +48,41 @@ fn serve(config: Config) -> Result<ExitCode, Failed> {
         .worker_threads(config.http.threads)
         .enable_all()
         .build()
-        .map_err(|error| (UNAVAILABLE, format!("no threads (server.http_threads): {error}")))?;
+        .map_err(|error| {
+            (
+                UNAVAILABLE,
+                format!("no threads (server.http_threads): {error}"),
+            )
+        })?;
     let outcome = runtime.block_on(async { qgisserver::run(config, listeners, stopped()).await });
-    outcome.map(|()| ExitCode::SUCCESS).map_err(|error| match error {
-        Error::Http(_) => (CONFIGURATION, error.to_string()),
-        Error::Broker(_) | Error::BrokerEnded => (UNAVAILABLE, error.to_string()),
-    })
+    outcome
+        .map(|()| ExitCode::SUCCESS)
+        .map_err(|error| match error {
+            Error::Http(_) => (CONFIGURATION, error.to_string()),
+            Error::Broker(_) | Error::BrokerEnded => (UNAVAILABLE, error.to_string()),
+        })
 }
 
 fn bind(config: &Config) -> Result<Vec<TcpListener>, Failed> {
-    let scheme = if config.http.tls.is_some() { "https" } else { "http" };
+    let scheme = if config.http.tls.is_some() {
+        "https"
+    } else {
+        "http"
+    };
     let bind = |interface| {
         let address = SocketAddr::new(interface, config.http.port);
         let failed = |error| {
             let names = "server.interfaces, server.port";
-            (CONFIGURATION, format!("cannot listen on {address} ({names}): {error}"))
+            (
+                CONFIGURATION,
+                format!("cannot listen on {address} ({names}): {error}"),
+            )
         };
         let listener = TcpListener::bind(address).map_err(failed)?;
-        tracing::info!("listening on {scheme}://{}/", listener.local_addr().map_err(failed)?);
+        tracing::info!(
+            "listening on {scheme}://{}/",
+            listener.local_addr().map_err(failed)?
+        );
         Ok(listener)
     };
     config.http.interfaces.iter().copied().map(bind).collect()
@@ -72,7 +91,12 @@ fn bind(config: &Config) -> Result<Vec<TcpListener>, Failed> {
 /// `--setuid`: the ports are bound, nothing else needs root.
 fn become_user(name: Option<&str>) -> Result<(), Failed> {
     let Some(name) = name else { return Ok(()) };
-    let failed = |why: String| (CONFIGURATION, format!("cannot become {name} (--setuid): {why}"));
+    let failed = |why: String| {
+        (
+            CONFIGURATION,
+            format!("cannot become {name} (--setuid): {why}"),
+        )
+    };
     let user = nix::unistd::User::from_name(name)
         .map_err(|error| failed(error.to_string()))?
         .ok_or_else(|| failed("there is no such user".into()))?;
@@ -128,7 +152,10 @@ fn version() -> ExitCode {
             let text = String::from_utf8_lossy(&output.stdout).into_owned();
             text.lines().skip(1).for_each(|line| println!("{line}"));
         }
-        Err(error) => println!("QGIS unknown: {} does not start: {error}", program.display()),
+        Err(error) => println!(
+            "QGIS unknown: {} does not start: {error}",
+            program.display()
+        ),
     }
     ExitCode::SUCCESS
 }

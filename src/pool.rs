@@ -72,7 +72,9 @@ pub async fn keep(recipe: Recipe, mut orders: mpsc::Receiver<Order>) {
         match spawn(&recipe) {
             Ok((mut child, _lifeline)) => match watch(&mut child, &mut orders).await {
                 Ended::Stopped => return stop(&mut child, recipe.patience).await,
-                Ended::Died(status) => tracing::error!("the pool died ({status}): starting another"),
+                Ended::Died(status) => {
+                    tracing::error!("the pool died ({status}): starting another")
+                }
             },
             Err(error) => {
                 let program = recipe.program.display();
@@ -168,14 +170,25 @@ mod tests {
         let seen = |word: &'static str| {
             let lives = lives.clone();
             async move {
-                while !std::fs::read_to_string(&lives).unwrap_or_default().contains(word) {
+                while !std::fs::read_to_string(&lives)
+                    .unwrap_or_default()
+                    .contains(word)
+                {
                     sleep(Duration::from_millis(5)).await;
                 }
             }
         };
-        timeout(Duration::from_secs(20), seen("up")).await.expect("a second life");
+        timeout(Duration::from_secs(20), seen("up"))
+            .await
+            .expect("a second life");
         order.send(Order::Stop).await.unwrap();
-        timeout(Duration::from_secs(20), keeper).await.expect("the end").unwrap();
-        assert_eq!(std::fs::read_to_string(&lives).unwrap(), "x\nx\nup\nstopped\n");
+        timeout(Duration::from_secs(20), keeper)
+            .await
+            .expect("the end")
+            .unwrap();
+        assert_eq!(
+            std::fs::read_to_string(&lives).unwrap(),
+            "x\nx\nup\nstopped\n"
+        );
     }
 }

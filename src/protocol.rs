@@ -218,11 +218,25 @@ pub enum Message {
 /// Why a message was refused.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Error {
-    Version { got: String },
-    Word { got: String },
-    Frames { word: &'static str, expected: usize, got: usize },
-    HeadTooLong { word: &'static str, bytes: usize },
-    Head { word: &'static str, why: String },
+    Version {
+        got: String,
+    },
+    Word {
+        got: String,
+    },
+    Frames {
+        word: &'static str,
+        expected: usize,
+        got: usize,
+    },
+    HeadTooLong {
+        word: &'static str,
+        bytes: usize,
+    },
+    Head {
+        word: &'static str,
+        why: String,
+    },
     Empty,
 }
 
@@ -231,11 +245,18 @@ impl std::fmt::Display for Error {
         match self {
             Self::Version { got } => write!(f, "speaks {got:?}, not {VERSION:?}"),
             Self::Word { got } => write!(f, "unknown word {got:?}"),
-            Self::Frames { word, expected, got } => {
+            Self::Frames {
+                word,
+                expected,
+                got,
+            } => {
                 write!(f, "{word} has {expected} frames, got {got}")
             }
             Self::HeadTooLong { word, bytes } => {
-                write!(f, "the head of {word} has {bytes} bytes, more than {HEAD_MAX}")
+                write!(
+                    f,
+                    "the head of {word} has {bytes} bytes, more than {HEAD_MAX}"
+                )
             }
             Self::Head { word, why } => write!(f, "the head of {word} is malformed: {why}"),
             Self::Empty => write!(f, "a message without frames"),
@@ -283,7 +304,9 @@ impl Message {
             return Err(Error::Empty);
         };
         if version != VERSION.as_bytes() {
-            return Err(Error::Version { got: printable(version) });
+            return Err(Error::Version {
+                got: printable(version),
+            });
         }
         let [word, rest @ ..] = rest else {
             return Err(Error::Word { got: String::new() });
@@ -309,7 +332,11 @@ impl Message {
                 let (head, body) = head_and_body("FINAL", rest)?;
                 Self::Final(head, body)
             }
-            other => return Err(Error::Word { got: printable(other) }),
+            other => {
+                return Err(Error::Word {
+                    got: printable(other),
+                });
+            }
         })
     }
 }
@@ -336,15 +363,25 @@ fn head_and_body<T: for<'a> Deserialize<'a>>(
 fn count(word: &'static str, rest: &[Bytes], expected: usize) -> Result<(), Error> {
     match rest.len() == expected {
         true => Ok(()),
-        false => Err(Error::Frames { word, expected: expected + 2, got: rest.len() + 2 }),
+        false => Err(Error::Frames {
+            word,
+            expected: expected + 2,
+            got: rest.len() + 2,
+        }),
     }
 }
 
 fn head<T: for<'a> Deserialize<'a>>(word: &'static str, frame: &[u8]) -> Result<T, Error> {
     if frame.len() > HEAD_MAX {
-        return Err(Error::HeadTooLong { word, bytes: frame.len() });
+        return Err(Error::HeadTooLong {
+            word,
+            bytes: frame.len(),
+        });
     }
-    serde_json::from_slice(frame).map_err(|error| Error::Head { word, why: error.to_string() })
+    serde_json::from_slice(frame).map_err(|error| Error::Head {
+        word,
+        why: error.to_string(),
+    })
 }
 
 /// What a peer sent, short and fit for a log line.
@@ -357,26 +394,52 @@ mod tests {
     use super::*;
 
     fn samples() -> Vec<Message> {
-        let head = Head { status: 200, headers: vec![("Content-Type".into(), "image/png".into())] };
+        let head = Head {
+            status: 200,
+            headers: vec![("Content-Type".into(), "image/png".into())],
+        };
         vec![
-            Message::Ready(Ready { pool: "p".into(), pid: 7, may_cache: true, ..Ready::default() }),
+            Message::Ready(Ready {
+                pool: "p".into(),
+                pid: 7,
+                may_cache: true,
+                ..Ready::default()
+            }),
             Message::Request(
                 Request {
                     id: u64::MAX,
-                    project: Some(ProjectRef { alias: "file".into(), path: "a/b".into() }),
+                    project: Some(ProjectRef {
+                        alias: "file".into(),
+                        path: "a/b".into(),
+                    }),
                     ..Request::default()
                 },
                 Bytes::from_static(b"<GetFeature/>"),
             ),
-            Message::Partial(Partial { id: 1, head: Some(head) }, Bytes::from_static(&[0, 255])),
+            Message::Partial(
+                Partial {
+                    id: 1,
+                    head: Some(head),
+                },
+                Bytes::from_static(&[0, 255]),
+            ),
             Message::Final(
-                Final { id: 1, failure: Some(Failure::BadLayers), ..Final::default() },
+                Final {
+                    id: 1,
+                    failure: Some(Failure::BadLayers),
+                    ..Final::default()
+                },
                 Bytes::new(),
             ),
             Message::Credit(Credit { id: 1, n: 3 }),
-            Message::Cancel(Cancel { id: 1, grace_ms: 100 }),
+            Message::Cancel(Cancel {
+                id: 1,
+                grace_ms: 100,
+            }),
             Message::Heartbeat,
-            Message::Disconnect(Disconnect { reason: Reason::Restart }),
+            Message::Disconnect(Disconnect {
+                reason: Reason::Restart,
+            }),
         ]
     }
 
@@ -389,9 +452,15 @@ mod tests {
 
     #[test]
     fn another_version_is_refused_by_name() {
-        let frames = [Bytes::from_static(b"qgisserver/2"), Bytes::from_static(b"HEARTBEAT")];
+        let frames = [
+            Bytes::from_static(b"qgisserver/2"),
+            Bytes::from_static(b"HEARTBEAT"),
+        ];
         let error = Message::decode(&frames).unwrap_err();
-        assert_eq!(error.to_string(), r#"speaks "qgisserver/2", not "qgisserver/1""#);
+        assert_eq!(
+            error.to_string(),
+            r#"speaks "qgisserver/2", not "qgisserver/1""#
+        );
     }
 
     #[test]
@@ -400,9 +469,15 @@ mod tests {
             let word = message.word();
             let mut frames = message.encode();
             frames.push(Bytes::new());
-            assert!(matches!(Message::decode(&frames), Err(Error::Frames { .. })), "{word}");
+            assert!(
+                matches!(Message::decode(&frames), Err(Error::Frames { .. })),
+                "{word}"
+            );
             frames.truncate(1);
-            assert!(matches!(Message::decode(&frames), Err(Error::Word { .. })), "{word}");
+            assert!(
+                matches!(Message::decode(&frames), Err(Error::Word { .. })),
+                "{word}"
+            );
         }
         assert_eq!(Message::decode(&[]), Err(Error::Empty));
     }
@@ -411,7 +486,10 @@ mod tests {
     fn a_head_that_is_too_long_is_refused_unread() {
         let frames = ["qgisserver/1", "READY"].map(|s| Bytes::from_static(s.as_bytes()));
         let frames = [&frames[..], &[vec![b' '; HEAD_MAX + 1].into()]].concat();
-        assert!(matches!(Message::decode(&frames), Err(Error::HeadTooLong { .. })));
+        assert!(matches!(
+            Message::decode(&frames),
+            Err(Error::HeadTooLong { .. })
+        ));
     }
 
     proptest::proptest! {

@@ -73,7 +73,9 @@ impl Board {
     /// From now on the worker serves `what`.
     pub fn begin(&self, what: &str) {
         let page = self.page();
-        let end = (0..=TEXT_MAX.min(what.len())).rev().find(|&i| what.is_char_boundary(i));
+        let end = (0..=TEXT_MAX.min(what.len()))
+            .rev()
+            .find(|&i| what.is_char_boundary(i));
         let bytes = &what.as_bytes()[..end.unwrap_or(0)];
         for (slot, byte) in page.text.iter().zip(bytes) {
             slot.store(*byte, Ordering::Relaxed);
@@ -91,8 +93,12 @@ impl Board {
     pub fn serving(&self) -> Option<String> {
         let page = self.page();
         let length = page.length.load(Ordering::Acquire) as usize;
-        let bytes: Vec<u8> =
-            page.text.iter().take(length).map(|byte| byte.load(Ordering::Relaxed)).collect();
+        let bytes: Vec<u8> = page
+            .text
+            .iter()
+            .take(length)
+            .map(|byte| byte.load(Ordering::Relaxed))
+            .collect();
         (length > 0).then(|| String::from_utf8_lossy(&bytes).into_owned())
     }
 

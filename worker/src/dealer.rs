@@ -14,6 +14,8 @@ use qgisserver::protocol::{self, Message};
 use zeromq::{DealerSocket, Socket, SocketEvent, SocketOptions, SocketRecv, SocketSend};
 
 /// What a connection brings.
+// One event exists at a time; a box would be an allocation per message.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug)]
 pub enum Event {
     Message(Message),
@@ -34,7 +36,10 @@ impl Dealer {
         options.connect_timeout(timeout);
         let mut socket = DealerSocket::with_options(options);
         let monitor = Box::new(socket.monitor());
-        socket.connect(endpoint).await.map_err(|error| error.to_string())?;
+        socket
+            .connect(endpoint)
+            .await
+            .map_err(|error| error.to_string())?;
         Ok(Self { socket, monitor })
     }
 

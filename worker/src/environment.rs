@@ -10,19 +10,59 @@ use std::path::PathBuf;
 const ALLOWED: [&str; 42] = [
     // For the pool's parent alone; `application.py` takes it away from its children.
     "NOTIFY_SOCKET",
-    "PATH", "HOME", "USER", "LOGNAME", "PWD", "TZ", "TZDIR", "TMPDIR", "DISPLAY", "LANG",
-    "LANGUAGE", "LC_*", "XDG_*", "LD_LIBRARY_PATH", "MALLOC_*", "RUST_BACKTRACE",
+    "PATH",
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "PWD",
+    "TZ",
+    "TZDIR",
+    "TMPDIR",
+    "DISPLAY",
+    "LANG",
+    "LANGUAGE",
+    "LC_*",
+    "XDG_*",
+    "LD_LIBRARY_PATH",
+    "MALLOC_*",
+    "RUST_BACKTRACE",
     // QGIS, Qt and what they are made of; QGSRV_* is ours and may hold passwords.
-    "QGIS_*", "QGIS3_*", "QT_*", "FONTCONFIG_*", "OMP_*", "OPENBLAS_*", "PYTHON*",
-    "GDAL_*", "OGR_*", "OSR_*", "CPL_*", "VSI_*", "PROJ_*", "GEOTIFF_*", "SPATIALITE_*",
+    "QGIS_*",
+    "QGIS3_*",
+    "QT_*",
+    "FONTCONFIG_*",
+    "OMP_*",
+    "OPENBLAS_*",
+    "PYTHON*",
+    "GDAL_*",
+    "OGR_*",
+    "OSR_*",
+    "CPL_*",
+    "VSI_*",
+    "PROJ_*",
+    "GEOTIFF_*",
+    "SPATIALITE_*",
     // PostgreSQL without PGPASSWORD: passwords come from files.
-    "PGSERVICE", "PGSERVICEFILE", "PGSYSCONFDIR", "PGPASSFILE", "PGSSL*", "PGHOST", "PGPORT",
-    "PGUSER", "PGDATABASE", "PGAPPNAME",
+    "PGSERVICE",
+    "PGSERVICEFILE",
+    "PGSYSCONFDIR",
+    "PGPASSFILE",
+    "PGSSL*",
+    "PGHOST",
+    "PGPORT",
+    "PGUSER",
+    "PGDATABASE",
+    "PGAPPNAME",
 ];
 
 /// Never passed on, whatever the prefixes say: the server decides which project
 /// is the default, and a parent's Python is not ours.
-const REFUSED: [&str; 4] = ["QGIS_PROJECT_FILE", "PYTHONHOME", "PYTHONSTARTUP", "PYTHONEXECUTABLE"];
+const REFUSED: [&str; 4] = [
+    "QGIS_PROJECT_FILE",
+    "PYTHONHOME",
+    "PYTHONSTARTUP",
+    "PYTHONEXECUTABLE",
+];
 
 /// What QGIS needs to run without a screen and without threads before the fork;
 /// `false`: only where nobody set it.
@@ -36,14 +76,21 @@ const FIXED: [(&str, &str, bool); 5] = [
 
 /// Makes the process's environment the one for QGIS. Only while there is one thread.
 pub fn prepare(set: &BTreeMap<String, String>, allow: &[String]) {
-    let names: Vec<String> =
-        std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()).collect();
-    let refused: Vec<_> = names.iter().filter(|name| !is_allowed(name, allow)).collect();
+    let names: Vec<String> = std::env::vars_os()
+        .filter_map(|(name, _)| name.into_string().ok())
+        .collect();
+    let refused: Vec<_> = names
+        .iter()
+        .filter(|name| !is_allowed(name, allow))
+        .collect();
     for name in &refused {
         // SAFETY: no other thread reads the environment yet.
         unsafe { std::env::remove_var(name) };
     }
-    tracing::debug!(?refused, "environment variables that workers do not inherit");
+    tracing::debug!(
+        ?refused,
+        "environment variables that workers do not inherit"
+    );
     let headless = std::env::var_os("DISPLAY").is_none();
     for (name, value, always) in FIXED {
         if always || (headless && std::env::var_os(name).is_none()) {
@@ -60,7 +107,10 @@ pub fn prepare(set: &BTreeMap<String, String>, allow: &[String]) {
 /// Where QGIS is installed.
 pub fn prefix() -> PathBuf {
     let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
-    variable("QGIS_PREFIX_PATH").or_else(|| variable("QGIS3_HOME")).unwrap_or("/usr".into()).into()
+    variable("QGIS_PREFIX_PATH")
+        .or_else(|| variable("QGIS3_HOME"))
+        .unwrap_or("/usr".into())
+        .into()
 }
 
 fn is_allowed(name: &str, allow: &[String]) -> bool {
@@ -78,10 +128,20 @@ mod tests {
 
     #[test]
     fn qgis_sees_its_own_settings_and_no_secret() {
-        for name in ["QGIS_SERVER_LOG_LEVEL", "GDAL_CACHEMAX", "PGSERVICEFILE", "LC_ALL"] {
+        for name in [
+            "QGIS_SERVER_LOG_LEVEL",
+            "GDAL_CACHEMAX",
+            "PGSERVICEFILE",
+            "LC_ALL",
+        ] {
             assert!(is_allowed(name, &[]), "{name}");
         }
-        for name in ["AWS_SECRET_ACCESS_KEY", "PGPASSWORD", "QGSRV_X", "QGIS_PROJECT_FILE"] {
+        for name in [
+            "AWS_SECRET_ACCESS_KEY",
+            "PGPASSWORD",
+            "QGSRV_X",
+            "QGIS_PROJECT_FILE",
+        ] {
             assert!(!is_allowed(name, &[]), "{name}");
         }
     }

@@ -64,21 +64,40 @@ struct Flow {
 
 impl Outlet {
     fn new(id: u64, credits: u32, out: mpsc::UnboundedSender<Out>) -> Self {
-        let flow = Mutex::new(Flow { credits, cancelled: false });
-        Self { id, flow, changed: Condvar::new(), out: Some(out) }
+        let flow = Mutex::new(Flow {
+            credits,
+            cancelled: false,
+        });
+        Self {
+            id,
+            flow,
+            changed: Condvar::new(),
+            out: Some(out),
+        }
     }
 
     /// An outlet that leads nowhere, for the first map of a worker.
     pub fn nowhere() -> Self {
-        let flow = Mutex::new(Flow { credits: u32::MAX, cancelled: false });
-        Self { id: 0, flow, changed: Condvar::new(), out: None }
+        let flow = Mutex::new(Flow {
+            credits: u32::MAX,
+            cancelled: false,
+        });
+        Self {
+            id: 0,
+            flow,
+            changed: Condvar::new(),
+            out: None,
+        }
     }
 
     /// Sends a part; waits for a credit first. The channel behind is bounded by the credits.
     pub fn part(&self, head: Option<Head>, bytes: Bytes) -> Result<(), Unwanted> {
         let mut flow = self.flow.lock().expect("nobody panics while holding it");
         while flow.credits == 0 && !flow.cancelled {
-            flow = self.changed.wait(flow).expect("nobody panics while holding it");
+            flow = self
+                .changed
+                .wait(flow)
+                .expect("nobody panics while holding it");
         }
         if flow.cancelled {
             return Err(Unwanted);
@@ -90,13 +109,19 @@ impl Outlet {
 
     /// Ends the answer.
     pub fn end(&self, r#final: Final, bytes: Bytes) {
-        let r#final = Box::new(Final { id: self.id, ..r#final });
+        let r#final = Box::new(Final {
+            id: self.id,
+            ..r#final
+        });
         // If the link is gone, so is the process in a moment.
         let _ = self.send(Out::End(r#final, bytes));
     }
 
     pub fn is_cancelled(&self) -> bool {
-        self.flow.lock().expect("nobody panics while holding it").cancelled
+        self.flow
+            .lock()
+            .expect("nobody panics while holding it")
+            .cancelled
     }
 
     fn send(&self, out: Out) -> Result<(), Unwanted> {
@@ -118,7 +143,10 @@ impl Outlet {
     }
 
     fn cancel(&self) {
-        self.flow.lock().expect("nobody panics while holding it").cancelled = true;
+        self.flow
+            .lock()
+            .expect("nobody panics while holding it")
+            .cancelled = true;
         self.changed.notify_all();
     }
 }
@@ -140,10 +168,14 @@ pub fn run(
     control: std::os::unix::net::UnixStream,
     jobs: std::sync::mpsc::Sender<Job>,
 ) -> ! {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
     let runtime = runtime.expect("a thread may have a runtime");
     runtime.block_on(async {
-        control.set_nonblocking(true).expect("a socket can be non-blocking");
+        control
+            .set_nonblocking(true)
+            .expect("a socket can be non-blocking");
         let control = tokio::net::UnixStream::from_std(control).expect("inside the runtime");
         Link::new(settings, ready, board, jobs).run(control).await
     })
@@ -201,8 +233,9 @@ impl Link {
 
     async fn run(mut self, mut control: tokio::net::UnixStream) -> ! {
         let mut beat = tokio::time::interval(self.settings.heartbeat);
-        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
-            .expect("SIGTERM can be handled");
+        let mut terminate =
+            tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
+                .expect("SIGTERM can be handled");
         loop {
             let alarm = self.alarm();
             // Dropping any of these futures loses nothing: reads of one byte, of
@@ -257,7 +290,8 @@ impl Link {
         match event {
             Event::Message(Message::Request(request, body)) => self.begin(request, body),
             Event::Message(Message::Credit(credit)) => {
-                if let Some(running) = self.running.as_mut().filter(|it| it.outlet.id == credit.id) {
+                if let Some(running) = self.running.as_mut().filter(|it| it.outlet.id == credit.id)
+                {
                     running.outlet.grant(credit.n);
                     running.deadline = self.heard_at + running.timeout;
                 }
@@ -277,7 +311,10 @@ impl Link {
     fn begin(&mut self, request: Request, body: Bytes) {
         if self.running.is_some() {
             // Two at a time would mix their maps; the server sees the connection end.
-            tracing::error!(id = request.request_id, "a second request while one is running");
+            tracing::error!(
+                id = request.request_id,
+                "a second request while one is running"
+            );
             return self.disconnected();
         }
         self.board.begin(&describe(&request));
@@ -290,7 +327,13 @@ impl Link {
             kill_at: None,
             wanted: true,
         });
-        self.jobs.send(Job { request, body, outlet }).expect("the main thread outlives the link");
+        self.jobs
+            .send(Job {
+                request,
+                body,
+                outlet,
+            })
+            .expect("the main thread outlives the link");
     }
 
     fn cancel(&mut self, cancel: Cancel) {
@@ -340,7 +383,11 @@ impl Link {
         }
         match &mut self.dealer {
             Some(dealer) => {
-                dealer.send(Message::Disconnect(Disconnect { reason: Reason::Leaving })).await;
+                dealer
+                    .send(Message::Disconnect(Disconnect {
+                        reason: Reason::Leaving,
+                    }))
+                    .await;
             }
             None => exit(&self.board, Farewell::Told),
         }
@@ -378,7 +425,10 @@ impl Link {
         self.board.beat();
         let limit = self.settings.heartbeat * self.settings.heartbeat_misses;
         if self.dealer.is_some() && self.heard_at.elapsed() > limit {
-            tracing::warn!(server = self.settings.server, "silent for {limit:?}: leaving it");
+            tracing::warn!(
+                server = self.settings.server,
+                "silent for {limit:?}: leaving it"
+            );
             self.disconnected();
         }
         self.send(true, Message::Heartbeat).await;
@@ -391,13 +441,16 @@ impl Link {
             Some(kill_at) => Some(kill_at),
             None => (!running.outlet.is_blocked()).then_some(running.deadline),
         });
-        let seek = (self.promoted && self.dealer.is_none() && running.is_none()).then_some(self.seek_at);
+        let seek =
+            (self.promoted && self.dealer.is_none() && running.is_none()).then_some(self.seek_at);
         overdue.into_iter().chain(seek).min()
     }
 
     fn alarmed(&mut self) {
         let now = Instant::now();
-        let Some(running) = &mut self.running else { return };
+        let Some(running) = &mut self.running else {
+            return;
+        };
         match running.kill_at {
             Some(kill_at) if kill_at <= now => exit(&self.board, Farewell::Stuck),
             // The server has answered 504 by now; its CANCEL is on its way.
@@ -440,7 +493,10 @@ async fn until(alarm: Option<Instant>) {
 
 fn describe(request: &Request) -> String {
     match &request.project {
-        Some(project) => format!("{} of {project} ({})", request.operation, request.request_id),
+        Some(project) => format!(
+            "{} of {project} ({})",
+            request.operation, request.request_id
+        ),
         None => format!("{} ({})", request.operation, request.request_id),
     }
 }

@@ -38,7 +38,9 @@ fn main() -> ExitCode {
 
 fn run(config: Config, warnings: &[String]) -> ExitCode {
     log::init(&config.log);
-    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    warnings
+        .iter()
+        .for_each(|warning| tracing::warn!("{warning}"));
     environment::prepare(&config.pool.env, &config.pool.env_allow);
     let zygote = match Zygote::start(&config.pool.python, &environment::prefix()) {
         Ok(zygote) => zygote,
@@ -66,7 +68,10 @@ fn version() -> ExitCode {
         Ok(zygote) => zygote.versions(),
         Err(error) => {
             eprintln!("qgisserver-worker: {error}");
-            Versions { worker: env!("CARGO_PKG_VERSION").into(), ..Versions::default() }
+            Versions {
+                worker: env!("CARGO_PKG_VERSION").into(),
+                ..Versions::default()
+            }
         }
     };
     println!("qgisserver-worker {}", versions.worker);
@@ -78,7 +83,14 @@ fn version() -> ExitCode {
         ("Python", &versions.python),
     ];
     for (name, version) in rows {
-        println!("{name} {}", if version.is_empty() { "unknown" } else { version });
+        println!(
+            "{name} {}",
+            if version.is_empty() {
+                "unknown"
+            } else {
+                version
+            }
+        );
     }
     ExitCode::SUCCESS
 }

@@ -24,8 +24,15 @@ pub struct Stamp {
 impl Stamp {
     fn of(path: &Path) -> std::io::Result<Self> {
         let metadata = std::fs::metadata(path)?;
-        let modified = metadata.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
-        Ok(Self { modified_ns: modified.as_nanos(), size: metadata.len(), inode: metadata.ino() })
+        let modified = metadata
+            .modified()?
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        Ok(Self {
+            modified_ns: modified.as_nanos(),
+            size: metadata.len(),
+            inode: metadata.ino(),
+        })
     }
 
     /// Changes whenever the project does.
@@ -64,14 +71,20 @@ pub struct Projects<P> {
 impl<P> Projects<P> {
     pub fn new(root: &Path, size: usize, check_interval: Duration) -> Self {
         let size = NonZeroUsize::new(size).unwrap_or(NonZeroUsize::MIN);
-        Self { root: root.to_owned(), check_interval, entries: LruCache::new(size) }
+        Self {
+            root: root.to_owned(),
+            check_interval,
+            entries: LruCache::new(size),
+        }
     }
 
     /// The canonical path of the project's file. None if it does not exist or is
     /// not below the root, symbolic links followed: the client cannot tell which.
     pub fn find(&self, project: &ProjectRef) -> Option<PathBuf> {
         let path = Path::new(&project.path);
-        let climbs = path.components().any(|part| matches!(part, Component::ParentDir));
+        let climbs = path
+            .components()
+            .any(|part| matches!(part, Component::ParentDir));
         if project.alias != "file" || climbs || project.path.contains('\0') {
             return None;
         }
@@ -100,12 +113,23 @@ impl<P> Projects<P> {
                 let stamp = Stamp::of(path).map_err(|_| Failure::ProjectNotFound)?;
                 // The old one goes first: two copies of a big project may not fit.
                 self.entries.pop(path);
-                let entry = Entry { stamp, checked: now, project: load(path) };
+                let entry = Entry {
+                    stamp,
+                    checked: now,
+                    project: load(path),
+                };
                 self.entries.put(path.to_owned(), entry);
-                if known.is_none() { Found::Loaded } else { Found::Reloaded }
+                if known.is_none() {
+                    Found::Loaded
+                } else {
+                    Found::Reloaded
+                }
             }
         };
-        let entry = self.entries.get(path).expect("it was found or put just now");
+        let entry = self
+            .entries
+            .get(path)
+            .expect("it was found or put just now");
         match &entry.project {
             Ok(project) => Ok((project, entry.stamp, found)),
             Err(failure) => Err(*failure),
@@ -114,13 +138,23 @@ impl<P> Projects<P> {
 
     /// Names of the cached projects, for READY and the status page.
     pub fn names(&self) -> Vec<String> {
-        let relative = |path: &PathBuf| path.strip_prefix(&self.root).unwrap_or(path).display().to_string();
-        self.entries.iter().map(|(path, _)| format!("file:{}", relative(path))).collect()
+        let relative = |path: &PathBuf| {
+            path.strip_prefix(&self.root)
+                .unwrap_or(path)
+                .display()
+                .to_string()
+        };
+        self.entries
+            .iter()
+            .map(|(path, _)| format!("file:{}", relative(path)))
+            .collect()
     }
 
     /// Some(fresh) of a known project, None of an unknown one.
     fn is_fresh(&mut self, path: &Path, now: Instant) -> Result<Option<bool>, Failure> {
-        let Some(entry) = self.entries.get_mut(path) else { return Ok(None) };
+        let Some(entry) = self.entries.get_mut(path) else {
+            return Ok(None);
+        };
         if now - entry.checked < self.check_interval {
             return Ok(Some(true));
         }
@@ -141,7 +175,10 @@ mod tests {
     use std::fs;
 
     fn at(path: &str) -> ProjectRef {
-        ProjectRef { alias: "file".into(), path: path.into() }
+        ProjectRef {
+            alias: "file".into(),
+            path: path.into(),
+        }
     }
 
     fn root() -> (tempfile::TempDir, Projects<String>) {
@@ -163,7 +200,13 @@ mod tests {
     fn every_spelling_of_a_project_is_one_file() {
         let (folder, projects) = root();
         let whole = folder.path().join("root/city.qgs").canonicalize().unwrap();
-        for spelling in ["city", "city.qgs", "./city", "sub/../city.qgs", whole.to_str().unwrap()] {
+        for spelling in [
+            "city",
+            "city.qgs",
+            "./city",
+            "sub/../city.qgs",
+            whole.to_str().unwrap(),
+        ] {
             let expected = (!spelling.contains("..")).then(|| whole.clone());
             assert_eq!(projects.find(&at(spelling)), expected, "{spelling}");
         }
@@ -175,10 +218,26 @@ mod tests {
         let (folder, projects) = root();
         let secret = folder.path().join("secret.qgs");
         std::os::unix::fs::symlink(&secret, folder.path().join("root/link.qgs")).unwrap();
-        for path in ["../secret", "../secret.qgs", secret.to_str().unwrap(), "link", "link.qgs", "", "/", "sub", "city\0"] {
+        for path in [
+            "../secret",
+            "../secret.qgs",
+            secret.to_str().unwrap(),
+            "link",
+            "link.qgs",
+            "",
+            "/",
+            "sub",
+            "city\0",
+        ] {
             assert_eq!(projects.find(&at(path)), None, "{path}");
         }
-        assert_eq!(projects.find(&ProjectRef { alias: "x".into(), path: "city".into() }), None);
+        assert_eq!(
+            projects.find(&ProjectRef {
+                alias: "x".into(),
+                path: "city".into()
+            }),
+            None
+        );
     }
 
     #[test]
@@ -189,7 +248,8 @@ mod tests {
         assert_eq!(projects.get(&path, now, read).unwrap().2, Found::Loaded);
         assert_eq!(projects.get(&path, now, read).unwrap().2, Found::Cached);
         let file = fs::File::options().write(true).open(&path).unwrap();
-        file.set_modified(UNIX_EPOCH + Duration::from_secs(1)).unwrap();
+        file.set_modified(UNIX_EPOCH + Duration::from_secs(1))
+            .unwrap();
         let (_, stamp, found) = projects.get(&path, now, read).unwrap();
         assert_eq!((found, stamp.modified()), (Found::Reloaded, 1));
     }
@@ -205,7 +265,10 @@ mod tests {
         let later = now + Duration::from_secs(9);
         assert_eq!(projects.get(&path, later, read).unwrap().2, Found::Cached);
         let later = now + Duration::from_secs(10);
-        assert_eq!(projects.get(&path, later, read).unwrap_err(), Failure::ProjectNotFound);
+        assert_eq!(
+            projects.get(&path, later, read).unwrap_err(),
+            Failure::ProjectNotFound
+        );
     }
 
     #[test]
@@ -215,8 +278,14 @@ mod tests {
         let now = Instant::now();
         let broken = |_: &Path| Err(Failure::BadLayers);
         let never = |_: &Path| -> Result<String, Failure> { panic!("loaded again") };
-        assert_eq!(projects.get(&path, now, broken).unwrap_err(), Failure::BadLayers);
-        assert_eq!(projects.get(&path, now, never).unwrap_err(), Failure::BadLayers);
+        assert_eq!(
+            projects.get(&path, now, broken).unwrap_err(),
+            Failure::BadLayers
+        );
+        assert_eq!(
+            projects.get(&path, now, never).unwrap_err(),
+            Failure::BadLayers
+        );
         fs::write(&path, "mended").unwrap();
         assert_eq!(projects.get(&path, now, read).unwrap().0, "mended");
     }
@@ -239,7 +308,11 @@ mod tests {
             (&a, Found::Cached),
             (&b, Found::Loaded),
         ] {
-            assert_eq!(projects.get(path, now, read).unwrap().2, expected, "{path:?}");
+            assert_eq!(
+                projects.get(path, now, read).unwrap().2,
+                expected,
+                "{path:?}"
+            );
         }
         assert_eq!(projects.names().len(), 2);
     }

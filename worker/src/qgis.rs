@@ -47,7 +47,11 @@ impl From<PyErr> for Error {
 
 /// The Python half, compiled in: the worker is one file that cannot miss a part.
 const MODULES: [(&CStr, &CStr, &str); 5] = [
-    (c"qgisserver", c"qgisserver/__init__.py", include_str!("../../python/qgisserver/__init__.py")),
+    (
+        c"qgisserver",
+        c"qgisserver/__init__.py",
+        include_str!("../../python/qgisserver/__init__.py"),
+    ),
     (
         c"qgisserver.application",
         c"qgisserver/application.py",
@@ -85,7 +89,11 @@ impl Zygote {
                 "signal",
                 (nix::libc::SIGINT, py.import("signal")?.getattr("SIG_DFL")?),
             )?;
-            let [(name, file, source), (app_name, app_file, app_source), rest @ ..] = MODULES;
+            let [
+                (name, file, source),
+                (app_name, app_file, app_source),
+                rest @ ..,
+            ] = MODULES;
             module(py, name, file, source)?;
             let application = module(py, app_name, app_file, app_source)?;
             application.call_method0("preload")?;
@@ -95,7 +103,9 @@ impl Zygote {
             application.call_method0("freeze")?;
             Ok(())
         })?;
-        let zygote = Self { prefix: prefix.to_owned() };
+        let zygote = Self {
+            prefix: prefix.to_owned(),
+        };
         zygote.load_libraries();
         Ok(zygote)
     }
@@ -103,7 +113,9 @@ impl Zygote {
     /// What answers, as each library reports it.
     pub fn versions(&self) -> Versions {
         let found = Python::attach(|py| -> PyResult<Versions> {
-            let found = py.import("qgisserver.application")?.call_method0("versions")?;
+            let found = py
+                .import("qgisserver.application")?
+                .call_method0("versions")?;
             let text = |key: &str| found.get_item(key)?.extract::<String>();
             Ok(Versions {
                 worker: env!("CARGO_PKG_VERSION").into(),
@@ -116,7 +128,10 @@ impl Zygote {
         });
         found.unwrap_or_else(|error| {
             tracing::warn!(%error, "the versions of QGIS are unknown");
-            Versions { worker: env!("CARGO_PKG_VERSION").into(), ..Versions::default() }
+            Versions {
+                worker: env!("CARGO_PKG_VERSION").into(),
+                ..Versions::default()
+            }
         })
     }
 
@@ -141,16 +156,23 @@ impl Zygote {
     /// Loads the providers and services that QGIS will load anyway, once for all children.
     fn load_libraries(&self) {
         let folders = ["plugins", "server"].map(|name| self.prefix.join("lib/qgis").join(name));
-        let files = folders.iter().filter_map(|folder| std::fs::read_dir(folder).ok()).flatten();
+        let files = folders
+            .iter()
+            .filter_map(|folder| std::fs::read_dir(folder).ok())
+            .flatten();
         for file in files.flatten().map(|entry| entry.path()) {
             // The WFS module opens proj.db while it loads, and an open database
             // must not be shared by processes.
             let skip = file.extension().is_none_or(|suffix| suffix != "so")
-                || file.file_name().is_some_and(|name| name == "libwfs.so" || name == "libwfs3.so");
+                || file
+                    .file_name()
+                    .is_some_and(|name| name == "libwfs.so" || name == "libwfs3.so");
             if skip {
                 continue;
             }
-            let Ok(name) = CString::new(file.as_os_str().as_encoded_bytes()) else { continue };
+            let Ok(name) = CString::new(file.as_os_str().as_encoded_bytes()) else {
+                continue;
+            };
             // SAFETY: QGIS loads the same files; their initialisers run here instead of there.
             let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_LAZY | libc::RTLD_LOCAL) };
             if handle.is_null() {
@@ -180,7 +202,9 @@ fn initialize(program: &Path) -> Result<(), Error> {
         if PyStatus_Exception(status) != 0 {
             let why = match status.err_msg.is_null() {
                 true => "unknown reason".into(),
-                false => CStr::from_ptr(status.err_msg).to_string_lossy().into_owned(),
+                false => CStr::from_ptr(status.err_msg)
+                    .to_string_lossy()
+                    .into_owned(),
             };
             return Err(Error::Interpreter(why));
         }
@@ -248,7 +272,13 @@ impl Qgis {
     ) -> Result<Self, Error> {
         let current = Arc::new(Mutex::new(String::new()));
         Python::attach(|py| {
-            let log = Py::new(py, Log { current: current.clone(), qgis_info })?;
+            let log = Py::new(
+                py,
+                Log {
+                    current: current.clone(),
+                    qgis_info,
+                },
+            )?;
             let package = |name: &str| py.import(format!("qgisserver.{name}"));
             let prefix = zygote.prefix.to_string_lossy();
             let application = package("application")?
@@ -256,14 +286,18 @@ impl Qgis {
             let recorder = package("exchange")?.call_method1("Recorder", (&log,))?;
             recorder.call_method0("install")?;
             let interface = application.getattr("interface")?;
-            let paths: Vec<_> =
-                pool.plugin_paths.iter().map(|path| path.to_string_lossy()).collect();
+            let paths: Vec<_> = pool
+                .plugin_paths
+                .iter()
+                .map(|path| path.to_string_lossy())
+                .collect();
             let loaded = package("plugins")?.call_method1("load", (paths, &interface, &log))?;
             let (plugins, failed): (Vec<String>, Bound<'_, PyDict>) = loaded.extract()?;
             // A plugin may have replaced the hook, as QGIS itself does.
             recorder.call_method0("install")?;
-            let n_filters: usize =
-                package("plugins")?.call_method1("watch_filters", (&interface, &recorder))?.extract()?;
+            let n_filters: usize = package("plugins")?
+                .call_method1("watch_filters", (&interface, &recorder))?
+                .extract()?;
             let plain = n_filters == 0 && plugins.is_empty();
             Ok(Self {
                 server: application.getattr("server")?.unbind(),
@@ -286,8 +320,14 @@ impl Qgis {
     /// Renders one map of nothing: fonts and symbols are loaded before the first client waits.
     pub fn warm(&mut self) {
         let outcome = Python::attach(|py| -> PyResult<Project> {
-            let object = py.import("qgisserver.projects")?.call_method0("warm")?.unbind();
-            Ok(Project { object, bad_layers: Vec::new() })
+            let object = py
+                .import("qgisserver.projects")?
+                .call_method0("warm")?
+                .unbind();
+            Ok(Project {
+                object,
+                bad_layers: Vec::new(),
+            })
         });
         let request = Request {
             method: "GET".into(),
@@ -297,7 +337,9 @@ impl Qgis {
             ..Request::default()
         };
         match outcome {
-            Ok(project) => drop(self.serve(&request, &[], Some(&project), Arc::new(Outlet::nowhere()))),
+            Ok(project) => {
+                drop(self.serve(&request, &[], Some(&project), Arc::new(Outlet::nowhere())))
+            }
             Err(error) => tracing::warn!(%error, "the first map will be slow"),
         }
     }
@@ -313,8 +355,13 @@ impl Qgis {
                 rules.disable_getprint,
                 rules.force_readonly_layers,
             );
-            let loaded = self.load.call1(py, flags).map_err(|error| unloaded(py, path, &error))?;
-            let (object, bad_layers) = loaded.extract(py).map_err(|error: PyErr| unloaded(py, path, &error))?;
+            let loaded = self
+                .load
+                .call1(py, flags)
+                .map_err(|error| unloaded(py, path, &error))?;
+            let (object, bad_layers) = loaded
+                .extract(py)
+                .map_err(|error: PyErr| unloaded(py, path, &error))?;
             Ok(Project { object, bad_layers })
         });
         // What the XML document took is free again, and glibc keeps it: half of it goes back.
@@ -326,10 +373,9 @@ impl Qgis {
     /// Forgets what QGIS itself derived from the file: its capabilities documents.
     pub fn forget(&mut self, path: &Path) {
         Python::attach(|py| {
-            let forgotten = self
-                .application
-                .getattr(py, "interface")
-                .and_then(|it| it.call_method1(py, "removeConfigCacheEntry", (path.to_string_lossy(),)));
+            let forgotten = self.application.getattr(py, "interface").and_then(|it| {
+                it.call_method1(py, "removeConfigCacheEntry", (path.to_string_lossy(),))
+            });
             if let Err(error) = forgotten {
                 tracing::warn!(%error, path = %path.display(), "QGIS may answer with old capabilities");
             }
@@ -344,10 +390,14 @@ impl Qgis {
         project: Option<&Project>,
         outlet: Arc<Outlet>,
     ) -> Served {
-        self.current.lock().expect("nobody panics while holding it").clone_from(&request.request_id);
+        self.current
+            .lock()
+            .expect("nobody panics while holding it")
+            .clone_from(&request.request_id);
         let start = Instant::now();
         let answer = Python::attach(|py| {
-            let sink = Bound::new(py, Sink::new(outlet, self.chunk_bytes)).map_err(|_| Failure::QgisFailed)?;
+            let sink = Bound::new(py, Sink::new(outlet, self.chunk_bytes))
+                .map_err(|_| Failure::QgisFailed)?;
             let outcome = self.call(py, request, body, project, &sink);
             match outcome {
                 Ok(Some(answer)) => finish(&sink.borrow(), answer),
@@ -356,7 +406,10 @@ impl Qgis {
                 Err(error) => Err(escaped(py, &error, sink.borrow().is_unwanted())),
             }
         });
-        Served { answer, render: start.elapsed() }
+        Served {
+            answer,
+            render: start.elapsed(),
+        }
     }
 
     /// The whole answer or the rest of a stream; None if it is not to be trusted.
@@ -389,7 +442,8 @@ impl Qgis {
         if answer.is_none(py) {
             return Ok(None);
         }
-        let (status, headers, data): (u16, Bound<'_, PyDict>, Bound<'_, PyAny>) = answer.extract(py)?;
+        let (status, headers, data): (u16, Bound<'_, PyDict>, Bound<'_, PyAny>) =
+            answer.extract(py)?;
         Ok(Some((head(status, &headers)?, bytes(&data)?)))
     }
 }
@@ -425,7 +479,11 @@ fn bytes(data: &Bound<'_, PyAny>) -> PyResult<Bytes> {
 }
 
 fn unloaded(py: Python<'_>, path: &Path, error: &PyErr) -> Failure {
-    let kind = error.get_type(py).name().map(|name| name.to_string()).unwrap_or_default();
+    let kind = error
+        .get_type(py)
+        .name()
+        .map(|name| name.to_string())
+        .unwrap_or_default();
     let path = path.display();
     match kind.as_str() {
         "BadLayers" => {
@@ -451,7 +509,10 @@ fn escaped(py: Python<'_>, error: &PyErr, unwanted: bool) -> Failure {
         return Failure::Cancelled;
     }
     tracing::error!(trace = trace(py, error), "the request raised");
-    let bare = error.get_type(py).name().is_ok_and(|name| name == "Exception");
+    let bare = error
+        .get_type(py)
+        .name()
+        .is_ok_and(|name| name == "Exception");
     match error.is_instance_of::<PyMemoryError>(py) || bare {
         true => Failure::QgisFailed,
         false => Failure::PluginRaised,
@@ -484,12 +545,20 @@ const FIRST_CHUNK: usize = 16 << 10;
 
 impl Sink {
     fn new(outlet: Arc<Outlet>, chunk_bytes: usize) -> Self {
-        Self { outlet, chunk_bytes, state: Mutex::default() }
+        Self {
+            outlet,
+            chunk_bytes,
+            state: Mutex::default(),
+        }
     }
 
     fn is_unwanted(&self) -> bool {
         self.outlet.is_cancelled()
-            || self.state.lock().expect("nobody panics while holding it").unwanted
+            || self
+                .state
+                .lock()
+                .expect("nobody panics while holding it")
+                .unwanted
     }
 }
 
@@ -498,8 +567,16 @@ impl Sink {
     /// How many bytes the sink likes to get at once.
     #[getter]
     fn wanted(&self) -> usize {
-        let sent = self.state.lock().expect("nobody panics while holding it").sent;
-        if sent { self.chunk_bytes } else { FIRST_CHUNK.min(self.chunk_bytes) }
+        let sent = self
+            .state
+            .lock()
+            .expect("nobody panics while holding it")
+            .sent;
+        if sent {
+            self.chunk_bytes
+        } else {
+            FIRST_CHUNK.min(self.chunk_bytes)
+        }
     }
 
     /// Takes a part of the answer. Blocks while the client is slow; raises when
@@ -547,7 +624,9 @@ impl Log {
         match level {
             "error" => tracing::error!(target: "qgisserver::qgis", %id, %tag, "{text}"),
             "warning" => tracing::warn!(target: "qgisserver::qgis", %id, %tag, "{text}"),
-            "info" if self.qgis_info => tracing::info!(target: "qgisserver::qgis", %id, %tag, "{text}"),
+            "info" if self.qgis_info => {
+                tracing::info!(target: "qgisserver::qgis", %id, %tag, "{text}")
+            }
             _ => tracing::debug!(target: "qgisserver::qgis", %id, %tag, "{text}"),
         }
     }

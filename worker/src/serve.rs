@@ -74,8 +74,14 @@ fn start_link(birth: &Birth<'_>, qgis: &Qgis) -> Receiver<Job> {
         may_cache: qgis.may_cache,
         projects: Vec::new(),
     };
-    let mut control = birth.control.try_clone().expect("a descriptor for the link");
-    let (board, own) = (birth.board.clone(), birth.control.try_clone().expect("another one"));
+    let mut control = birth
+        .control
+        .try_clone()
+        .expect("a descriptor for the link");
+    let (board, own) = (
+        birth.board.clone(),
+        birth.control.try_clone().expect("another one"),
+    );
     let (sender, jobs) = channel();
     std::thread::Builder::new()
         .name("link".into())
@@ -95,7 +101,11 @@ struct Server {
 impl Server {
     fn new(qgis: Qgis, pool: &config::Pool) -> Self {
         let projects = Projects::new(&pool.rootdir, pool.cache_size, pool.check_interval);
-        Self { qgis, projects, memory: Memory::default() }
+        Self {
+            qgis,
+            projects,
+            memory: Memory::default(),
+        }
     }
 
     fn run(mut self, jobs: &Receiver<Job>) -> ! {
@@ -107,7 +117,14 @@ impl Server {
         unsafe { libc::_exit(1) }
     }
 
-    fn serve(&mut self, Job { request, body, outlet }: Job) {
+    fn serve(
+        &mut self,
+        Job {
+            request,
+            body,
+            outlet,
+        }: Job,
+    ) {
         let start = Instant::now();
         let memory_kb = self.memory.kilobytes();
         let found = find(&mut self.qgis, &mut self.projects, &request);
@@ -115,14 +132,24 @@ impl Server {
         let (project, stamp) = match found {
             Ok(found) => found.unzip(),
             Err(failure) => {
-                let timings = Timings { load_us, render_us: 0 };
-                let report =
-                    Final { failure: Some(failure), timings, memory_kb, ..Final::default() };
+                let timings = Timings {
+                    load_us,
+                    render_us: 0,
+                };
+                let report = Final {
+                    failure: Some(failure),
+                    timings,
+                    memory_kb,
+                    ..Final::default()
+                };
                 return outlet.end(report, Bytes::new());
             }
         };
         let served = self.qgis.serve(&request, &body, project, outlet.clone());
-        let timings = Timings { load_us, render_us: micros(served.render) };
+        let timings = Timings {
+            load_us,
+            render_us: micros(served.render),
+        };
         let report = Final {
             timings,
             memory_kb,
@@ -147,7 +174,9 @@ fn find<'a>(
     projects: &'a mut Projects<Project>,
     request: &Request,
 ) -> Result<Option<(&'a Project, Stamp)>, Failure> {
-    let Some(name) = &request.project else { return Ok(None) };
+    let Some(name) = &request.project else {
+        return Ok(None);
+    };
     let path = projects.find(name).ok_or(Failure::ProjectNotFound)?;
     let start = Instant::now();
     let (project, stamp, found) = projects.get(&path, start, |path| qgis.load(path))?;
@@ -166,7 +195,14 @@ fn finish(outlet: &Outlet, served: Served, report: Final) {
     match served.answer {
         Err(failure) => {
             let leaving = failure == Failure::QgisFailed;
-            outlet.end(Final { failure: Some(failure), leaving, ..report }, Bytes::new());
+            outlet.end(
+                Final {
+                    failure: Some(failure),
+                    leaving,
+                    ..report
+                },
+                Bytes::new(),
+            );
         }
         Ok((mut head, mut bytes)) => {
             if let Some(head) = &mut head {
@@ -188,8 +224,10 @@ const CHUNK: usize = 256 << 10;
 
 /// The length is known, whatever QGIS or a plugin believed before.
 fn set_length(head: &mut Head, length: usize) {
-    head.headers.retain(|(name, _)| !name.eq_ignore_ascii_case("content-length"));
-    head.headers.push(("Content-Length".into(), length.to_string()));
+    head.headers
+        .retain(|(name, _)| !name.eq_ignore_ascii_case("content-length"));
+    head.headers
+        .push(("Content-Length".into(), length.to_string()));
 }
 
 /// Resident memory, read at most once per second: reading costs as much as a small request.
@@ -201,7 +239,10 @@ struct Memory {
 
 impl Memory {
     fn kilobytes(&mut self) -> u64 {
-        if self.read_at.is_none_or(|at| at.elapsed() > Duration::from_secs(1)) {
+        if self
+            .read_at
+            .is_none_or(|at| at.elapsed() > Duration::from_secs(1))
+        {
             self.read_at = Some(Instant::now());
             self.kilobytes = resident_kilobytes().unwrap_or(0);
         }
@@ -228,8 +269,14 @@ mod tests {
 
     #[test]
     fn the_length_that_leaves_is_the_length_that_is() {
-        let headers = vec![("content-length".into(), "7".into()), ("A".into(), "b".into())];
-        let mut head = Head { status: 200, headers };
+        let headers = vec![
+            ("content-length".into(), "7".into()),
+            ("A".into(), "b".into()),
+        ];
+        let mut head = Head {
+            status: 200,
+            headers,
+        };
         set_length(&mut head, 3);
         assert_eq!(head.headers[1], ("Content-Length".into(), "3".into()));
         assert_eq!(head.headers.len(), 2);

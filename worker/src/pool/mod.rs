@@ -67,9 +67,14 @@ struct Worker {
 impl Parent {
     fn new(config: Config, zygote: Zygote, is_child: bool) -> nix::Result<Self> {
         let mut mask = SigSet::empty();
-        [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]
-            .into_iter()
-            .for_each(|signal| mask.add(signal));
+        [
+            Signal::SIGCHLD,
+            Signal::SIGTERM,
+            Signal::SIGINT,
+            Signal::SIGHUP,
+        ]
+        .into_iter()
+        .for_each(|signal| mask.add(signal));
         sigprocmask(SigmaskHow::SIG_BLOCK, Some(&mask), None)?;
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         let signals = SignalFd::with_flags(&mask, flags)?;
@@ -136,7 +141,12 @@ impl Parent {
             ForkResult::Parent { child } => {
                 ours.set_nonblocking(true)?;
                 tracing::debug!(worker = number, pid = child.as_raw(), "forked");
-                let worker = Worker { pid: child, control: ours, board, verdict: None };
+                let worker = Worker {
+                    pid: child,
+                    control: ours,
+                    board,
+                    verdict: None,
+                };
                 self.workers.insert(number, worker);
                 Ok(())
             }
@@ -201,10 +211,16 @@ impl Parent {
     /// Waits for a signal, a word of a worker, the end of the server or the next deadline.
     fn wait(&mut self) -> nix::Result<()> {
         let now = Instant::now();
-        let wake = self.pool.next_wake(now).unwrap_or(now + self.config.pool.heartbeat);
-        let pause = wake.saturating_duration_since(now).min(self.config.pool.heartbeat);
+        let wake = self
+            .pool
+            .next_wake(now)
+            .unwrap_or(now + self.config.pool.heartbeat);
+        let pause = wake
+            .saturating_duration_since(now)
+            .min(self.config.pool.heartbeat);
         // Rounded up, or the last millisecond would be spent spinning.
-        let pause = PollTimeout::try_from(pause + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+        let pause =
+            PollTimeout::try_from(pause + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
         let (signalled, cut, spoke) = {
             let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
             fds.extend(self.workers.values().map(|worker| {
@@ -266,7 +282,9 @@ impl Parent {
 
     /// A worker is warm, or its socket is at its end, which SIGCHLD explains.
     fn listen(&mut self, number: u32) {
-        let Some(worker) = self.workers.get_mut(&number) else { return };
+        let Some(worker) = self.workers.get_mut(&number) else {
+            return;
+        };
         let mut word = [0];
         if let Ok(1) = worker.control.read(&mut word)
             && word[0] == serve::READY
@@ -281,7 +299,9 @@ impl Parent {
         self.lifeline = None;
         self.pool.stop();
         let numbers: Vec<u32> = self.workers.keys().copied().collect();
-        numbers.into_iter().for_each(|number| self.kill(number, Verdict::Stopping));
+        numbers
+            .into_iter()
+            .for_each(|number| self.kill(number, Verdict::Stopping));
         temporary::remove_socket_folder(&self.config.pool.server);
     }
 
@@ -297,11 +317,16 @@ impl Parent {
     fn bury(&mut self, status: WaitStatus) {
         let Some(pid) = status.pid() else { return };
         let found = self.workers.iter().find(|(_, worker)| worker.pid == pid);
-        let Some(number) = found.map(|(number, _)| *number) else { return };
+        let Some(number) = found.map(|(number, _)| *number) else {
+            return;
+        };
         let worker = self.workers.remove(&number).expect("it was found just now");
         let state = self.pool.state(number);
         let n_served = worker.board.n_served();
-        let age = self.pool.died(number, n_served > 0, Instant::now()).unwrap_or_default();
+        let age = self
+            .pool
+            .died(number, n_served > 0, Instant::now())
+            .unwrap_or_default();
         self.folder.drop_worker(number);
         Obituary {
             number,

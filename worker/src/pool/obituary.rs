@@ -37,15 +37,26 @@ impl Obituary {
     }
 
     fn text(&self) -> String {
-        let Self { number, pid, n_served, .. } = self;
+        let Self {
+            number,
+            pid,
+            n_served,
+            ..
+        } = self;
         let (cause, age) = (self.cause(), humane(self.age));
-        let requests = if *n_served == 1 { "request" } else { "requests" };
+        let requests = if *n_served == 1 {
+            "request"
+        } else {
+            "requests"
+        };
         let serving = match &self.serving {
             Some(what) => format!(", while serving {what}"),
             None if !self.was_warm => ", before it was ready".into(),
             None => String::new(),
         };
-        format!("worker {number} (pid {pid}) {cause} after {age} and {n_served} {requests}{serving}")
+        format!(
+            "worker {number} (pid {pid}) {cause} after {age} and {n_served} {requests}{serving}"
+        )
     }
 
     fn cause(&self) -> String {

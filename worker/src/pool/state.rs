@@ -85,7 +85,14 @@ pub struct Pool {
 impl Pool {
     pub fn new(rules: Rules, now: Instant) -> Self {
         let workers = BTreeMap::new();
-        Self { rules, workers, generation: 0, stopping: false, strikes: 0, fork_at: now }
+        Self {
+            rules,
+            workers,
+            generation: 0,
+            stopping: false,
+            strikes: 0,
+            fork_at: now,
+        }
     }
 
     /// What to do now. Call it after every event and when [`Pool::next_wake`] comes.
@@ -170,7 +177,10 @@ impl Pool {
 
     /// When `step` has something to do if nothing happens before.
     pub fn next_wake(&self, now: Instant) -> Option<Instant> {
-        let overdue = self.workers.values().filter_map(|worker| worker.overdue_at(&self.rules));
+        let overdue = self
+            .workers
+            .values()
+            .filter_map(|worker| worker.overdue_at(&self.rules));
         let fork = (self.fork_at > now && !self.stopping).then_some(self.fork_at);
         overdue.chain(fork).min()
     }
@@ -241,8 +251,13 @@ impl Pool {
 
     fn promote(&mut self, now: Instant, effects: &mut Vec<Effect>) {
         while self.count(State::Serving) < self.rules.workers {
-            let spare = self.workers.iter_mut().find(|(_, worker)| worker.state == State::Spare);
-            let Some((number, worker)) = spare else { return };
+            let spare = self
+                .workers
+                .iter_mut()
+                .find(|(_, worker)| worker.state == State::Spare);
+            let Some((number, worker)) = spare else {
+                return;
+            };
             // Before the dismissals: the new one answers before the old one is gone.
             effects.insert(0, Effect::Promote(*number));
             worker.enter(State::Serving, now);
@@ -256,7 +271,8 @@ impl Pool {
         while self.wanted() > 0 {
             let number = (1..).find(|number| !self.workers.contains_key(number));
             let number = number.expect("there are fewer workers than numbers");
-            self.workers.insert(number, Worker::new(self.generation, now));
+            self.workers
+                .insert(number, Worker::new(self.generation, now));
             effects.push(Effect::Fork(number));
         }
     }
@@ -266,9 +282,10 @@ impl Pool {
     fn wanted(&self) -> usize {
         let serving = self.count(State::Serving);
         let reserve = self.current(State::Starting) + self.current(State::Spare);
-        let renewing = self.workers.values().any(|worker| {
-            worker.generation != self.generation && worker.state == State::Serving
-        });
+        let renewing = self
+            .workers
+            .values()
+            .any(|worker| worker.generation != self.generation && worker.state == State::Serving);
         let spares = self.rules.spares.max(usize::from(renewing));
         let target = match serving < self.rules.workers {
             true => self.rules.workers,
@@ -284,19 +301,33 @@ impl Pool {
     }
 
     fn count(&self, state: State) -> usize {
-        self.workers.values().filter(|worker| worker.state == state).count()
+        self.workers
+            .values()
+            .filter(|worker| worker.state == state)
+            .count()
     }
 
     fn current(&self, state: State) -> usize {
         let current = |worker: &&Worker| worker.generation == self.generation;
-        self.workers.values().filter(current).filter(|worker| worker.state == state).count()
+        self.workers
+            .values()
+            .filter(current)
+            .filter(|worker| worker.state == state)
+            .count()
     }
 }
 
 impl Worker {
     fn new(generation: u64, now: Instant) -> Self {
         let state = State::Starting;
-        Self { state, generation, born: now, since: now, beats: 0, beat_at: now }
+        Self {
+            state,
+            generation,
+            born: now,
+            since: now,
+            beats: 0,
+            beat_at: now,
+        }
     }
 
     fn enter(&mut self, state: State, now: Instant) {
@@ -389,11 +420,16 @@ mod tests {
     fn a_worker_without_a_beat_is_killed_once_and_replaced() {
         let (mut pool, now) = settled();
         let now = now + Duration::from_secs(2);
-        [1, 3].into_iter().for_each(|number| pool.beats(number, 7, now));
+        [1, 3]
+            .into_iter()
+            .for_each(|number| pool.beats(number, 7, now));
         let now = now + Duration::from_secs(1);
         let effects = pool.step(now);
         let expected = [Effect::Kill(2, Verdict::Frozen), Effect::Promote(3)];
-        assert!(expected.iter().all(|effect| effects.contains(effect)), "{effects:?}");
+        assert!(
+            expected.iter().all(|effect| effects.contains(effect)),
+            "{effects:?}"
+        );
         assert!(!pool.step(now).contains(&expected[0]));
     }
 
@@ -414,15 +450,24 @@ mod tests {
     fn a_restart_replaces_one_after_the_other_each_warm_before_the_old_one_leaves() {
         let (mut pool, now) = settled();
         pool.restart();
-        assert_eq!(pool.step(now), [Effect::Kill(3, Verdict::Replaced), Effect::Fork(4)]);
+        assert_eq!(
+            pool.step(now),
+            [Effect::Kill(3, Verdict::Replaced), Effect::Fork(4)]
+        );
         pool.died(3, false, now);
         alive(&mut pool, 1, now);
         pool.ready(4, now);
-        assert_eq!(pool.step(now), [Effect::Promote(4), Effect::Dismiss(1), Effect::Fork(3)]);
+        assert_eq!(
+            pool.step(now),
+            [Effect::Promote(4), Effect::Dismiss(1), Effect::Fork(3)]
+        );
         pool.ready(3, now);
         assert_eq!(pool.step(now), [], "the first one has not left yet");
         pool.died(1, true, now);
-        assert_eq!(pool.step(now), [Effect::Promote(3), Effect::Dismiss(2), Effect::Fork(1)]);
+        assert_eq!(
+            pool.step(now),
+            [Effect::Promote(3), Effect::Dismiss(2), Effect::Fork(1)]
+        );
         pool.died(2, true, now);
         pool.ready(1, now);
         assert_eq!(pool.step(now), []);
@@ -432,7 +477,14 @@ mod tests {
     #[test]
     fn a_restart_without_spares_still_warms_the_new_one_first() {
         let now = Instant::now();
-        let mut pool = Pool::new(Rules { workers: 1, spares: 0, ..rules() }, now);
+        let mut pool = Pool::new(
+            Rules {
+                workers: 1,
+                spares: 0,
+                ..rules()
+            },
+            now,
+        );
         pool.step(now);
         pool.ready(1, now);
         assert_eq!(pool.step(now), [Effect::Promote(1)]);
@@ -449,7 +501,11 @@ mod tests {
         let effects = pool.step(now);
         assert_eq!(
             effects,
-            [Effect::Dismiss(1), Effect::Dismiss(2), Effect::Kill(3, Verdict::Stopping)]
+            [
+                Effect::Dismiss(1),
+                Effect::Dismiss(2),
+                Effect::Kill(3, Verdict::Stopping)
+            ]
         );
         for number in [1, 3] {
             pool.died(number, true, now);

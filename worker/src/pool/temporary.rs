@@ -37,7 +37,8 @@ impl Folder {
         let path = parent.join(format!("{PREFIX}{}-{}", getpid(), &unique[..8]));
         DirBuilder::new().mode(0o700).create(&path)?;
         let lock = File::create(path.join(LOCK))?;
-        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| error)?;
+        let lock =
+            Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| error)?;
         Ok(Self { path, _lock: lock })
     }
 
@@ -60,9 +61,13 @@ impl Folder {
 }
 
 fn remove_stale(parent: &Path) {
-    let Ok(entries) = fs::read_dir(parent) else { return };
+    let Ok(entries) = fs::read_dir(parent) else {
+        return;
+    };
     for path in entries.flatten().map(|entry| entry.path()) {
-        let ours = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PREFIX));
+        let ours = path
+            .file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with(PREFIX));
         if ours && is_abandoned(&path) {
             tracing::info!(folder = %path.display(), "removing what a dead pool left");
             let _ = fs::remove_dir_all(&path);
@@ -78,10 +83,16 @@ fn is_abandoned(path: &Path) -> bool {
 
 /// The private folder of a server that was killed: its socket leads nowhere.
 pub fn remove_socket_folder(endpoint: &str) {
-    let Some(socket) = endpoint.strip_prefix("ipc://").map(Path::new) else { return };
+    let Some(socket) = endpoint.strip_prefix("ipc://").map(Path::new) else {
+        return;
+    };
     let _ = fs::remove_file(socket);
-    let Some(folder) = socket.parent() else { return };
-    let ours = folder.file_name().is_some_and(|name| name.to_string_lossy().starts_with("qgisserver-"));
+    let Some(folder) = socket.parent() else {
+        return;
+    };
+    let ours = folder
+        .file_name()
+        .is_some_and(|name| name.to_string_lossy().starts_with("qgisserver-"));
     if ours {
         let _ = fs::remove_dir_all(folder);
     }
@@ -108,7 +119,12 @@ mod tests {
         let folder = Folder::in_folder(parent.path()).unwrap();
         let own = folder.make(1).unwrap();
         fs::write(own.join("x"), "").unwrap();
-        assert!(fs::read_dir(folder.make(1).unwrap()).unwrap().next().is_none());
+        assert!(
+            fs::read_dir(folder.make(1).unwrap())
+                .unwrap()
+                .next()
+                .is_none()
+        );
         folder.drop_worker(1);
         assert!(!own.exists());
         folder.remove();
