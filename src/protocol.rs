@@ -57,9 +57,6 @@ pub struct Ready {
     /// No access control and no server filter is loaded, so answers depend on the request alone.
     #[serde(default)]
     pub may_cache: bool,
-    /// Projects in the worker's cache, as `alias:path`.
-    #[serde(default)]
-    pub projects: Vec<String>,
 }
 
 /// Versions of what answers; each as its own library reports it.

@@ -136,20 +136,6 @@ impl<P> Projects<P> {
         }
     }
 
-    /// Names of the cached projects, for READY and the status page.
-    pub fn names(&self) -> Vec<String> {
-        let relative = |path: &PathBuf| {
-            path.strip_prefix(&self.root)
-                .unwrap_or(path)
-                .display()
-                .to_string()
-        };
-        self.entries
-            .iter()
-            .map(|(path, _)| format!("file:{}", relative(path)))
-            .collect()
-    }
-
     /// Some(fresh) of a known project, None of an unknown one.
     fn is_fresh(&mut self, path: &Path, now: Instant) -> Result<Option<bool>, Failure> {
         let Some(entry) = self.entries.get_mut(path) else {
@@ -314,6 +300,5 @@ mod tests {
                 "{path:?}"
             );
         }
-        assert_eq!(projects.names().len(), 2);
     }
 }

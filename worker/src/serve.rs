@@ -72,7 +72,6 @@ fn start_link(birth: &Birth<'_>, qgis: &Qgis) -> Receiver<Job> {
         plugins: qgis.plugins.clone(),
         plugins_failed: qgis.plugins_failed.clone(),
         may_cache: qgis.may_cache,
-        projects: Vec::new(),
     };
     let mut control = birth
         .control
