@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -59,6 +60,8 @@ struct Parent {
 
 struct Worker {
     pid: Pid,
+    /// Its own folder for temporary files, which goes with it.
+    tmpdir: PathBuf,
     control: UnixStream,
     board: Arc<Board>,
     verdict: Option<Verdict>,
@@ -143,6 +146,7 @@ impl Parent {
                 tracing::debug!(worker = number, pid = child.as_raw(), "forked");
                 let worker = Worker {
                     pid: child,
+                    tmpdir,
                     control: ours,
                     board,
                     verdict: None,
@@ -327,7 +331,9 @@ impl Parent {
             .pool
             .died(number, n_served > 0, Instant::now())
             .unwrap_or_default();
-        self.folder.drop_worker(number);
+        // The spare first; everything else can wait.
+        self.act();
+        let _ = std::fs::remove_dir_all(&worker.tmpdir);
         Obituary {
             number,
             pid,

@@ -18,6 +18,7 @@ const LOCK: &str = "lock";
 /// The folder of a living pool.
 pub struct Folder {
     path: PathBuf,
+    n_made: u64,
     _lock: Flock<File>,
 }
 
@@ -39,20 +40,19 @@ impl Folder {
         let lock = File::create(path.join(LOCK))?;
         let lock =
             Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| error)?;
-        Ok(Self { path, _lock: lock })
+        Ok(Self {
+            path,
+            n_made: 0,
+            _lock: lock,
+        })
     }
 
     /// A fresh subfolder for a worker.
-    pub fn make(&self, number: u32) -> io::Result<PathBuf> {
-        let path = self.path.join(number.to_string());
-        let _ = fs::remove_dir_all(&path);
+    pub fn make(&mut self, number: u32) -> io::Result<PathBuf> {
+        self.n_made += 1;
+        let path = self.path.join(format!("{number}-{}", self.n_made));
         DirBuilder::new().mode(0o700).create(&path)?;
         Ok(path)
-    }
-
-    /// The worker is dead; so are its files.
-    pub fn drop_worker(&self, number: u32) {
-        let _ = fs::remove_dir_all(self.path.join(number.to_string()));
     }
 
     pub fn remove(&self) {
@@ -114,19 +114,11 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_s_folder_is_new_each_time_and_goes_with_it() {
+    fn a_worker_gets_a_folder_that_nobody_had_before() {
         let parent = tempfile::tempdir().unwrap();
-        let folder = Folder::in_folder(parent.path()).unwrap();
-        let own = folder.make(1).unwrap();
-        fs::write(own.join("x"), "").unwrap();
-        assert!(
-            fs::read_dir(folder.make(1).unwrap())
-                .unwrap()
-                .next()
-                .is_none()
-        );
-        folder.drop_worker(1);
-        assert!(!own.exists());
+        let mut folder = Folder::in_folder(parent.path()).unwrap();
+        let [first, second] = [(); 2].map(|()| folder.make(1).unwrap());
+        assert_ne!(first, second);
         folder.remove();
         assert!(!folder.path.exists());
     }
