@@ -433,6 +433,53 @@ fn sigterm_waits_no_longer_than_the_drain_timeout() {
     assert!(reply.is_err() || reply.is_ok_and(|reply| reply.status >= 500));
 }
 
+/// At every moment of the start: before, while and after the pool and its workers begin.
+#[test]
+fn sigterm_during_the_start_ends_everything() {
+    for milliseconds in [0, 30, 100, 200, 300, 500] {
+        let server = Server::start(World::stub(), "");
+        std::thread::sleep(Duration::from_millis(milliseconds));
+        drop(server);
+    }
+    let world = World::stub();
+    world.tell("hang-at-start");
+    let server = Server::start(world, "");
+    server.world.wait_count("started", 1);
+    drop(server);
+}
+
+/// As a terminal sends it: to all processes of the group.
+#[test]
+fn an_interrupt_lets_running_requests_end_and_a_second_one_does_not() {
+    for patient in [true, false] {
+        let mut server = Server::stub("server.timeout = 60");
+        let running = server.act_later("DO=wait&FOR=go&MARK=running");
+        server.world.wait_count("running", 1);
+        kill(-server.process.pid(), Signal::SIGINT);
+        server.process.log.wait_line("stopping");
+        if patient {
+            server.world.tell("go");
+            assert_eq!(running.join().unwrap().unwrap().status, 200);
+            assert!(server.process.wait(SOON).success());
+        } else {
+            // Two in the same moment are one wish.
+            eventually("a later one ends it", || {
+                kill(-server.process.pid(), Signal::SIGINT);
+                std::thread::sleep(Duration::from_millis(100));
+                server.process.try_wait()
+            });
+            assert!(running.join().unwrap().is_err());
+            // It had no time to tidy; what it left behind does so.
+            eventually("no orphan", || {
+                server.process.family().is_empty().then_some(())
+            });
+            eventually("no temporary file", || {
+                server.process.files().is_empty().then_some(())
+            });
+        }
+    }
+}
+
 #[test]
 fn a_killed_server_leaves_no_process_and_no_file() {
     let mut server = Server::stub("server.timeout = 60");
@@ -521,6 +568,28 @@ fn assert_rolling(server: &Server, restart: impl FnOnce()) {
 fn sighup_restarts_the_workers_one_after_the_other_and_no_request_fails() {
     let server = Server::stub("");
     assert_rolling(&server, || server.signal(Signal::SIGHUP));
+}
+
+#[test]
+fn a_restart_waits_for_a_running_request() {
+    let server = Server::stub("server.workers = 1\nserver.timeout = 60");
+    let before = server.workers();
+    let running = server.act_later("DO=wait&FOR=go&MARK=running");
+    server.world.wait_count("running", 1);
+    for _ in 0..3 {
+        server.signal(Signal::SIGHUP);
+    }
+    eventually("its successor is there", || {
+        let now = server.workers();
+        now.iter().any(|pid| !before.contains(pid)).then_some(())
+    });
+    assert_eq!(server.act("DO=echo").status, 200);
+    server.world.tell("go");
+    let reply = running.join().unwrap().unwrap();
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    assert_eq!(reply.json()["pid"], before[0], "{}", reply.text());
+    eventually("it left", || (!is_alive(before[0])).then_some(()));
+    server.wait_workers(1);
 }
 
 #[test]
