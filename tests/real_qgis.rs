@@ -475,11 +475,13 @@ fn the_ogc_api_answers_as_in_process() {
         "/collections/places/items/5.html",
         "/collections/places/items?bbox=-10,35,30,60&limit=50",
         "/collections/places/items?name=France",
+        "/static/style.css",
     ];
     for page in pages {
         let joint = if page.contains('?') { '&' } else { '?' };
         let kind = match page {
             _ if page.contains(".html") => "text/html",
+            "/static/style.css" => "text/css",
             "/api" | "/api.json" => "application/vnd.oai.openapi+json",
             _ if page.contains("/items") => "application/geo+json",
             _ => "application/json",
@@ -508,6 +510,23 @@ fn the_ogc_api_honours_accept() {
         let reply = pair.same_with("world.qgs", "GET", path, &[("Accept", accept)], "");
         assert_eq!(reply.header("content-type"), Some(kind));
     }
+}
+
+#[test]
+fn the_catalogue_lists_the_projects_where_the_operator_enables_it() {
+    assert_eq!(Server::real("").get("/catalog/index.json").status, 404);
+    let server = Server::real("api.enabled.landing_page = yes");
+    let front = server.get("/catalog/");
+    assert_eq!(front.status, 302, "{}", front.text());
+    let reply = server.get("/catalog/index.json");
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    let json = reply.json();
+    let projects = json["projects"].as_array().unwrap().iter();
+    let mut titles: Vec<_> = projects
+        .map(|project| project["title"].as_str().unwrap())
+        .collect();
+    titles.sort();
+    assert_eq!(titles, ["Atlas", "World"], "QGIS leaves out what has a broken layer");
 }
 
 /// Written in place, replaced by another file, and replaced by an older one.
