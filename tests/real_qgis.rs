@@ -526,7 +526,11 @@ fn the_catalogue_lists_the_projects_where_the_operator_enables_it() {
         .map(|project| project["title"].as_str().unwrap())
         .collect();
     titles.sort();
-    assert_eq!(titles, ["Atlas", "World"], "QGIS leaves out what has a broken layer");
+    assert_eq!(
+        titles,
+        ["Atlas", "World"],
+        "QGIS leaves out what has a broken layer"
+    );
 }
 
 /// Written in place, replaced by another file, and replaced by an older one.
