@@ -7,6 +7,7 @@
 
 mod broker;
 pub mod config;
+pub mod directory;
 mod http;
 pub mod log;
 mod ogc;

@@ -93,8 +93,10 @@ pub struct Request {
     pub id: u64,
     /// `X-Request-Id`, the one in every log line.
     pub request_id: String,
-    /// Time left until the first byte must be out, and from then on between any two chunks, in milliseconds.
-    pub timeout_ms: u64,
+    /// Time left until the first byte must be out, in milliseconds.
+    pub first_byte_ms: u64,
+    /// From then on the time between any two chunks, in milliseconds.
+    pub chunk_ms: u64,
     /// How many PARTIALs may be unacknowledged.
     pub window: u32,
     pub method: String,
@@ -113,6 +115,9 @@ pub struct Request {
 pub struct Head {
     pub status: u16,
     pub headers: Vec<(String, String)>,
+    /// Bytes of the whole body; known unless QGIS still produces it.
+    #[serde(default)]
+    pub length: Option<u64>,
 }
 
 /// Part of a reply; the first part carries the head.
@@ -394,6 +399,7 @@ mod tests {
         let head = Head {
             status: 200,
             headers: vec![("Content-Type".into(), "image/png".into())],
+            length: Some(2),
         };
         vec![
             Message::Ready(Ready {

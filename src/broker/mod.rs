@@ -3,9 +3,8 @@
 //! [`Handle`] is what the front sees. Behind it one OS thread (`router.rs`)
 //! holds the only ROUTER (`transport.rs`) and drives the pure decisions of
 //! `queue.rs`. Workers on this machine connect to a socket in a private
-//! directory (`directory.rs`), all others through `gate.rs`.
+//! directory (`crate::directory`), all others through `gate.rs`.
 
-mod directory;
 mod gate;
 mod queue;
 mod router;

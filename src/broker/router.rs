@@ -21,7 +21,6 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{self, MissedTickBehavior};
 
-use super::directory::Directory;
 use super::gate::{self, Gate};
 use super::queue::{Effect, Fate, Id, Limits, Peer, Queue, Ticket, Why};
 use super::throttle::Throttle;
@@ -31,6 +30,7 @@ use super::{
     Stream, Worker,
 };
 use crate::config;
+use crate::directory::{self, Directory};
 use crate::protocol::{
     Cancel, Credit, Disconnect, Final, Message, Partial, Ready, Reason, Request,
 };
@@ -79,12 +79,13 @@ impl std::fmt::Display for StartError {
 impl std::error::Error for StartError {}
 
 pub fn start(config: &config::Broker) -> Result<(Handle, Broker), StartError> {
-    let directory =
-        Directory::create(&config.runtime_dir).map_err(|error| StartError::Directory {
+    let directory = Directory::create(&config.runtime_dir, directory::SERVER).map_err(|error| {
+        StartError::Directory {
             parent: config.runtime_dir.clone(),
             error,
-        })?;
-    let path = directory.join("broker.sock");
+        }
+    })?;
+    let path = directory.path().join("broker.sock");
     let refused = |error: String| StartError::Socket {
         path: path.clone(),
         error,
@@ -604,7 +605,8 @@ impl<T: Transport> Driver<T> {
         let request = Request {
             id,
             request_id: call.request_id.clone(),
-            timeout_ms: left.as_millis() as u64,
+            first_byte_ms: left.as_millis() as u64,
+            chunk_ms: call.timeout.as_millis() as u64,
             window: self.config.window,
             method: call.method.clone(),
             url: call.url.clone(),

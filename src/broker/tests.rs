@@ -160,6 +160,7 @@ fn ok() -> Option<Head> {
     Some(Head {
         status: 200,
         headers: Vec::new(),
+        length: None,
     })
 }
 
@@ -453,7 +454,7 @@ async fn an_overdue_request_is_a_timeout_and_its_worker_is_cancelled() {
         ..get("GetMap")
     });
     let (request, _) = worker.request().await;
-    assert!((150..=200).contains(&request.timeout_ms));
+    assert!((150..=200).contains(&request.first_byte_ms));
     assert_eq!(call.await.unwrap().unwrap_err(), Error::TimedOut { after });
     let late = started.elapsed() - after;
     assert!(late < Duration::from_millis(100), "late by {late:?}");

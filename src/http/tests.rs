@@ -146,6 +146,7 @@ fn head(status: u16) -> Head {
     Head {
         status,
         headers: vec![("Content-Type".into(), "text/plain".into())],
+        length: None,
     }
 }
 

@@ -198,6 +198,7 @@ struct Link {
 
 struct Running {
     outlet: Arc<Outlet>,
+    /// Between two parts.
     timeout: Duration,
     /// When a part has to be out; stands still while the client is the slow one.
     deadline: Instant,
@@ -319,11 +320,11 @@ impl Link {
         }
         self.board.begin(&describe(&request));
         let outlet = Arc::new(Outlet::new(request.id, request.window, self.out.0.clone()));
-        let timeout = Duration::from_millis(request.timeout_ms);
+        let first_byte = Duration::from_millis(request.first_byte_ms);
         self.running = Some(Running {
             outlet: outlet.clone(),
-            timeout,
-            deadline: Instant::now() + timeout,
+            timeout: Duration::from_millis(request.chunk_ms),
+            deadline: Instant::now() + first_byte,
             kill_at: None,
             wanted: true,
         });

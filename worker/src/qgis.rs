@@ -469,7 +469,11 @@ fn head(status: u16, headers: &Bound<'_, PyDict>) -> PyResult<Head> {
         .iter()
         .map(|(name, value)| Ok((name.extract()?, value.extract()?)))
         .collect::<PyResult<_>>()?;
-    Ok(Head { status, headers })
+    Ok(Head {
+        status,
+        headers,
+        length: None,
+    })
 }
 
 /// The bytes of a QByteArray or of bytes, copied once.

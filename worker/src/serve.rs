@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use qgisserver::config;
-use qgisserver::protocol::{Failure, Final, Head, Ready, Request, Timings, Versions};
+use qgisserver::protocol::{Failure, Final, Ready, Request, Timings, Versions};
 
 use crate::board::{Board, Farewell};
 use crate::link::{self, Job, Outlet};
@@ -205,7 +205,7 @@ fn finish(outlet: &Outlet, served: Served, report: Final) {
         }
         Ok((mut head, mut bytes)) => {
             if let Some(head) = &mut head {
-                set_length(head, bytes.len());
+                head.length = Some(bytes.len() as u64);
             }
             while bytes.len() > CHUNK {
                 if outlet.part(head.take(), bytes.split_to(CHUNK)).is_err() {
@@ -220,14 +220,6 @@ fn finish(outlet: &Outlet, served: Served, report: Final) {
 
 /// Pieces in which a finished answer leaves.
 const CHUNK: usize = 256 << 10;
-
-/// The length is known, whatever QGIS or a plugin believed before.
-fn set_length(head: &mut Head, length: usize) {
-    head.headers
-        .retain(|(name, _)| !name.eq_ignore_ascii_case("content-length"));
-    head.headers
-        .push(("Content-Length".into(), length.to_string()));
-}
 
 /// Resident memory, read at most once per second: reading costs as much as a small request.
 #[derive(Default)]
@@ -265,21 +257,6 @@ fn micros(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_length_that_leaves_is_the_length_that_is() {
-        let headers = vec![
-            ("content-length".into(), "7".into()),
-            ("A".into(), "b".into()),
-        ];
-        let mut head = Head {
-            status: 200,
-            headers,
-        };
-        set_length(&mut head, 3);
-        assert_eq!(head.headers[1], ("Content-Length".into(), "3".into()));
-        assert_eq!(head.headers.len(), 2);
-    }
 
     #[test]
     fn a_process_has_memory() {

@@ -36,11 +36,9 @@ use temporary::Folder;
 
 /// Runs the pool until it is told to stop. `is_child`: started by a server, whose
 /// end closes our standard input.
-pub fn run(config: Config, zygote: Zygote, is_child: bool) -> nix::Result<()> {
+pub fn run(config: Config, zygote: Zygote, is_child: bool) -> std::io::Result<()> {
     let mut parent = Parent::new(config, zygote, is_child)?;
-    let outcome = parent.watch();
-    parent.folder.remove();
-    outcome
+    parent.watch()
 }
 
 struct Parent {
@@ -68,7 +66,7 @@ struct Worker {
 }
 
 impl Parent {
-    fn new(config: Config, zygote: Zygote, is_child: bool) -> nix::Result<Self> {
+    fn new(config: Config, zygote: Zygote, is_child: bool) -> std::io::Result<Self> {
         let mut mask = SigSet::empty();
         [
             Signal::SIGCHLD,
@@ -107,7 +105,7 @@ impl Parent {
         })
     }
 
-    fn watch(&mut self) -> nix::Result<()> {
+    fn watch(&mut self) -> std::io::Result<()> {
         while !self.pool.is_finished() {
             self.act();
             self.announce();
@@ -333,7 +331,7 @@ impl Parent {
             .unwrap_or_default();
         // The spare first; everything else can wait.
         self.act();
-        let _ = std::fs::remove_dir_all(&worker.tmpdir);
+        temporary::remove(&worker.tmpdir);
         Obituary {
             number,
             pid,
