@@ -1,4 +1,4 @@
-//! The server: flags → settings → log → ports → privileges → run → exit code.
+//! The server: flags → settings → log → signals → ports → privileges → run → exit code.
 
 use std::net::{SocketAddr, TcpListener};
 use std::process::{Command, ExitCode};
@@ -41,9 +41,6 @@ fn main() -> ExitCode {
 type Failed = (u8, String);
 
 fn serve(config: Config) -> Result<ExitCode, Failed> {
-    let listeners = bind(&config)?;
-    become_user(config.setuid.as_deref())?;
-    raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(config.http.threads)
         .enable_all()
@@ -54,7 +51,17 @@ fn serve(config: Config) -> Result<ExitCode, Failed> {
                 format!("no threads (server.http_threads): {error}"),
             )
         })?;
-    let outcome = runtime.block_on(async { qgisserver::run(config, listeners, stopped()).await });
+    // Before the ports: whoever sees us listen may tell us to stop.
+    let stop = {
+        let _inside = runtime.enter();
+        [SignalKind::terminate(), SignalKind::interrupt()]
+            .map(|kind| signal(kind).expect("the signal can be handled"))
+    };
+    let listeners = bind(&config)?;
+    become_user(config.setuid.as_deref())?;
+    raise_descriptor_limit();
+    let outcome =
+        runtime.block_on(async { qgisserver::run(config, listeners, stopped(stop)).await });
     outcome
         .map(|()| ExitCode::SUCCESS)
         .map_err(|error| match error {
@@ -104,7 +111,18 @@ fn become_user(name: Option<&str>) -> Result<(), Failed> {
     nix::unistd::initgroups(&c_name, user.gid)
         .and_then(|()| nix::unistd::setgid(user.gid))
         .and_then(|()| nix::unistd::setuid(user.uid))
-        .map_err(|error| failed(error.to_string()))
+        .map_err(|error| failed(error.to_string()))?;
+    // QGIS keeps its profile and its authentication database at home.
+    let home = user.dir.into_os_string();
+    for (variable, value) in [
+        ("HOME", home),
+        ("USER", name.into()),
+        ("LOGNAME", name.into()),
+    ] {
+        // SAFETY: our own threads do not read the environment; the pool inherits it.
+        unsafe { std::env::set_var(variable, value) };
+    }
+    Ok(())
 }
 
 /// Every connection is a descriptor, and the usual soft limit is 1024.
@@ -121,9 +139,7 @@ fn raise_descriptor_limit() {
 const SAME_WISH: Duration = Duration::from_millis(500);
 
 /// Resolves at SIGTERM or SIGINT. Another one ends the process at once.
-async fn stopped() {
-    let [mut terminate, mut interrupt] = [SignalKind::terminate(), SignalKind::interrupt()]
-        .map(|kind| signal(kind).expect("the signal can be handled"));
+async fn stopped([mut terminate, mut interrupt]: [Signal; 2]) {
     next(&mut terminate, &mut interrupt).await;
     tracing::info!("stopping: running requests may end, a second signal ends them");
     tokio::spawn(async move {

@@ -26,8 +26,7 @@ type Peer = Bytes;
 
 impl FakeServer {
     fn new() -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
+        let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .unwrap();
@@ -113,7 +112,7 @@ fn request(id: u64, what: &str) -> Request {
 /// One worker, no spare, and the server it thinks it has.
 fn one_worker(settings: &str) -> (World, FakeServer, Pool) {
     let (world, server) = (World::stub(), FakeServer::new());
-    let own = "server.workers = 1\nworker.spares = 0\nzmq.heartbeat = 5";
+    let own = "server.workers = 1\nworker.spares = 0\nzmq.heartbeat = 3";
     let pool = Pool::start(&world, server.address, &format!("{own}\n{settings}"));
     (world, server, pool)
 }
@@ -207,8 +206,8 @@ fn a_server_of_another_version_is_left_and_looked_for_again() {
     let (peer, first) = server.welcome();
     let frames = ["qgisserver/9", "HEARTBEAT"].map(|text| Bytes::from_static(text.as_bytes()));
     server.send_frames(&peer, frames.to_vec());
-    pool.process.log.wait_line("qgisserver/9");
     let (_, second) = server.welcome();
+    pool.process.log.wait_line("qgisserver/9");
     assert_eq!(first.instance, second.instance);
 }
 
@@ -217,14 +216,14 @@ fn a_silent_server_is_left_and_looked_for_again() {
     let (_world, mut server, pool) = one_worker("zmq.heartbeat = 0.2");
     let (_, first) = server.welcome();
     // This server never says HEARTBEAT.
-    pool.process.log.wait_line("silent for");
     let (_, second) = server.welcome();
+    pool.process.log.wait_line("silent for");
     assert_eq!(first.instance, second.instance);
 }
 
 #[test]
 fn told_to_restart_a_pool_replaces_its_worker_which_says_goodbye() {
-    let (_world, mut server, _pool) = one_worker("");
+    let (_world, mut server, pool) = one_worker("");
     let (peer, first) = server.welcome();
     let reason = Reason::Restart;
     server.send(&peer, Message::Disconnect(Disconnect { reason }));
@@ -241,4 +240,8 @@ fn told_to_restart_a_pool_replaces_its_worker_which_says_goodbye() {
     server.ask(&peer, request(5, "DO=echo"));
     let (end, _) = server.end();
     assert_eq!((end.id, end.failure, end.leaving), (5, None, true));
+    // It says goodbye again, and then it does not wait for ever.
+    let (leaver, goodbye) = server.hear();
+    assert_eq!((leaver, goodbye.word()), (peer, "DISCONNECT"));
+    pool.process.log.wait_line("left as told");
 }

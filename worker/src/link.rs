@@ -13,6 +13,7 @@
 //! only when QGIS is idle.
 
 use std::future::pending;
+use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use bytes::Bytes;
 use qgisserver::protocol::{
     Cancel, Disconnect, Final, Head, Message, Partial, Ready, Reason, Request,
 };
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
@@ -30,6 +31,9 @@ use crate::dealer::{Dealer, Event};
 /// What the parent says through the control socket, one byte each.
 pub const PROMOTED: u8 = b'P';
 pub const DISMISSED: u8 = b'D';
+
+/// What the worker says back once the server knows it.
+pub const JOINED: u8 = b'J';
 
 /// Nobody waits for the answer any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -190,11 +194,18 @@ struct Link {
     promoted: bool,
     leaving: bool,
     dealer: Option<Dealer>,
+    connecting: Option<Connecting>,
     heard_at: Instant,
+    beat_at: Instant,
     seek_at: Instant,
+    /// Before the next try; grows until a server is understood.
     pause: Duration,
     running: Option<Running>,
+    /// It said goodbye; when it goes without an answer.
+    gone_at: Option<Instant>,
 }
+
+type Connecting = Pin<Box<dyn Future<Output = Result<Dealer, String>>>>;
 
 struct Running {
     outlet: Arc<Outlet>,
@@ -225,10 +236,13 @@ impl Link {
             promoted: false,
             leaving: false,
             dealer: None,
+            connecting: None,
             heard_at: now,
+            beat_at: now,
             seek_at: now,
             pause: FIRST_PAUSE,
             running: None,
+            gone_at: None,
         }
     }
 
@@ -240,11 +254,18 @@ impl Link {
         loop {
             let alarm = self.alarm();
             // Dropping any of these futures loses nothing: reads of one byte, of
-            // channels and of whole messages either happen or do not.
+            // channels and of whole messages either happen or do not, and a
+            // connection in the making is kept.
             tokio::select! {
                 biased;
                 out = self.out.1.recv() => self.pass_on(out.expect("we hold a sender")).await,
                 event = next(&mut self.dealer) => self.hear(event).await,
+                connected = made(&mut self.connecting) => {
+                    if self.join(connected).await {
+                        // If the parent is gone we are told below.
+                        let _ = control.write_u8(JOINED).await;
+                    }
+                }
                 byte = control.read_u8() => match byte {
                     Ok(PROMOTED) => self.promoted = true,
                     Ok(DISMISSED) => self.leave().await,
@@ -256,38 +277,56 @@ impl Link {
                 _ = beat.tick() => self.beat().await,
                 () = until(alarm) => self.alarmed(),
             }
-            self.seek().await;
+            self.seek();
         }
     }
 
-    /// Connects when that is what is missing.
-    async fn seek(&mut self) {
-        let idle = self.running.is_none();
+    /// Begins to connect when that is what is missing.
+    fn seek(&mut self) {
+        let idle = self.running.is_none() && self.connecting.is_none();
         if !self.promoted || self.dealer.is_some() || !idle || Instant::now() < self.seek_at {
             return;
         }
         if self.leaving {
             exit(&self.board, Farewell::Told);
         }
-        let server = self.settings.server.clone();
-        match Dealer::connect(&server, self.settings.heartbeat).await {
+        let (server, timeout) = (self.settings.server.clone(), self.settings.heartbeat);
+        self.connecting = Some(Box::pin(
+            async move { Dealer::connect(&server, timeout).await },
+        ));
+    }
+
+    /// The connection is made, or is not. True once READY is said.
+    async fn join(&mut self, connected: Result<Dealer, String>) -> bool {
+        let server = &self.settings.server;
+        match connected {
             Ok(mut dealer) => {
                 dealer.send(Message::Ready(self.ready.clone())).await;
                 tracing::debug!(server, "connected");
                 self.dealer = Some(dealer);
                 self.heard_at = Instant::now();
-                self.pause = FIRST_PAUSE;
+                true
             }
             Err(why) => {
                 tracing::debug!(server, why, "no server yet");
-                self.pause = (self.pause * 2).min(LAST_PAUSE);
-                self.seek_at = Instant::now() + jittered(self.pause);
+                self.retire();
+                false
             }
         }
     }
 
+    /// Waits before the next try, longer each time.
+    fn retire(&mut self) {
+        self.seek_at = Instant::now() + jittered(self.pause);
+        self.pause = (self.pause * 2).min(LAST_PAUSE);
+    }
+
     async fn hear(&mut self, event: Event) {
         self.heard_at = Instant::now();
+        if let Event::Message(Message::Request(..) | Message::Heartbeat) = event {
+            // This one understands us.
+            self.pause = FIRST_PAUSE;
+        }
         match event {
             Event::Message(Message::Request(request, body)) => self.begin(request, body),
             Event::Message(Message::Credit(credit)) => {
@@ -318,6 +357,8 @@ impl Link {
             );
             return self.disconnected();
         }
+        // It crossed our goodbye, which its end says again.
+        self.gone_at = None;
         self.board.begin(&describe(&request));
         let outlet = Arc::new(Outlet::new(request.id, request.window, self.out.0.clone()));
         let first_byte = Duration::from_millis(request.first_byte_ms);
@@ -379,6 +420,7 @@ impl Link {
     /// DISCONNECT proves that it got everything before.
     async fn leave(&mut self) {
         self.leaving = true;
+        self.gone_at = Some(Instant::now() + self.settings.heartbeat);
         if self.running.is_some() {
             return;
         }
@@ -415,7 +457,7 @@ impl Link {
         if self.dealer.take().is_some() {
             tracing::debug!(server = self.settings.server, "disconnected");
         }
-        self.seek_at = Instant::now() + jittered(FIRST_PAUSE);
+        self.retire();
         if let Some(running) = &mut self.running {
             running.wanted = false;
             running.stop(self.settings.cancel_grace);
@@ -424,6 +466,7 @@ impl Link {
 
     async fn beat(&mut self) {
         self.board.beat();
+        self.forgive_a_pause();
         let limit = self.settings.heartbeat * self.settings.heartbeat_misses;
         if self.dealer.is_some() && self.heard_at.elapsed() > limit {
             tracing::warn!(
@@ -435,6 +478,15 @@ impl Link {
         self.send(true, Message::Heartbeat).await;
     }
 
+    /// While this process itself stood still (SIGSTOP, a suspended machine) the
+    /// server was not silent: what it said may wait in the socket.
+    fn forgive_a_pause(&mut self) {
+        let pause = std::mem::replace(&mut self.beat_at, Instant::now()).elapsed();
+        if pause > self.settings.heartbeat * 2 {
+            self.heard_at = Instant::now().min(self.heard_at + pause);
+        }
+    }
+
     /// When something has to happen if nothing else does.
     fn alarm(&self) -> Option<Instant> {
         let running = self.running.as_ref();
@@ -444,12 +496,16 @@ impl Link {
         });
         let seek =
             (self.promoted && self.dealer.is_none() && running.is_none()).then_some(self.seek_at);
-        overdue.into_iter().chain(seek).min()
+        let gone = self.gone_at.filter(|_| running.is_none());
+        overdue.into_iter().chain(seek).chain(gone).min()
     }
 
     fn alarmed(&mut self) {
         let now = Instant::now();
         let Some(running) = &mut self.running else {
+            if self.gone_at.is_some_and(|at| at <= now) {
+                exit(&self.board, Farewell::Told);
+            }
             return;
         };
         match running.kill_at {
@@ -481,6 +537,17 @@ fn jittered(pause: Duration) -> Duration {
 async fn next(dealer: &mut Option<Dealer>) -> Event {
     match dealer {
         Some(dealer) => dealer.next().await,
+        None => pending().await,
+    }
+}
+
+async fn made(connecting: &mut Option<Connecting>) -> Result<Dealer, String> {
+    match connecting {
+        Some(future) => {
+            let connected = future.await;
+            *connecting = None;
+            connected
+        }
         None => pending().await,
     }
 }

@@ -42,6 +42,13 @@ fn run(config: Config, warnings: &[String]) -> ExitCode {
         .iter()
         .for_each(|warning| tracing::warn!("{warning}"));
     environment::prepare(&config.pool.env, &config.pool.env_allow);
+    let mask = match pool::hold_signals() {
+        Ok(mask) => mask,
+        Err(error) => {
+            tracing::error!(%error, "signals cannot be held");
+            return ExitCode::from(UNAVAILABLE);
+        }
+    };
     let zygote = match Zygote::start(&config.pool.python, &environment::prefix()) {
         Ok(zygote) => zygote,
         Err(error) => {
@@ -51,7 +58,7 @@ fn run(config: Config, warnings: &[String]) -> ExitCode {
     };
     // A local pool ends with its server, whatever ends the server.
     let is_child = config.pool.server.starts_with("ipc://");
-    match pool::run(config, zygote, is_child) {
+    match pool::run(config, zygote, mask, is_child) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(%error, "the pool cannot go on");

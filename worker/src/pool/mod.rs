@@ -27,17 +27,31 @@ use qgisserver::protocol::Versions;
 use sd_notify::NotifyState;
 
 use crate::board::Board;
-use crate::link::{DISMISSED, PROMOTED};
+use crate::link::{DISMISSED, JOINED, PROMOTED};
 use crate::qgis::Zygote;
 use crate::serve;
 use obituary::Obituary;
 use state::{Effect, Pool, Rules, State, Verdict};
 use temporary::Folder;
 
-/// Runs the pool until it is told to stop. `is_child`: started by a server, whose
+/// Blocks the signals that the pool reads when it has time for them. First of all:
+/// one that comes while Python starts must not end the process.
+pub fn hold_signals() -> nix::Result<SigSet> {
+    let signals = [
+        Signal::SIGCHLD,
+        Signal::SIGTERM,
+        Signal::SIGINT,
+        Signal::SIGHUP,
+    ];
+    let mask: SigSet = signals.into_iter().collect();
+    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&mask), None)?;
+    Ok(mask)
+}
+
+/// Runs the pool until it is told to stop. `mask`: the held signals. `is_child`: started by a server, whose
 /// end closes our standard input.
-pub fn run(config: Config, zygote: Zygote, is_child: bool) -> std::io::Result<()> {
-    let mut parent = Parent::new(config, zygote, is_child)?;
+pub fn run(config: Config, zygote: Zygote, mask: SigSet, is_child: bool) -> std::io::Result<()> {
+    let mut parent = Parent::new(config, zygote, mask, is_child)?;
     parent.watch()
 }
 
@@ -66,17 +80,7 @@ struct Worker {
 }
 
 impl Parent {
-    fn new(config: Config, zygote: Zygote, is_child: bool) -> std::io::Result<Self> {
-        let mut mask = SigSet::empty();
-        [
-            Signal::SIGCHLD,
-            Signal::SIGTERM,
-            Signal::SIGINT,
-            Signal::SIGHUP,
-        ]
-        .into_iter()
-        .for_each(|signal| mask.add(signal));
-        sigprocmask(SigmaskHow::SIG_BLOCK, Some(&mask), None)?;
+    fn new(config: Config, zygote: Zygote, mask: SigSet, is_child: bool) -> std::io::Result<Self> {
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         let signals = SignalFd::with_flags(&mask, flags)?;
         let pool = &config.pool;
@@ -87,6 +91,7 @@ impl Parent {
             drain_timeout: pool.drain_timeout,
             young: pool.young,
             backoff_max: pool.backoff_max,
+            heartbeat: pool.heartbeat,
             silence_max: pool.heartbeat * pool.heartbeat_misses,
         };
         Ok(Self {
@@ -136,11 +141,11 @@ impl Parent {
     fn try_fork(&mut self, number: u32) -> std::io::Result<()> {
         let board = Arc::new(Board::new()?);
         let (ours, theirs) = UnixStream::pair()?;
+        ours.set_nonblocking(true)?;
         let tmpdir = self.folder.make(number)?;
         let parent = getpid();
         match self.zygote.fork()? {
             ForkResult::Parent { child } => {
-                ours.set_nonblocking(true)?;
                 tracing::debug!(worker = number, pid = child.as_raw(), "forked");
                 let worker = Worker {
                     pid: child,
@@ -179,9 +184,11 @@ impl Parent {
             // SAFETY: it died before we asked.
             unsafe { libc::_exit(1) };
         }
-        // Ctrl-C reaches the whole terminal group; the parent decides what it means.
-        // SAFETY: no handler of ours is replaced.
-        unsafe { libc::signal(libc::SIGINT, libc::SIG_IGN) };
+        // What reaches a whole terminal group is the parent's to understand.
+        for signal in [libc::SIGINT, libc::SIGHUP] {
+            // SAFETY: no handler of ours is replaced.
+            unsafe { libc::signal(signal, libc::SIG_IGN) };
+        }
         let unblocked = sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&self.mask), None);
         unblocked.expect("the mask was valid when it was set");
         // Siblings' sockets: their parent's end must be the parent's alone.
@@ -282,16 +289,16 @@ impl Parent {
         self.pool.stop();
     }
 
-    /// A worker is warm, or its socket is at its end, which SIGCHLD explains.
+    /// A worker is warm or known to the server, or its socket is at its end, which SIGCHLD explains.
     fn listen(&mut self, number: u32) {
         let Some(worker) = self.workers.get_mut(&number) else {
             return;
         };
         let mut word = [0];
-        if let Ok(1) = worker.control.read(&mut word)
-            && word[0] == serve::READY
-        {
-            self.pool.ready(number, Instant::now());
+        match (worker.control.read(&mut word), word[0]) {
+            (Ok(1), serve::READY) => self.pool.ready(number, Instant::now()),
+            (Ok(1), JOINED) => self.pool.joined(number),
+            _ => {}
         }
     }
 

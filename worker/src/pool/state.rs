@@ -25,6 +25,8 @@ pub struct Rules {
     /// A worker that dies younger, without having served, is a strike.
     pub young: Duration,
     pub backoff_max: Duration,
+    /// How often workers beat.
+    pub heartbeat: Duration,
     /// A worker whose beats stop for this long is frozen.
     pub silence_max: Duration,
 }
@@ -47,6 +49,8 @@ struct Worker {
     since: Instant,
     beats: u64,
     beat_at: Instant,
+    /// The server knows it.
+    joined: bool,
 }
 
 /// What the driver has to do.
@@ -78,8 +82,11 @@ pub struct Pool {
     workers: BTreeMap<u32, Worker>,
     generation: u64,
     stopping: bool,
+    /// Deaths of the young since somebody last grew up, and when the last one was.
     strikes: u32,
+    struck_at: Instant,
     fork_at: Instant,
+    stepped_at: Instant,
 }
 
 impl Pool {
@@ -91,13 +98,17 @@ impl Pool {
             generation: 0,
             stopping: false,
             strikes: 0,
+            struck_at: now,
             fork_at: now,
+            stepped_at: now,
         }
     }
 
     /// What to do now. Call it after every event and when [`Pool::next_wake`] comes.
     pub fn step(&mut self, now: Instant) -> Vec<Effect> {
         let mut effects = Vec::new();
+        self.forgive_a_pause(now);
+        self.forget_strikes(now);
         self.kill_overdue(now, &mut effects);
         match self.stopping {
             true => self.empty(now, &mut effects),
@@ -122,7 +133,13 @@ impl Pool {
         {
             worker.enter(State::Spare, now);
             worker.beat_at = now;
-            self.strikes = 0;
+        }
+    }
+
+    /// The server knows the worker.
+    pub fn joined(&mut self, number: u32) {
+        if let Some(worker) = self.workers.get_mut(&number) {
+            worker.joined = true;
         }
     }
 
@@ -190,6 +207,31 @@ impl Pool {
         self.fork_at.saturating_duration_since(now)
     }
 
+    /// While the pool itself stood still (SIGSTOP, a suspended machine) its workers
+    /// did, too, or could not be heard.
+    fn forgive_a_pause(&mut self, now: Instant) {
+        let pause = now.saturating_duration_since(self.stepped_at);
+        self.stepped_at = now;
+        if pause > self.rules.heartbeat * 2 {
+            for worker in self.workers.values_mut() {
+                worker.beat_at = now.min(worker.beat_at + pause);
+                worker.since = now.min(worker.since + pause);
+            }
+        }
+    }
+
+    /// A worker that was forked after the last strike has grown up.
+    fn forget_strikes(&mut self, now: Instant) {
+        let grown = |worker: &Worker| {
+            matches!(worker.state, State::Spare | State::Serving)
+                && worker.born >= self.struck_at
+                && now - worker.born >= self.rules.young
+        };
+        if self.workers.values().any(grown) {
+            self.strikes = 0;
+        }
+    }
+
     fn kill_overdue(&mut self, now: Instant, effects: &mut Vec<Effect>) {
         let mut late_starts = 0;
         for (number, worker) in &mut self.workers {
@@ -224,8 +266,8 @@ impl Pool {
         }
     }
 
-    /// A worker of an older generation leaves when a warm one can take its place,
-    /// one at a time.
+    /// Workers of an older generation leave one at a time, each when a warm one has
+    /// taken its place and the server knows that one.
     fn renew(&mut self, now: Instant, effects: &mut Vec<Effect>) {
         let generation = self.generation;
         for (number, worker) in &mut self.workers {
@@ -235,14 +277,35 @@ impl Pool {
                 worker.enter(State::Doomed, now);
             }
         }
-        if self.count(State::Leaving) > 0 || self.current(State::Spare) == 0 {
+        if self.count(State::Leaving) > 0
+            || self.current(State::Serving) == self.count(State::Serving)
+        {
             return;
         }
+        match self.count(State::Serving) > self.rules.workers {
+            true if self.all_joined(now) => self.dismiss_oldest(now, effects),
+            true => {}
+            false => drop(self.promote_one(now, effects)),
+        }
+    }
+
+    /// Whoever was promoted is known to the server, or finds none.
+    fn all_joined(&self, now: Instant) -> bool {
+        let patience = self.rules.silence_max;
+        let mut serving = self
+            .workers
+            .values()
+            .filter(|it| it.state == State::Serving);
+        serving.all(|it| it.joined || now - it.since >= patience)
+    }
+
+    fn dismiss_oldest(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        let generation = self.generation;
         let oldest = self
             .workers
             .iter_mut()
-            .filter(|(_, worker)| worker.state == State::Serving && worker.generation != generation)
-            .min_by_key(|(_, worker)| worker.born);
+            .filter(|(_, it)| it.state == State::Serving && it.generation != generation)
+            .min_by_key(|(_, it)| it.born);
         if let Some((number, worker)) = oldest {
             effects.push(Effect::Dismiss(*number));
             worker.enter(State::Leaving, now);
@@ -250,18 +313,21 @@ impl Pool {
     }
 
     fn promote(&mut self, now: Instant, effects: &mut Vec<Effect>) {
-        while self.count(State::Serving) < self.rules.workers {
-            let spare = self
-                .workers
-                .iter_mut()
-                .find(|(_, worker)| worker.state == State::Spare);
-            let Some((number, worker)) = spare else {
-                return;
-            };
-            // Before the dismissals: the new one answers before the old one is gone.
-            effects.insert(0, Effect::Promote(*number));
-            worker.enter(State::Serving, now);
-        }
+        while self.count(State::Serving) < self.rules.workers && self.promote_one(now, effects) {}
+    }
+
+    /// False if there is no spare.
+    fn promote_one(&mut self, now: Instant, effects: &mut Vec<Effect>) -> bool {
+        let spare = self
+            .workers
+            .iter_mut()
+            .find(|(_, it)| it.state == State::Spare);
+        let Some((number, worker)) = spare else {
+            return false;
+        };
+        effects.push(Effect::Promote(*number));
+        worker.enter(State::Serving, now);
+        true
     }
 
     fn fill(&mut self, now: Instant, effects: &mut Vec<Effect>) {
@@ -298,6 +364,7 @@ impl Pool {
         let pause = Duration::from_millis(250) * 2u32.saturating_pow(self.strikes.min(20));
         self.fork_at = now + pause.min(self.rules.backoff_max);
         self.strikes = self.strikes.saturating_add(1);
+        self.struck_at = now;
     }
 
     fn count(&self, state: State) -> usize {
@@ -327,6 +394,7 @@ impl Worker {
             since: now,
             beats: 0,
             beat_at: now,
+            joined: false,
         }
     }
 
@@ -358,6 +426,7 @@ mod tests {
             drain_timeout: seconds(20),
             young: seconds(5),
             backoff_max: seconds(30),
+            heartbeat: seconds(1),
             silence_max: seconds(3),
         }
     }
@@ -372,12 +441,16 @@ mod tests {
         pool.ready(2, now);
         assert_eq!(pool.step(now), [Effect::Promote(2), Effect::Fork(3)]);
         pool.ready(3, now);
+        (1..3).for_each(|number| pool.joined(number));
         assert_eq!(pool.step(now), []);
         (pool, now)
     }
 
-    fn alive(pool: &mut Pool, beats: u64, now: Instant) {
-        (1..9).for_each(|number| pool.beats(number, beats, now));
+    /// The first thing that happens when nothing else does.
+    fn later(pool: &mut Pool, now: Instant) -> Vec<Effect> {
+        let seconds = (1..100).map(|seconds| now + Duration::from_secs(seconds));
+        let mut effects = seconds.map(|now| pool.step(now));
+        effects.find(|effects| !effects.is_empty()).unwrap()
     }
 
     #[test]
@@ -420,6 +493,7 @@ mod tests {
     fn a_worker_without_a_beat_is_killed_once_and_replaced() {
         let (mut pool, now) = settled();
         let now = now + Duration::from_secs(2);
+        pool.step(now);
         [1, 3]
             .into_iter()
             .for_each(|number| pool.beats(number, 7, now));
@@ -438,8 +512,7 @@ mod tests {
         let now = Instant::now();
         let mut pool = Pool::new(rules(), now);
         pool.step(now);
-        let now = now + rules().start_timeout;
-        let effects = pool.step(now);
+        let effects = later(&mut pool, now);
         assert_eq!(
             effects,
             [1, 2].map(|number| Effect::Kill(number, Verdict::StartTimedOut))
@@ -447,7 +520,7 @@ mod tests {
     }
 
     #[test]
-    fn a_restart_replaces_one_after_the_other_each_warm_before_the_old_one_leaves() {
+    fn a_restart_replaces_one_after_the_other_each_known_before_the_old_one_leaves() {
         let (mut pool, now) = settled();
         pool.restart();
         assert_eq!(
@@ -455,19 +528,17 @@ mod tests {
             [Effect::Kill(3, Verdict::Replaced), Effect::Fork(4)]
         );
         pool.died(3, false, now);
-        alive(&mut pool, 1, now);
         pool.ready(4, now);
-        assert_eq!(
-            pool.step(now),
-            [Effect::Promote(4), Effect::Dismiss(1), Effect::Fork(3)]
-        );
+        assert_eq!(pool.step(now), [Effect::Promote(4)]);
+        assert_eq!(pool.step(now), [], "the server does not know the new one");
+        pool.joined(4);
+        assert_eq!(pool.step(now), [Effect::Dismiss(1), Effect::Fork(3)]);
         pool.ready(3, now);
         assert_eq!(pool.step(now), [], "the first one has not left yet");
         pool.died(1, true, now);
-        assert_eq!(
-            pool.step(now),
-            [Effect::Promote(3), Effect::Dismiss(2), Effect::Fork(1)]
-        );
+        assert_eq!(pool.step(now), [Effect::Promote(3)]);
+        pool.joined(3);
+        assert_eq!(pool.step(now), [Effect::Dismiss(2), Effect::Fork(1)]);
         pool.died(2, true, now);
         pool.ready(1, now);
         assert_eq!(pool.step(now), []);
@@ -475,23 +546,63 @@ mod tests {
     }
 
     #[test]
+    fn a_restart_without_a_server_does_not_wait_for_it() {
+        let (mut pool, now) = settled();
+        pool.restart();
+        pool.step(now);
+        pool.ready(4, now);
+        pool.step(now);
+        let mut now = now;
+        for beat in 1..4 {
+            now += Duration::from_secs(1);
+            (1..9).for_each(|number| pool.beats(number, beat, now));
+            pool.step(now);
+        }
+        assert_eq!(pool.state(1), Some(State::Leaving));
+    }
+
+    #[test]
     fn a_restart_without_spares_still_warms_the_new_one_first() {
         let now = Instant::now();
-        let mut pool = Pool::new(
-            Rules {
-                workers: 1,
-                spares: 0,
-                ..rules()
-            },
-            now,
-        );
+        let one = Rules {
+            workers: 1,
+            spares: 0,
+            ..rules()
+        };
+        let mut pool = Pool::new(one, now);
         pool.step(now);
         pool.ready(1, now);
         assert_eq!(pool.step(now), [Effect::Promote(1)]);
+        pool.joined(1);
         pool.restart();
         assert_eq!(pool.step(now), [Effect::Fork(2)]);
         pool.ready(2, now);
-        assert_eq!(pool.step(now), [Effect::Promote(2), Effect::Dismiss(1)]);
+        assert_eq!(pool.step(now), [Effect::Promote(2)]);
+        pool.joined(2);
+        assert_eq!(pool.step(now), [Effect::Dismiss(1)]);
+    }
+
+    #[test]
+    fn a_pause_of_the_pool_itself_is_nobody_s_silence() {
+        let (mut pool, now) = settled();
+        let now = now + Duration::from_secs(3600);
+        assert_eq!(pool.step(now), []);
+    }
+
+    #[test]
+    fn workers_that_die_once_they_are_ready_are_forked_ever_more_slowly() {
+        let mut now = Instant::now();
+        let mut pool = Pool::new(rules(), now);
+        for _ in 0..20 {
+            now = pool.next_wake(now).unwrap_or(now).max(now);
+            for effect in pool.step(now) {
+                if let Effect::Fork(number) = effect {
+                    pool.ready(number, now);
+                    pool.died(number, false, now);
+                }
+            }
+        }
+        assert_eq!(pool.backoff(now), rules().backoff_max);
     }
 
     #[test]
@@ -511,8 +622,10 @@ mod tests {
             pool.died(number, true, now);
         }
         assert!(!pool.is_finished());
-        let now = now + rules().drain_timeout;
-        assert_eq!(pool.step(now), [Effect::Kill(2, Verdict::DrainTimedOut)]);
+        assert_eq!(
+            later(&mut pool, now),
+            [Effect::Kill(2, Verdict::DrainTimedOut)]
+        );
         pool.died(2, true, now);
         assert!(pool.is_finished());
     }
@@ -555,7 +668,7 @@ mod tests {
                     Event::Wait(ms) => now += Duration::from_millis(ms),
                 }
                 pool.step(now);
-                assert!(pool.count(State::Serving) <= rules().workers);
+                assert!(pool.count(State::Serving) <= rules().workers + 1);
             }
             for _ in 0..100 {
                 now += Duration::from_secs(1);
@@ -570,6 +683,7 @@ mod tests {
                         pool.died(number, true, now);
                     }
                     pool.ready(number, now);
+                    pool.joined(number);
                     pool.beats(number, beats, now);
                 }
             }
