@@ -11,7 +11,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 
 BUILD := gcc pkg-config python3-dev
 QGIS  := python3-qgis qgis-server qgis-providers
-TEST  := systemd supervisor
+TEST  := procps systemd supervisor
 BENCH := nginx-light spawn-fcgi
 
 .PHONY: help serve test check bench cargo
