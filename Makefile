@@ -1,4 +1,4 @@
-# make serve   build, serve the example projects on 127.0.0.1:8080, say what to try
+# make serve   build, serve the example projects on 127.0.0.1:8080 (or PORT=…), say what to try
 # make test    everything that must pass before a change lands
 # make bench   in-process QGIS, nginx + FastCGI and qgisserver, side by side
 #
@@ -11,7 +11,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 
 BUILD := gcc pkg-config python3-dev
 QGIS  := python3-qgis qgis-server qgis-providers
-TEST  := systemd supervisor
+TEST  := procps systemd supervisor
 BENCH := nginx-light spawn-fcgi
 
 .PHONY: help serve test check bench cargo

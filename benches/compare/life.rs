@@ -6,19 +6,24 @@ use nix::sys::signal::Signal;
 
 use crate::client::Client;
 use crate::memory;
-use crate::peers::{self, Place, Server};
+use crate::peers::{self, InProcess, Place, Server};
 use crate::stats::{Demands, median, ms, worst};
 
 const STARTS: usize = 7;
 const DEATHS: usize = 10;
 
 pub fn start(place: &Place, demands: &mut Demands) {
+    const CAPABILITIES: &str = "SERVICE=WMS&VERSION=1.3.0&REQUEST=GetCapabilities";
+    let mut alone = Vec::new();
     let mut taken = Vec::new();
     let mut idle = Vec::new();
     for _ in 0..STARTS {
+        let began = Instant::now();
+        InProcess::start(place, "world").calls(1, CAPABILITIES);
+        alone.push(ms(began.elapsed()));
         let server = Server::start(place, 2);
         let peer = server.serving("world");
-        let target = peer.target("SERVICE=WMS&VERSION=1.3.0&REQUEST=GetCapabilities");
+        let target = peer.target(CAPABILITIES);
         peers::until("a first answer", || {
             let reply = Client::connect(peer.address).ok()?.get(&target).ok()?;
             (reply.status == 200).then_some(())
@@ -27,6 +32,10 @@ pub fn start(place: &Place, demands: &mut Demands) {
         idle.push(memory::resident(server.pid()) as f64 / 1024.0);
     }
     println!("\nStart, 2 workers, {STARTS} times\n");
+    println!(
+        "- first GetCapabilities of QGIS in a Python program: median {:.0} ms",
+        median(alone)
+    );
     println!(
         "- first GetCapabilities: median {:.0} ms, worst {:.0} ms",
         median(taken.clone()),

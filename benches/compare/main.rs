@@ -29,6 +29,9 @@ fn main() {
     let scratch = tempfile::tempdir().expect("a temporary folder");
     let place = prepare(scratch.path());
     let mut demands = Demands::default();
+    // Others who use the processors blur everything but what is paired or counted.
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    println!("Load of the machine before: {}", load.trim());
     if wants("single") || wants("crowd") {
         speed::compare(&place, wants("single"), wants("crowd"), &mut demands);
     }

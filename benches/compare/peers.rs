@@ -33,6 +33,7 @@ impl Place {
         command
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .env("HOME", &self.scratch)
+            .env("TMPDIR", &self.scratch)
             .env("XDG_RUNTIME_DIR", &self.scratch)
             .env("QT_QPA_PLATFORM", "offscreen")
             .env("OPENBLAS_NUM_THREADS", "1")
