@@ -132,9 +132,9 @@ fn a_worker_says_who_it_is_and_answers_with_the_request_s_id() {
 
 #[test]
 fn a_worker_sends_no_more_than_its_window_until_it_gets_credit() {
-    let (_world, mut server, _pool) = one_worker("worker.chunk_bytes = 1000");
+    let (_world, mut server, _pool) = one_worker("worker.chunk_bytes = 1024");
     let (peer, _) = server.welcome();
-    server.ask(&peer, request(1, "DO=stream&N=6&SIZE=1000"));
+    server.ask(&peer, request(1, "DO=stream&N=6&SIZE=1024"));
     let mut n_parts = 0;
     while let Some((_, message)) = server.hear_within(Duration::from_millis(500)) {
         assert!(matches!(message, Message::Partial(..)), "{message:?}");
@@ -147,12 +147,12 @@ fn a_worker_sends_no_more_than_its_window_until_it_gets_credit() {
         "a credit for another request"
     );
     server.send(&peer, Message::Credit(Credit { id: 1, n: 9 }));
-    let mut bytes = n_parts * 1000;
+    let mut bytes = n_parts * 1024;
     loop {
         match server.hear().1 {
             Message::Partial(_, part) => bytes += part.len(),
             Message::Final(end, rest) => {
-                assert_eq!((end.failure, bytes + rest.len()), (None, 6000));
+                assert_eq!((end.failure, bytes + rest.len()), (None, 6144));
                 break;
             }
             other => panic!("{other:?}"),
