@@ -84,6 +84,14 @@ impl World {
         world
     }
 
+    /// For programs that become another user.
+    pub fn open_to_everybody(&self) {
+        use std::os::unix::fs::PermissionsExt;
+        let open = |mode| std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(self.folder.path(), open(0o755)).unwrap();
+        std::fs::set_permissions(self.path("stub/control"), open(0o777)).unwrap();
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
@@ -238,8 +246,9 @@ impl Server {
             tmp.clone(),
             world.environment(&tmp),
         );
-        let address = process.log.wait_for("listening on http://", |line| {
-            let rest = line.split("listening on http://").nth(1)?;
+        let address = process.log.wait_for("listening on ", |line| {
+            let url = line.split("listening on ").nth(1)?;
+            let rest = url.split("://").nth(1)?;
             rest.split(['/', ' ']).next()?.parse().ok()
         });
         Self {
@@ -249,6 +258,13 @@ impl Server {
             gate: None,
             n_workers,
         }
+    }
+
+    /// A server that speaks HTTPS, which the other questions here do not.
+    pub fn start_tls(world: World, settings: &str) -> Self {
+        let server = Self::start_in(tmp(), world, settings);
+        server.process.log.wait_line(" ready");
+        server
     }
 
     pub fn ready(self) -> Self {
@@ -365,7 +381,12 @@ impl Pool {
 
 /// Short, because the name of a socket may not be long.
 fn tmp() -> Arc<TempDir> {
-    Arc::new(tempfile::Builder::new().prefix("qs").tempdir().unwrap())
+    use std::os::unix::fs::PermissionsExt;
+    let tmp = tempfile::Builder::new().prefix("qs").tempdir().unwrap();
+    // A server that becomes somebody else puts its files here, too.
+    let open = std::fs::Permissions::from_mode(0o777);
+    std::fs::set_permissions(tmp.path(), open).unwrap();
+    Arc::new(tmp)
 }
 
 /// An address that was free a moment ago.

@@ -4,7 +4,7 @@
 //! worker inherits what QGIS and its libraries are known to need, and nothing else.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Names, or prefixes with `*`, that are passed on.
 const ALLOWED: [&str; 42] = [
@@ -102,6 +102,12 @@ pub fn prepare(set: &BTreeMap<String, String>, allow: &[String]) {
         // SAFETY: as above.
         unsafe { std::env::set_var(name, value) };
     }
+}
+
+/// From now on temporary files belong into `folder`.
+pub fn set_temporary(folder: &Path) {
+    // SAFETY: no other thread reads the environment yet.
+    unsafe { std::env::set_var("TMPDIR", folder) };
 }
 
 /// Where QGIS is installed.

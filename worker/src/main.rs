@@ -49,6 +49,16 @@ fn run(config: Config, warnings: &[String]) -> ExitCode {
             return ExitCode::from(UNAVAILABLE);
         }
     };
+    // Before Python: newer versions of QGIS make temporary files while they are imported.
+    let folder = match pool::Folder::new() {
+        Ok(folder) => folder,
+        Err(error) => {
+            let parent = std::env::temp_dir();
+            tracing::error!(folder = %parent.display(), %error, "no place for temporary files (TMPDIR)");
+            return ExitCode::from(UNAVAILABLE);
+        }
+    };
+    environment::set_temporary(folder.path());
     let zygote = match Zygote::start(&config.pool.python, &environment::prefix()) {
         Ok(zygote) => zygote,
         Err(error) => {
@@ -58,7 +68,7 @@ fn run(config: Config, warnings: &[String]) -> ExitCode {
     };
     // A local pool ends with its server, whatever ends the server.
     let is_child = config.pool.server.starts_with("ipc://");
-    match pool::run(config, zygote, mask, is_child) {
+    match pool::run(config, zygote, mask, folder, is_child) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(%error, "the pool cannot go on");
@@ -70,6 +80,10 @@ fn run(config: Config, warnings: &[String]) -> ExitCode {
 /// `--version`: ours and those of all that answers.
 fn version() -> ExitCode {
     environment::prepare(&Default::default(), &[]);
+    let folder = pool::Folder::new();
+    if let Ok(folder) = &folder {
+        environment::set_temporary(folder.path());
+    }
     let python = Config::default().pool.python;
     let versions = match Zygote::start(&python, &environment::prefix()) {
         Ok(zygote) => zygote.versions(),

@@ -32,7 +32,7 @@ use crate::qgis::Zygote;
 use crate::serve;
 use obituary::Obituary;
 use state::{Effect, Pool, Rules, State, Verdict};
-use temporary::Folder;
+pub use temporary::Folder;
 
 /// Blocks the signals that the pool reads when it has time for them. First of all:
 /// one that comes while Python starts must not end the process.
@@ -48,11 +48,17 @@ pub fn hold_signals() -> nix::Result<SigSet> {
     Ok(mask)
 }
 
-/// Runs the pool until it is told to stop. `mask`: the held signals. `is_child`: started by a server, whose
+/// Runs the pool until it is told to stop. `mask`: the held signals; `folder`: for
+/// temporary files. `is_child`: started by a server, whose
 /// end closes our standard input.
-pub fn run(config: Config, zygote: Zygote, mask: SigSet, is_child: bool) -> std::io::Result<()> {
-    let mut parent = Parent::new(config, zygote, mask, is_child)?;
-    parent.watch()
+pub fn run(
+    config: Config,
+    zygote: Zygote,
+    mask: SigSet,
+    folder: Folder,
+    is_child: bool,
+) -> std::io::Result<()> {
+    Parent::new(config, zygote, mask, folder, is_child)?.watch()
 }
 
 struct Parent {
@@ -80,7 +86,13 @@ struct Worker {
 }
 
 impl Parent {
-    fn new(config: Config, zygote: Zygote, mask: SigSet, is_child: bool) -> std::io::Result<Self> {
+    fn new(
+        config: Config,
+        zygote: Zygote,
+        mask: SigSet,
+        folder: Folder,
+        is_child: bool,
+    ) -> std::io::Result<Self> {
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         let signals = SignalFd::with_flags(&mask, flags)?;
         let pool = &config.pool;
@@ -103,7 +115,7 @@ impl Parent {
             signals,
             mask,
             lifeline: is_child.then(std::io::stdin),
-            folder: Folder::new()?,
+            folder,
             announced: false,
             config,
             zygote,

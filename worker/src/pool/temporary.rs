@@ -30,6 +30,10 @@ impl Folder {
         })
     }
 
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
     /// A fresh subfolder for a worker.
     pub fn make(&mut self, number: u32) -> io::Result<PathBuf> {
         self.n_made += 1;

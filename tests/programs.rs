@@ -1,0 +1,182 @@
+//! The programs as an administrator starts them: versions, mistakes, users, certificates.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Output};
+use std::sync::Arc;
+
+use common::{Server, World, http};
+use tokio_rustls::rustls;
+
+fn program(name: &str) -> Command {
+    let server = std::path::Path::new(env!("CARGO_BIN_EXE_qgisserver"));
+    Command::new(server.with_file_name(name))
+}
+
+fn run(name: &str, args: &[&str]) -> Output {
+    program(name).args(args).output().unwrap()
+}
+
+#[test]
+fn both_programs_say_the_versions_of_all_that_answers() {
+    for name in ["qgisserver", "qgisserver-worker"] {
+        let output = run(name, &["--version"]);
+        assert!(output.status.success());
+        let text = String::from_utf8(output.stdout).unwrap();
+        let mut lines = text.lines();
+        assert_eq!(
+            lines.next(),
+            Some(&*format!("{name} {}", env!("CARGO_PKG_VERSION")))
+        );
+        for library in ["QGIS 3.", "GDAL 3.", "PROJ ", "GEOS 3.", "Python 3."] {
+            assert!(
+                text.lines().any(|line| line.starts_with(library)),
+                "{library}: {text}"
+            );
+        }
+    }
+}
+
+#[test]
+fn wrong_use_is_64_and_a_wrong_configuration_78_and_both_name_the_setting() {
+    for (name, args, code, named) in [
+        (
+            "qgisserver",
+            &["--port", "many", "--rootdir", "/"][..],
+            64,
+            "--port",
+        ),
+        ("qgisserver", &["--nonsense"], 64, "--nonsense"),
+        ("qgisserver", &[], 78, "projects.cache.rootdir"),
+        (
+            "qgisserver",
+            &["-c", "/no/such/file.conf"],
+            78,
+            "/no/such/file.conf",
+        ),
+        (
+            "qgisserver-worker",
+            &["--host", "10.1.2.3", "--rootdir", "/"],
+            64,
+            "--host",
+        ),
+        ("qgisserver-worker", &[], 78, "projects.cache.rootdir"),
+    ] {
+        let output = run(name, args);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{name} {args:?}: {text}");
+        assert!(text.contains(named), "{name} {args:?}: {text}");
+    }
+}
+
+#[test]
+fn a_port_that_is_taken_is_a_wrong_configuration() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let output = run(
+        "qgisserver",
+        &["-b", "127.0.0.1", "-p", &port, "--rootdir", "/"],
+    );
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(78), "{text}");
+    assert!(text.contains("server.port"), "{text}");
+}
+
+/// The user whom a process runs as.
+fn user_of(pid: i32) -> u32 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("Uid:"))
+        .unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// As root everything becomes the user; anybody else is told that it cannot be.
+#[test]
+fn setuid_takes_the_privileges_of_all_processes_once_the_port_is_bound() {
+    let nobody = nix::unistd::User::from_name("nobody").unwrap().unwrap();
+    if !nix::unistd::geteuid().is_root() {
+        let args = [
+            "-b",
+            "127.0.0.1",
+            "-p",
+            "0",
+            "--rootdir",
+            "/",
+            "-u",
+            "nobody",
+        ];
+        let output = run("qgisserver", &args);
+        assert_eq!(output.status.code(), Some(78));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("--setuid"));
+        return;
+    }
+    let world = World::stub();
+    world.open_to_everybody();
+    // The build may be in a place that only its owner can enter.
+    let worker = world.path("qgisserver-worker");
+    std::fs::copy(program("qgisserver-worker").get_program(), &worker).unwrap();
+    let settings = format!(
+        "server.setuid = nobody\nworker.program = {}",
+        worker.display()
+    );
+    let server = Server::start(world, &settings).ready();
+    assert_eq!(server.act("DO=echo").status, 200);
+    let family = server.process.family();
+    assert!(family.len() >= 3, "server, pool and workers: {family:?}");
+    for pid in family.keys() {
+        assert_eq!(user_of(*pid), nobody.uid.as_raw(), "{family:?}");
+    }
+}
+
+#[test]
+fn with_a_certificate_it_speaks_https_and_offers_http_2() {
+    let made = rcgen::generate_simple_self_signed(["localhost".into()]).unwrap();
+    let world = World::stub();
+    let (cert, key) = (world.path("cert.pem"), world.path("key.pem"));
+    std::fs::write(&cert, made.cert.pem()).unwrap();
+    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let settings = format!(
+        "server.ssl = yes\nserver.ssl_cert = {}\nserver.ssl_key = {}",
+        cert.display(),
+        key.display()
+    );
+    let server = Server::start_tls(world, &settings);
+    for (offered, spoken) in [(&b"http/1.1"[..], &b"http/1.1"[..]), (b"h2", b"h2")] {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(made.cert.der().clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = vec![offered.to_vec()];
+        let name = "localhost".try_into().unwrap();
+        let mut client = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
+        let mut socket = http::connect(server.address);
+        let mut stream = rustls::Stream::new(&mut client, &mut socket);
+        if spoken == b"http/1.1" {
+            let request = b"GET /ping HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+            stream.write_all(request).unwrap();
+            let mut reply = String::new();
+            stream.read_to_string(&mut reply).unwrap();
+            assert!(
+                reply.starts_with("HTTP/1.1 200") && reply.contains("ok"),
+                "{reply}"
+            );
+        } else {
+            stream
+                .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
+                .unwrap();
+            let mut frame = [0; 9];
+            stream.read_exact(&mut frame).unwrap();
+            assert_eq!(frame[3], 4, "the server's SETTINGS");
+        }
+        assert_eq!(client.alpn_protocol(), Some(spoken));
+    }
+}
