@@ -162,6 +162,8 @@ struct Request {
     /// Chunks that the client has not taken.
     unacked: u32,
     streaming: bool,
+    /// Its worker may have got it.
+    sent: bool,
     retried: bool,
     /// Somebody waits for the answer.
     watched: bool,
@@ -231,6 +233,15 @@ impl Queue {
         self.alarm(request.until.min(request.queued_until));
         self.waiting.push_back(request);
         self.dispatch(now);
+    }
+
+    /// Its worker may have it from now on. True if it may still go to another.
+    pub fn sent(&mut self, id: Id) -> bool {
+        let Some(request) = self.assigned.get_mut(&id) else {
+            return false;
+        };
+        request.sent = true;
+        request.may_be_sent_again()
     }
 
     /// Its client is gone.
@@ -559,14 +570,23 @@ impl Queue {
     /// The worker that had it is gone.
     fn orphaned(&mut self, id: Id, now: Instant) {
         let mut request = self.assigned.remove(&id).expect("the busy hold one");
+        if !request.sent {
+            return self.put_back(request, now);
+        }
         if !request.may_be_sent_again() {
             return self.answer(id, Error::WorkerDied);
         }
         request.retried = true;
+        request.sent = false;
         request.queued_until = now + self.limits.queue_timeout;
+        self.effects.push(Effect::Requeued { id });
+        self.put_back(request, now);
+    }
+
+    /// First in line.
+    fn put_back(&mut self, request: Request, now: Instant) {
         self.alarm(request.until.min(request.queued_until));
         self.waiting.push_front(request);
-        self.effects.push(Effect::Requeued { id });
         self.dispatch(now);
     }
 
@@ -597,6 +617,7 @@ impl Request {
             peer: Peer::new(),
             unacked: 0,
             streaming: false,
+            sent: false,
             retried: false,
             watched: true,
         }
@@ -696,6 +717,17 @@ mod tests {
         }
 
         fn effects(&mut self) -> Vec<Effect> {
+            let effects = self.unsent();
+            for effect in &effects {
+                if let Effect::Assign { id, .. } = effect {
+                    self.queue.sent(*id);
+                }
+            }
+            effects
+        }
+
+        /// Effects whose requests have not reached their workers.
+        fn unsent(&mut self) -> Vec<Effect> {
             self.queue.check();
             self.queue.effects()
         }
@@ -949,6 +981,25 @@ mod tests {
         assert_eq!(bench.gone("b"), [answered(1, Error::WorkerDied)]);
         bench.ready("c");
         assert_eq!(bench.effects(), [assigned_for(2, "c", 4 * S)]);
+    }
+
+    #[test]
+    fn what_was_not_sent_is_first_in_line_again_and_has_its_retry_left() {
+        let mut bench = Bench::with_workers(&["a", "b"]);
+        let post = Ticket {
+            retry: false,
+            ..ticket()
+        };
+        bench.queue.submit(1, post, bench.now);
+        assert_eq!(bench.unsent(), [assigned(1, "a")]);
+        bench.queue.gone(&"a".into(), bench.now);
+        assert_eq!(bench.unsent(), [assigned(1, "b")]);
+        bench.queue.gone(&"b".into(), bench.now);
+        assert_eq!(bench.unsent(), []);
+        assert_eq!(bench.submit(2), []);
+        bench.ready("c");
+        assert_eq!(bench.effects(), [assigned(1, "c")]);
+        assert_eq!(bench.gone("c"), [answered(1, Error::WorkerDied)]);
     }
 
     #[test]

@@ -24,7 +24,7 @@ use tokio::time::{self, MissedTickBehavior};
 use super::gate::{self, Gate};
 use super::queue::{Effect, Fate, Id, Limits, Peer, Queue, Ticket, Why};
 use super::throttle::Throttle;
-use super::transport::{Event, Router, Transport};
+use super::transport::{Event, Router, Transport, Undeliverable};
 use super::{
     Body, Broker, Call, Command, Error, Handle, Item, Outcome, Reply, Shared, State, Status,
     Stream, Worker,
@@ -597,8 +597,7 @@ impl<T: Transport> Driver<T> {
     fn assign(&mut self, id: Id, peer: &Peer, left: Duration) {
         // Both are there, unless an effect before this one found the worker gone;
         // then the queue knows, and has decided anew.
-        let (Some(pending), Some(worker)) = (self.calls.get(&id), self.workers.get_mut(peer))
-        else {
+        let (Some(pending), Some(worker)) = (self.calls.get(&id), self.workers.get(peer)) else {
             return;
         };
         let call = &pending.call;
@@ -614,10 +613,27 @@ impl<T: Transport> Driver<T> {
             project: call.project.clone(),
             operation: call.operation.clone(),
         };
-        let body = call.body.clone();
-        worker.serving = Some(Serving::of(call));
         tracing::debug!(request_id = request.request_id, %worker, "assigned");
-        self.send(peer, Message::Request(request, body));
+        let serving = Serving::of(call);
+        let frames = Message::Request(request, call.body.clone()).encode();
+        let sent = self.transport.send(peer, frames);
+        if sent
+            .as_ref()
+            .map_or_else(|error| error.may_arrive, |()| true)
+        {
+            self.dispatched(id, peer, serving);
+        }
+        if let Err(error) = sent {
+            self.undeliverable(peer, "REQUEST", &error);
+        }
+    }
+
+    /// The worker may have it.
+    fn dispatched(&mut self, id: Id, peer: &Peer, serving: Serving) {
+        self.queue.sent(id);
+        if let Some(worker) = self.workers.get_mut(peer) {
+            worker.serving = Some(serving);
+        }
     }
 
     fn requeued(&mut self, id: Id) {
@@ -658,9 +674,13 @@ impl<T: Transport> Driver<T> {
     fn send(&mut self, peer: &Peer, message: Message) {
         let word = message.word();
         if let Err(error) = self.transport.send(peer, message.encode()) {
-            self.lost(peer, &format!("{word} cannot be sent: {}", error.0));
-            self.transport.close(peer);
+            self.undeliverable(peer, word, &error);
         }
+    }
+
+    fn undeliverable(&mut self, peer: &Peer, word: &str, error: &Undeliverable) {
+        self.lost(peer, &format!("{word} cannot be sent: {}", error.why));
+        self.transport.close(peer);
     }
 }
 
@@ -764,4 +784,82 @@ fn hex(peer: &[u8]) -> String {
         .take(8)
         .map(|byte| format!("{byte:02x}"))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{get, ok};
+    use super::*;
+
+    /// A transport that remembers what was sent, and to whom nothing can be.
+    #[derive(Default)]
+    struct Wire {
+        sent: Vec<(Peer, Message)>,
+        dead: HashSet<Peer>,
+    }
+
+    impl Transport for Wire {
+        async fn next(&mut self) -> Event {
+            std::future::pending().await
+        }
+
+        fn send(&mut self, peer: &Peer, frames: Vec<Bytes>) -> Result<(), Undeliverable> {
+            if self.dead.contains(peer) {
+                return Err(Undeliverable {
+                    why: "it is dead".into(),
+                    may_arrive: false,
+                });
+            }
+            let message = Message::decode(&frames).expect("it is ours");
+            self.sent.push((peer.clone(), message));
+            Ok(())
+        }
+
+        fn close(&mut self, _: &Peer) {}
+    }
+
+    type Answered = oneshot::Receiver<Result<Reply, Error>>;
+
+    impl Driver<Wire> {
+        fn with_workers(names: &[&'static str]) -> Self {
+            let config = config::Config::default().broker;
+            let (commands, _) = mpsc::unbounded_channel();
+            let mut driver = Self::new(Wire::default(), config, Arc::default(), commands);
+            for name in names {
+                driver.hear(name, Message::Ready(Ready::default()));
+            }
+            driver
+        }
+
+        fn hear(&mut self, peer: &'static str, message: Message) {
+            self.event(Event::Message(peer.into(), message.encode()));
+        }
+
+        fn call(&mut self, id: Id, call: Call) -> Answered {
+            let (answer, answered) = oneshot::channel();
+            let call = Box::new(call);
+            self.obey(Command::Call { id, call, answer });
+            answered
+        }
+
+        fn finish(&mut self, peer: &'static str, id: Id) {
+            let head = ok();
+            let last = Final {
+                id,
+                head,
+                ..Final::default()
+            };
+            self.hear(peer, Message::Final(last, Bytes::new()));
+        }
+    }
+
+    #[test]
+    fn a_request_that_could_not_be_sent_goes_to_the_next_worker() {
+        let mut driver = Driver::with_workers(&["a", "b", "c"]);
+        driver.transport.dead.extend(["a".into(), "b".into()]);
+        let mut answered = driver.call(1, get("Transaction"));
+        assert_eq!(driver.workers.len(), 1);
+        driver.finish("c", 1);
+        assert!(answered.try_recv().unwrap().is_ok());
+    }
 }

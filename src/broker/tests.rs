@@ -156,7 +156,7 @@ impl Fake {
     }
 }
 
-fn ok() -> Option<Head> {
+pub fn ok() -> Option<Head> {
     Some(Head {
         status: 200,
         headers: Vec::new(),
@@ -164,7 +164,7 @@ fn ok() -> Option<Head> {
     })
 }
 
-fn get(operation: &str) -> Call {
+pub fn get(operation: &str) -> Call {
     Call {
         request_id: "r-1".into(),
         method: "GET".into(),
