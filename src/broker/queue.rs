@@ -15,7 +15,8 @@
 //! | any | DISCONNECT | `Leaving`, as soon as its request ended |
 //! | any | disconnected, silent, against the protocol | gone |
 //!
-//! Dispatch is in order of arrival, to the worker that has been idle longest.
+//! Dispatch is in order of arrival, to the worker that has been idle longest;
+//! one that missed a heartbeat gets a request only if all the idle did.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -490,6 +491,9 @@ impl Queue {
             }
         }
         self.wake = earlier_of(self.wake, alarm);
+        // What one of them had must not go to the next of them.
+        self.idle
+            .retain(|idle| expelled.iter().all(|(peer, _)| peer != idle));
         for (peer, why) in expelled {
             self.expel(&peer, why, now);
         }
@@ -500,9 +504,17 @@ impl Queue {
     fn dispatch(&mut self, now: Instant) {
         while !self.waiting.is_empty() && !self.idle.is_empty() {
             let request = self.waiting.pop_front().expect("it is not empty");
-            let peer = self.idle.pop_front().expect("it is not empty");
+            let at = self.best_idle(now);
+            let peer = self.idle.remove(at).expect("it is not empty");
             self.assign(request, peer, now);
         }
+    }
+
+    /// The longest idle of those that missed no heartbeat, if there is one.
+    fn best_idle(&self, now: Instant) -> usize {
+        let fresh = self.limits.heartbeat * 2;
+        let is_fresh = |peer: &Peer| now.duration_since(self.workers[peer].heard) < fresh;
+        self.idle.iter().position(is_fresh).unwrap_or(0)
     }
 
     fn assign(&mut self, mut request: Request, peer: Peer, now: Instant) {
@@ -1034,6 +1046,27 @@ mod tests {
             ]
         );
         assert!(!bench.queue.heard(&"a".into(), bench.now));
+    }
+
+    #[test]
+    fn the_retry_does_not_go_to_a_worker_that_is_as_dead() {
+        let mut bench = Bench::with_workers(&["a", "b", "c", "d", "e", "f"]);
+        bench.submit(1);
+        let effects = bench.pass(3 * S, &["f"]);
+        assert!(
+            effects.contains(&assigned_for(1, "f", 2 * S)),
+            "{effects:?}"
+        );
+        assert!(!effects.contains(&answered(1, Error::WorkerDied)));
+        assert_eq!(bench.finished("f", 1), Fate::Deliver);
+    }
+
+    #[test]
+    fn a_worker_that_missed_a_heartbeat_is_the_last_choice() {
+        let mut bench = Bench::with_workers(&["a", "b"]);
+        bench.pass(2 * S, &["b"]);
+        assert_eq!(bench.submit(1), [assigned(1, "b")]);
+        assert_eq!(bench.submit(2), [assigned(2, "a")]);
     }
 
     #[test]
