@@ -11,7 +11,7 @@
 //! | `Busy` | its FINAL | `Idle`, or `Leaving` if it says so |
 //! | `Busy` | deadline, or its client left | `Cancelled` |
 //! | `Cancelled` | its FINAL, which is dropped | `Idle`, or `Leaving` |
-//! | `Cancelled` | no FINAL within grace and silence limit | expelled |
+//! | `Cancelled` | no FINAL within its grace and the silence limit | expelled |
 //! | any | DISCONNECT | `Leaving`, as soon as its request ended |
 //! | any | disconnected, silent, against the protocol | gone |
 //!
@@ -78,9 +78,11 @@ pub enum Effect {
         id: Id,
         n: u32,
     },
+    /// Ask for its end; it must have come within `grace`.
     Cancel {
         peer: Peer,
         id: Id,
+        grace: Duration,
     },
     /// Acknowledge that the worker leaves.
     Farewell {
@@ -256,7 +258,7 @@ impl Queue {
         };
         if request.ticket.cancel {
             let request = self.assigned.remove(&id).expect("it was found above");
-            self.cancel(&request, now);
+            self.cancel(&request, self.time_left(&request, now), now);
             return self.effects.push(Effect::Forget { id });
         }
         // It runs to its end, and its chunks are dropped as they come.
@@ -466,7 +468,7 @@ impl Queue {
         self.wake = earlier_of(self.wake, alarm);
         for id in overdue {
             let request = self.assigned.remove(&id).expect("it was found above");
-            self.cancel(&request, now);
+            self.cancel(&request, self.limits.cancel_grace, now);
             self.answer(id, request.timed_out());
         }
     }
@@ -557,8 +559,19 @@ impl Queue {
         self.dispatch(now);
     }
 
-    fn cancel(&mut self, request: &Request, now: Instant) {
-        let until = now + self.limits.cancel_grace + self.limits.silence;
+    /// For a request that nobody waits for: a worker with open projects is
+    /// worth more than the time until the deadline.
+    fn time_left(&self, request: &Request, now: Instant) -> Duration {
+        let left = match request.unacked < self.limits.window {
+            true => request.until.saturating_duration_since(now),
+            // Its clock stood still while the client took nothing.
+            false => request.ticket.timeout,
+        };
+        left.max(self.limits.cancel_grace)
+    }
+
+    fn cancel(&mut self, request: &Request, grace: Duration, now: Instant) {
+        let until = now + grace + self.limits.silence;
         let (id, peer) = (request.id, request.peer.clone());
         let worker = self
             .workers
@@ -566,7 +579,7 @@ impl Queue {
             .expect("assigned to a known one");
         worker.state = State::Cancelled { id, until };
         self.alarm(until);
-        self.effects.push(Effect::Cancel { peer, id });
+        self.effects.push(Effect::Cancel { peer, id, grace });
     }
 
     fn expel(&mut self, peer: &Peer, why: Why, now: Instant) -> Fate {
@@ -810,9 +823,14 @@ mod tests {
     }
 
     fn cancelled(id: Id, peer: &'static str) -> Effect {
+        cancelled_within(id, peer, S)
+    }
+
+    fn cancelled_within(id: Id, peer: &'static str, grace: Duration) -> Effect {
         Effect::Cancel {
             peer: peer.into(),
             id,
+            grace,
         }
     }
 
@@ -1088,11 +1106,37 @@ mod tests {
         assert_eq!(bench.withdraw(2), [Effect::Forget { id: 2 }]);
         assert_eq!(
             bench.withdraw(1),
-            [cancelled(1, "a"), Effect::Forget { id: 1 }]
+            [cancelled_within(1, "a", 5 * S), Effect::Forget { id: 1 }]
         );
         assert_eq!(bench.withdraw(1), []);
         assert_eq!(bench.finished("a", 1), Fate::Drop);
         assert_eq!(bench.submit(3), [assigned(3, "a")]);
+    }
+
+    #[test]
+    fn a_client_that_leaves_does_not_cost_a_worker_before_the_deadline() {
+        let mut bench = Bench::with_workers(&["a"]);
+        bench.submit(1);
+        bench.pass(2 * S, &["a"]);
+        let cancel = cancelled_within(1, "a", 3 * S);
+        assert_eq!(bench.withdraw(1), [cancel, Effect::Forget { id: 1 }]);
+        assert_eq!(bench.pass(5 * S, &["a"]), []);
+        assert_eq!(bench.pass(S, &["a"]), [expelled("a", Why::Stuck)]);
+    }
+
+    #[test]
+    fn a_client_that_leaves_late_leaves_its_worker_time_to_stop() {
+        let mut bench = Bench::with_workers(&["a", "b"]);
+        bench.submit(1);
+        bench.submit(2);
+        bench.partial("b", 2);
+        bench.partial("b", 2);
+        bench.pass(5 * S - Duration::from_millis(1), &["a", "b"]);
+        let forget = |id| Effect::Forget { id };
+        assert_eq!(bench.withdraw(1), [cancelled(1, "a"), forget(1)]);
+        // With a full window it was the client who did nothing.
+        let cancel = cancelled_within(2, "b", 5 * S);
+        assert_eq!(bench.withdraw(2), [cancel, forget(2)]);
     }
 
     #[test]
@@ -1250,7 +1294,9 @@ mod tests {
                         Effect::Forget { id } => self.end(id, "forgotten"),
                         Effect::Expel { peer, .. } => drop(self.holds.remove(&peer)),
                         Effect::Credit { n, .. } => assert!((1..=2).contains(&n)),
-                        Effect::Cancel { peer, id } => assert_eq!(self.holds.get(&peer), Some(&id)),
+                        Effect::Cancel { peer, id, .. } => {
+                            assert_eq!(self.holds.get(&peer), Some(&id))
+                        }
                         Effect::Requeued { .. } | Effect::Farewell { .. } => {}
                     }
                 }

@@ -578,8 +578,8 @@ impl<T: Transport> Driver<T> {
             Effect::Answer { id, error } => self.answer(id, error),
             Effect::Forget { id } => drop(self.calls.remove(&id)),
             Effect::Credit { peer, id, n } => self.send(&peer, Message::Credit(Credit { id, n })),
-            Effect::Cancel { peer, id } => {
-                let grace_ms = self.config.cancel_grace.as_millis() as u64;
+            Effect::Cancel { peer, id, grace } => {
+                let grace_ms = grace.as_millis() as u64;
                 self.send(&peer, Message::Cancel(Cancel { id, grace_ms }));
             }
             Effect::Farewell { peer } => {
