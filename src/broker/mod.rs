@@ -264,6 +264,10 @@ pub enum Error {
         after: Duration,
     },
     WorkerDied,
+    /// URL and headers are more than a worker would read.
+    RequestTooLarge {
+        limit: usize,
+    },
     /// The server is stopping.
     Stopping,
     /// The worker answered, and there is nothing from QGIS in it.
@@ -280,6 +284,9 @@ impl std::fmt::Display for Error {
             }
             Self::TimedOut { after } => write!(f, "no answer within {:.1} s", after.as_secs_f64()),
             Self::WorkerDied => write!(f, "the worker died"),
+            Self::RequestTooLarge { limit } => {
+                write!(f, "URL and headers have more than {limit} bytes")
+            }
             Self::Stopping => write!(f, "the server is stopping"),
             Self::Failed(failure) => write!(f, "{failure:?}"),
         }

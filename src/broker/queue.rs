@@ -247,6 +247,15 @@ impl Queue {
         request.may_be_sent_again()
     }
 
+    /// No worker would take it; the one that should have is free again.
+    pub fn refused(&mut self, id: Id, error: Error, now: Instant) {
+        let Some(request) = self.assigned.remove(&id) else {
+            return;
+        };
+        self.answer(id, error);
+        self.release(&request.peer, false, now);
+    }
+
     /// Its client is gone.
     pub fn withdraw(&mut self, id: Id, now: Instant) {
         if let Some(at) = self.waiting.iter().position(|r| r.id == id) {
@@ -1030,6 +1039,16 @@ mod tests {
         bench.ready("c");
         assert_eq!(bench.effects(), [assigned(1, "c")]);
         assert_eq!(bench.gone("c"), [answered(1, Error::WorkerDied)]);
+    }
+
+    #[test]
+    fn what_no_worker_would_take_is_answered_and_its_worker_is_free() {
+        let mut bench = Bench::with_workers(&["a"]);
+        bench.queue.submit(1, ticket(), bench.now);
+        assert_eq!(bench.submit(2), [assigned(1, "a")]);
+        let error = Error::RequestTooLarge { limit: 1 };
+        bench.queue.refused(1, error.clone(), bench.now);
+        assert_eq!(bench.effects(), [answered(1, error), assigned(2, "a")]);
     }
 
     #[test]

@@ -32,7 +32,7 @@ use super::{
 use crate::config;
 use crate::directory::{self, Directory};
 use crate::protocol::{
-    Cancel, Credit, Disconnect, Final, Message, Partial, Ready, Reason, Request,
+    Cancel, Credit, Disconnect, Final, HEAD_MAX, Message, Partial, Ready, Reason, Request,
 };
 
 /// For a connection to say what it is; a worker needs a millisecond.
@@ -613,9 +613,13 @@ impl<T: Transport> Driver<T> {
             project: call.project.clone(),
             operation: call.operation.clone(),
         };
-        tracing::debug!(request_id = request.request_id, %worker, "assigned");
         let serving = Serving::of(call);
         let frames = Message::Request(request, call.body.clone()).encode();
+        if frames[2].len() > HEAD_MAX {
+            let error = Error::RequestTooLarge { limit: HEAD_MAX };
+            return self.queue.refused(id, error, Instant::now());
+        }
+        tracing::debug!(request_id = call.request_id, %worker, "assigned");
         let sent = self.transport.send(peer, frames);
         if sent
             .as_ref()
@@ -851,6 +855,23 @@ mod tests {
             };
             self.hear(peer, Message::Final(last, Bytes::new()));
         }
+    }
+
+    #[test]
+    fn a_head_that_a_worker_would_not_read_is_not_sent() {
+        let mut driver = Driver::with_workers(&["a"]);
+        let mut answered = driver.call(
+            1,
+            Call {
+                url: "x".repeat(HEAD_MAX),
+                ..get("GetMap")
+            },
+        );
+        let refused = answered.try_recv().unwrap().unwrap_err();
+        assert_eq!(refused, Error::RequestTooLarge { limit: HEAD_MAX });
+        assert!(driver.transport.sent.is_empty());
+        driver.call(2, get("GetMap"));
+        assert_eq!(driver.transport.sent.len(), 1);
     }
 
     #[test]
