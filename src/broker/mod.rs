@@ -99,7 +99,7 @@ enum Command {
 #[derive(Debug, Default)]
 struct Shared {
     next_id: AtomicU64,
-    n_workers: AtomicUsize,
+    n_serving: AtomicUsize,
     stopping: AtomicBool,
 }
 
@@ -341,10 +341,10 @@ impl Handle {
         result
     }
 
-    /// At least one worker is connected, and the server is not stopping.
+    /// At least one worker serves, and the server is not stopping.
     pub fn is_ready(&self) -> bool {
         let shared = &self.shared;
-        !shared.stopping.load(Ordering::Relaxed) && shared.n_workers.load(Ordering::Relaxed) > 0
+        !shared.stopping.load(Ordering::Relaxed) && shared.n_serving.load(Ordering::Relaxed) > 0
     }
 
     pub async fn status(&self) -> Status {

@@ -221,6 +221,15 @@ impl Queue {
         self.assigned.len()
     }
 
+    /// Workers that serve, now or after what they are busy with.
+    pub fn n_serving(&self) -> usize {
+        let serves = |worker: &&Worker| match worker.state {
+            State::Idle | State::Busy(_) => !worker.leaving,
+            State::Cancelled { .. } | State::Leaving => false,
+        };
+        self.workers.values().filter(serves).count()
+    }
+
     // Requests.
 
     /// A request arrived.
@@ -1209,6 +1218,21 @@ mod tests {
         assert_eq!(bench.effects(), [Effect::Farewell { peer: "a".into() }]);
         assert_eq!(bench.finished("a", 1), Fate::Deliver);
         assert_eq!(bench.submit(2), []);
+    }
+
+    #[test]
+    fn who_leaves_or_was_cancelled_does_not_count_as_serving() {
+        let mut bench = Bench::with_workers(&["idle", "busy", "cancelled", "left", "leaving"]);
+        bench.queue.leaving(&"left".into(), bench.now);
+        bench.queue.leaving(&"idle".into(), bench.now);
+        bench.ready("anew");
+        for id in 1..=3 {
+            bench.submit(id);
+        }
+        assert_eq!(bench.queue.n_serving(), 4);
+        bench.withdraw(2);
+        bench.queue.leaving(&"leaving".into(), bench.now);
+        assert_eq!(bench.queue.n_serving(), 2);
     }
 
     #[test]

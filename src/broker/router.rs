@@ -567,8 +567,8 @@ impl<T: Transport> Driver<T> {
             effects.into_iter().for_each(|effect| self.perform(effect));
         }
         self.shared
-            .n_workers
-            .store(self.workers.len(), Ordering::Relaxed);
+            .n_serving
+            .store(self.queue.n_serving(), Ordering::Relaxed);
     }
 
     fn perform(&mut self, effect: Effect) {

@@ -566,6 +566,7 @@ async fn a_leaving_worker_is_acknowledged_and_not_assigned_again() {
     });
     leaver.say(leaving.clone()).await;
     assert_eq!(leaver.hear().await, Some(leaving));
+    server.until(|_| !server.handle.is_ready()).await;
     let call = server.call(get("GetMap"));
     server.until(|status| status.n_waiting == 1).await;
     server.worker(2).await.serve().await;
