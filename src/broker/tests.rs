@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use zeromq::{DealerSocket, Socket, SocketEvent, SocketRecv, SocketSend, ZmqMessage};
 
 use super::*;
-use crate::protocol::{Cancel, Credit, Disconnect, Final, Message, Partial, Request};
+use crate::protocol::{BODY_MAX, Cancel, Credit, Disconnect, Final, Message, Partial, Request};
 
 /// Longer than anything here takes; a test that needs it has failed.
 const LONG: Duration = Duration::from_secs(10);
@@ -744,6 +744,29 @@ async fn a_worker_behind_the_gate_is_a_worker() {
         "{:?}",
         died.elapsed()
     );
+}
+
+/// Chunks of the largest size that can be set, and a request that is larger than any chunk.
+#[tokio::test]
+async fn what_may_be_large_passes_the_gate() {
+    let server = gated();
+    let mut worker = Fake::connect(&format!("tcp://{}", server.gate())).await;
+    worker.ready(1).await;
+    let body: Bytes = vec![7; 3 * BODY_MAX].into();
+    let call = server.call(Call {
+        body: body.clone(),
+        ..get("Transaction")
+    });
+    let (request, received) = worker.request().await;
+    assert!(received == body, "{} bytes", received.len());
+    for head in [ok(), None] {
+        worker
+            .chunk(request.id, head, vec![7; BODY_MAX].into())
+            .await;
+    }
+    worker.finish(request.id, None, "").await;
+    let mut reply = call.await.unwrap().unwrap();
+    assert_eq!(read(&mut reply.body).await.unwrap().len(), 2 * BODY_MAX);
 }
 
 #[tokio::test]

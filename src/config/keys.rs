@@ -5,6 +5,7 @@
 //! that is there wins, and `QGSRV_<SECTION>_<KEY>` is always one of them.
 
 use super::kind::{Kind, MANY};
+use crate::protocol::BODY_MAX;
 
 /// One row: a setting.
 #[derive(Debug, Clone, Copy)]
@@ -99,7 +100,7 @@ const BODY: Kind = Kind::Bytes {
 };
 const CHUNK: Kind = Kind::Bytes {
     min: 1 << 10,
-    max: 64 << 20,
+    max: BODY_MAX as u64,
 };
 
 const ONE_CONNECTION: State = State::Moot("server and worker share one connection for everything");
@@ -472,6 +473,12 @@ mod tests {
                 row.name
             );
         }
+    }
+
+    #[test]
+    fn no_chunk_is_larger_than_the_wire_allows() {
+        assert!(CHUNK.parse("8M").is_some());
+        assert!(CHUNK.parse("9M").is_none());
     }
 
     #[test]
