@@ -35,12 +35,6 @@ use crate::protocol::{
     Cancel, Credit, Disconnect, Final, HEAD_MAX, Message, Partial, Ready, Reason, Request,
 };
 
-/// For a connection to say what it is; a worker needs a millisecond.
-const GATE_HANDSHAKE: Duration = Duration::from_secs(5);
-
-/// Connections at the gate; each costs two descriptors and some 100 kB.
-const GATE_PEERS_MAX: usize = 1024;
-
 /// Why the broker did not start.
 #[derive(Debug)]
 pub enum StartError {
@@ -137,9 +131,9 @@ pub fn start(config: &config::Broker) -> Result<(Handle, Broker), StartError> {
 
 fn gate_limits(config: &config::Broker) -> gate::Limits {
     gate::Limits {
-        handshake: GATE_HANDSHAKE,
+        handshake: config.gate_handshake,
         idle: config.heartbeat * config.heartbeat_misses * 2,
-        peers_max: GATE_PEERS_MAX,
+        peers_max: config.gate_peers_max,
     }
 }
 

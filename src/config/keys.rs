@@ -346,6 +346,8 @@ pub const SETTINGS: &[Setting] = &[
     row("zmq.hostaddr", Kind::Text, "127.0.0.1", "host part of zmq.bindaddr; loopback only, until connections are encrypted"),
     row("zmq.bindaddr", Kind::Endpoint, "tcp://${zmq:hostaddr}:18080", "where workers of other pools join, with --proxy")
         .env(&["QGSRV_ZMQ_INADDR"]),
+    row("zmq.gate_handshake", Kind::Seconds, "5", "seconds for a connection there to introduce itself"),
+    row("zmq.gate_peers_max", SOME, "1024", "connections there at the same time"),
     row("zmq.ipcpath", Kind::Path, "/tmp", "directory for the private socket of the local pool")
         .env(&["QGSRV_ZMQ_IPCPATH", "RUNTIME_DIRECTORY", "TMPDIR"]),
     row("zmq.maxqueue", ANY, "1000", "requests that may wait for a worker"),
