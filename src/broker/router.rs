@@ -329,7 +329,10 @@ impl<T: Transport> Driver<T> {
         match command {
             Command::Call { id, call, answer } => self.submit(id, call, answer),
             Command::Took { id } => self.took(id),
-            Command::Withdraw { id } => self.queue.withdraw(id, Instant::now()),
+            Command::Withdraw { id } => {
+                self.queue.withdraw(id, Instant::now());
+                self.drop_body(id);
+            }
             Command::Status(answer) => drop(answer.send(self.status())),
             Command::TellPools(reason) => self.tell_pools(reason),
             Command::Stop { within } => self.stop(within),
@@ -351,6 +354,13 @@ impl<T: Transport> Driver<T> {
             },
         );
         self.queue.submit(id, ticket, Instant::now());
+    }
+
+    /// The request will not be sent again, and its body may be large.
+    fn drop_body(&mut self, id: Id) {
+        if let Some(pending) = self.calls.get_mut(&id) {
+            pending.call.body = Bytes::new();
+        }
     }
 
     fn took(&mut self, id: Id) {
@@ -460,6 +470,7 @@ impl<T: Transport> Driver<T> {
             let _ = items.try_send(Item::Chunk(bytes));
             return;
         }
+        pending.call.body = Bytes::new();
         let (items, receiver) = mpsc::channel(self.config.window as usize + 1);
         let taken = Arc::new(AtomicU32::new(0));
         let _ = items.try_send(Item::Chunk(bytes));
@@ -628,7 +639,9 @@ impl<T: Transport> Driver<T> {
 
     /// The worker may have it.
     fn dispatched(&mut self, id: Id, peer: &Peer, serving: Serving) {
-        self.queue.sent(id);
+        if !self.queue.sent(id) {
+            self.drop_body(id);
+        }
         if let Some(worker) = self.workers.get_mut(peer) {
             worker.serving = Some(serving);
         }
@@ -849,6 +862,61 @@ mod tests {
             };
             self.hear(peer, Message::Final(last, Bytes::new()));
         }
+    }
+
+    /// A call whose body tells when it was dropped.
+    fn post(retry: bool) -> (Call, std::sync::Weak<[u8]>) {
+        let body: Arc<[u8]> = Arc::new([7; 1000]);
+        let alive = Arc::downgrade(&body);
+        let call = Call {
+            body: Bytes::from_owner(body),
+            retry,
+            cancel: false,
+            ..get("Transaction")
+        };
+        (call, alive)
+    }
+
+    #[test]
+    fn a_body_that_is_not_sent_again_is_dropped_when_it_was_sent() {
+        let mut driver = Driver::with_workers(&["a"]);
+        let (call, alive) = post(false);
+        let _answered = driver.call(1, call);
+        driver.transport.sent.clear();
+        assert_eq!(alive.strong_count(), 0);
+    }
+
+    #[test]
+    fn a_body_that_may_be_sent_again_lives_until_the_reply_begins() {
+        let mut driver = Driver::with_workers(&["a"]);
+        let (call, alive) = post(true);
+        let _answered = driver.call(1, call);
+        driver.transport.sent.clear();
+        assert_eq!(alive.strong_count(), 1);
+        let head = ok();
+        driver.hear("a", Message::Partial(Partial { id: 1, head }, Bytes::new()));
+        assert_eq!(alive.strong_count(), 0);
+    }
+
+    #[test]
+    fn a_body_whose_client_left_is_dropped() {
+        let mut driver = Driver::with_workers(&["a"]);
+        let (call, alive) = post(true);
+        let _answered = driver.call(1, call);
+        driver.transport.sent.clear();
+        driver.obey(Command::Withdraw { id: 1 });
+        assert_eq!((alive.strong_count(), driver.calls.len()), (0, 1));
+    }
+
+    #[test]
+    fn a_body_that_was_sent_twice_is_not_kept() {
+        let mut driver = Driver::with_workers(&["a", "b"]);
+        let (call, alive) = post(true);
+        let _answered = driver.call(1, call);
+        driver.event(Event::Gone("a".into()));
+        assert_eq!(driver.transport.sent.len(), 2);
+        driver.transport.sent.clear();
+        assert_eq!(alive.strong_count(), 0);
     }
 
     #[test]
