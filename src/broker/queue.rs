@@ -133,7 +133,9 @@ pub enum Fate {
     Deliver,
     /// Nobody waits for it.
     Drop,
-    /// From a peer that never said READY, or was expelled.
+    /// It was the peer's last.
+    Expelled,
+    /// From a peer that never said READY, or was expelled before.
     Stranger,
 }
 
@@ -607,7 +609,7 @@ impl Queue {
             why,
         });
         self.gone(&peer, now);
-        Fate::Drop
+        Fate::Expelled
     }
 
     /// The worker that had it is gone.
@@ -980,7 +982,7 @@ mod tests {
         bench.submit(1);
         bench.partial("a", 1);
         bench.partial("a", 1);
-        assert_eq!(bench.partial("a", 1), Fate::Drop);
+        assert_eq!(bench.partial("a", 1), Fate::Expelled);
         let died = answered(1, Error::WorkerDied);
         assert_eq!(
             bench.effects(),
@@ -992,10 +994,10 @@ mod tests {
     fn a_worker_that_replies_to_what_it_does_not_hold_is_expelled() {
         let mut bench = Bench::with_workers(&["a", "b"]);
         bench.submit(1);
-        assert_eq!(bench.finished("b", 1), Fate::Drop);
+        assert_eq!(bench.finished("b", 1), Fate::Expelled);
         assert_eq!(bench.effects(), [expelled("b", Why::NotHeld)]);
         assert_eq!(bench.finished("b", 1), Fate::Stranger);
-        assert_eq!(bench.partial("a", 7), Fate::Drop);
+        assert_eq!(bench.partial("a", 7), Fate::Expelled);
         let again = Effect::Requeued { id: 1 };
         assert_eq!(bench.effects(), [expelled("a", Why::NotHeld), again]);
     }

@@ -460,7 +460,7 @@ impl<T: Transport> Driver<T> {
     fn partial(&mut self, peer: &Peer, partial: Partial, bytes: Bytes) {
         let Partial { id, head } = partial;
         match self.queue.partial(peer, id, head.is_some(), Instant::now()) {
-            Fate::Drop => return,
+            Fate::Drop | Fate::Expelled => return,
             Fate::Stranger => return self.send_away(peer),
             Fate::Deliver => {}
         }
@@ -504,8 +504,11 @@ impl<T: Transport> Driver<T> {
         let fate = self
             .queue
             .finished(peer, last.id, has_head, last.leaving, now);
-        if fate == Fate::Stranger {
-            return self.send_away(peer);
+        match fate {
+            Fate::Stranger => return self.send_away(peer),
+            // Its obituary names the request.
+            Fate::Expelled => return,
+            Fate::Deliver | Fate::Drop => {}
         }
         if let Some(worker) = self.workers.get_mut(peer) {
             worker.serving = None;
@@ -799,6 +802,8 @@ fn hex(peer: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Seek;
+
     use super::super::tests::{get, ok};
     use super::*;
 
@@ -917,6 +922,53 @@ mod tests {
         assert_eq!(driver.transport.sent.len(), 2);
         driver.transport.sent.clear();
         assert_eq!(alive.strong_count(), 0);
+    }
+
+    /// The log lines of what `act` does.
+    fn logged(act: impl FnOnce()) -> String {
+        let mut lines = tempfile::tempfile().unwrap();
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_writer(Arc::new(lines.try_clone().unwrap()))
+            .finish();
+        tracing::subscriber::with_default(subscriber, act);
+        lines.rewind().unwrap();
+        io::read_to_string(lines).unwrap()
+    }
+
+    #[test]
+    fn the_obituary_of_a_worker_with_a_wrong_reply_names_its_request() {
+        let mut driver = Driver::with_workers(&["a"]);
+        let mut answered = driver.call(1, get("GetMap"));
+        let last = Final {
+            id: 1,
+            ..Final::default()
+        };
+        let headless = Message::Final(last, Bytes::new());
+        let lines = logged(|| driver.hear("a", headless));
+        assert_eq!(answered.try_recv().unwrap().unwrap_err(), Error::WorkerDied);
+        for part in [
+            "gone while serving",
+            "began without a head",
+            "GetMap",
+            "r-1",
+        ] {
+            assert!(lines.contains(part), "{part} in {lines}");
+        }
+    }
+
+    #[test]
+    fn only_replies_to_what_a_worker_holds_count_as_served() {
+        let mut driver = Driver::with_workers(&["a"]);
+        let _answered = driver.call(1, get("GetMap"));
+        driver.obey(Command::Withdraw { id: 1 });
+        driver.finish("a", 1);
+        assert_eq!(driver.status().workers[0].n_served, 1);
+        let lines = logged(|| driver.finish("a", 1));
+        assert!(
+            lines.contains("gone") && lines.contains("n_served=1"),
+            "{lines}"
+        );
     }
 
     #[test]
