@@ -34,6 +34,9 @@ pub const VERSION: &str = "qgisserver/1";
 /// Upper bound of a head, in bytes; a longer one is refused unread.
 pub const HEAD_MAX: usize = 1 << 20;
 
+/// Upper bound of the body of one PARTIAL or FINAL, in bytes; a longer reply is several.
+pub const BODY_MAX: usize = 8 << 20;
+
 /// A worker introduces itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ready {

@@ -13,10 +13,8 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::tcp::ReadHalf;
-use tokio::net::unix::WriteHalf;
-use tokio::net::{TcpStream, UnixStream};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream, tcp, unix};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -31,7 +29,7 @@ const READ: usize = 64 << 10;
 pub struct Limits {
     /// For greeting and handshake together.
     pub handshake: Duration,
-    /// Without a byte from the peer.
+    /// Without a byte from the peer, or without one that could be passed on.
     pub idle: Duration,
     pub peers_max: usize,
 }
@@ -128,6 +126,12 @@ async fn attend(stream: TcpStream, from: SocketAddr, socket: Arc<Path>, limits: 
         Err(End::Silent { after }) => {
             log.refused(from, &format!("silent for {:.1} s", after.as_secs_f64()));
         }
+        Err(End::Deaf { after }) => {
+            log.refused(
+                from,
+                &format!("took nothing for {:.1} s", after.as_secs_f64()),
+            );
+        }
         Err(End::Slow { after }) => {
             log.refused(
                 from,
@@ -144,6 +148,9 @@ enum End {
     Closed,
     Lost(io::Error),
     Silent {
+        after: Duration,
+    },
+    Deaf {
         after: Duration,
     },
     Slow {
@@ -164,7 +171,7 @@ async fn relay(mut peer: TcpStream, socket: &Path, limits: Limits) -> Result<(),
     let (mut from_peer, mut to_peer) = peer.split();
     let (mut from_router, mut to_router) = router.split();
     {
-        let mut answers = pin!(tokio::io::copy(&mut from_router, &mut to_peer));
+        let mut answers = pin!(answers(&mut from_router, &mut to_peer, limits.idle));
         // If the peer ends, all that it said has been passed on. If the ROUTER
         // does, in whatever way we notice, its last words are still under way.
         tokio::select! {
@@ -172,7 +179,7 @@ async fn relay(mut peer: TcpStream, socket: &Path, limits: Limits) -> Result<(),
                 Err(End::Closed) => drop(timeout(limits.handshake, answers).await),
                 end => return end,
             },
-            _ = answers.as_mut() => {}
+            end = answers.as_mut() => end?,
         }
     }
     to_peer.shutdown().await?;
@@ -183,8 +190,8 @@ async fn relay(mut peer: TcpStream, socket: &Path, limits: Limits) -> Result<(),
 
 /// Passes on what the guard has seen and allowed.
 async fn guarded(
-    peer: &mut ReadHalf<'_>,
-    router: &mut WriteHalf<'_>,
+    peer: &mut tcp::ReadHalf<'_>,
+    router: &mut unix::WriteHalf<'_>,
     limits: Limits,
 ) -> Result<(), End> {
     let mut guard = Guard::new();
@@ -208,12 +215,46 @@ async fn guarded(
             return Ok(());
         }
         guard.check(&buffer[..n]).map_err(End::Refused)?;
-        let written = router.write_all(&buffer[..n]).await;
-        written.map_err(|_| End::Closed)?;
+        match write(router, &buffer[..n], limits.idle).await {
+            Err(error) if error.kind() != io::ErrorKind::TimedOut => return Err(End::Closed),
+            written => written?,
+        }
     }
 }
 
-async fn drain(peer: &mut ReadHalf<'_>) {
+/// Passes on what the ROUTER says, as long as the peer takes it.
+async fn answers(
+    router: &mut unix::ReadHalf<'_>,
+    peer: &mut tcp::WriteHalf<'_>,
+    idle: Duration,
+) -> Result<(), End> {
+    let mut buffer = vec![0; READ];
+    // An error ends what it has to say just as well.
+    while let Ok(n @ 1..) = router.read(&mut buffer).await {
+        match write(peer, &buffer[..n], idle).await {
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                return Err(End::Deaf { after: idle });
+            }
+            written => written?,
+        }
+    }
+    Ok(())
+}
+
+/// All of it, however slowly, but not without a byte for `idle`.
+async fn write(
+    to: &mut (impl AsyncWrite + Unpin),
+    mut bytes: &[u8],
+    idle: Duration,
+) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let n = timeout(idle, to.write(bytes)).await??;
+        bytes = &bytes[n..];
+    }
+    Ok(())
+}
+
+async fn drain(peer: &mut tcp::ReadHalf<'_>) {
     let mut buffer = [0; 4096];
     while peer.read(&mut buffer).await.is_ok_and(|n| n > 0) {}
 }
@@ -347,6 +388,41 @@ mod tests {
                 .unwrap()
                 .unwrap();
         }
+    }
+
+    /// Two descriptors and what was to be sent, for ever.
+    #[tokio::test]
+    async fn a_peer_that_talks_and_never_listens_is_closed() {
+        let bench = Bench::new(|limits| limits.idle = Duration::from_millis(200));
+        let mut peer = bench.peer(&opening()).await;
+        let (router, _) = bench.router.accept().await.unwrap();
+        let (mut from_peer, mut to_peer) = router.into_split();
+        let talking = tokio::spawn(async move {
+            let mut beat = tokio::time::interval(Duration::from_millis(20));
+            while peer.write_all(&[0, 1, b'x']).await.is_ok() {
+                beat.tick().await;
+            }
+        });
+        let listening = tokio::spawn(async move {
+            let mut buffer = [0; 64];
+            while from_peer.read(&mut buffer).await.is_ok_and(|n| n > 0) {}
+        });
+        let much = vec![7; READ];
+        let closed = async { while to_peer.write_all(&much).await.is_ok() {} };
+        timeout(LONG, closed).await.expect("it is still connected");
+        for task in [talking, listening] {
+            timeout(LONG, task).await.unwrap().unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_the_router_does_not_hear_is_closed() {
+        let bench = Bench::new(|limits| limits.idle = Duration::from_millis(200));
+        let mut peer = bench.peer(&opening()).await;
+        let (_deaf, _) = bench.router.accept().await.unwrap();
+        let frame = [&[0, 255][..], &[7; 255]].concat().repeat(1000);
+        let closed = async { while peer.write_all(&frame).await.is_ok() {} };
+        timeout(LONG, closed).await.expect("it is still connected");
     }
 
     #[tokio::test]

@@ -99,7 +99,7 @@ enum Command {
 #[derive(Debug, Default)]
 struct Shared {
     next_id: AtomicU64,
-    n_workers: AtomicUsize,
+    n_serving: AtomicUsize,
     stopping: AtomicBool,
 }
 
@@ -264,6 +264,10 @@ pub enum Error {
         after: Duration,
     },
     WorkerDied,
+    /// URL and headers are more than a worker would read.
+    RequestTooLarge {
+        limit: usize,
+    },
     /// The server is stopping.
     Stopping,
     /// The worker answered, and there is nothing from QGIS in it.
@@ -280,6 +284,9 @@ impl std::fmt::Display for Error {
             }
             Self::TimedOut { after } => write!(f, "no answer within {:.1} s", after.as_secs_f64()),
             Self::WorkerDied => write!(f, "the worker died"),
+            Self::RequestTooLarge { limit } => {
+                write!(f, "URL and headers have more than {limit} bytes")
+            }
             Self::Stopping => write!(f, "the server is stopping"),
             Self::Failed(failure) => write!(f, "{failure:?}"),
         }
@@ -334,10 +341,10 @@ impl Handle {
         result
     }
 
-    /// At least one worker is connected, and the server is not stopping.
+    /// At least one worker serves, and the server is not stopping.
     pub fn is_ready(&self) -> bool {
         let shared = &self.shared;
-        !shared.stopping.load(Ordering::Relaxed) && shared.n_workers.load(Ordering::Relaxed) > 0
+        !shared.stopping.load(Ordering::Relaxed) && shared.n_serving.load(Ordering::Relaxed) > 0
     }
 
     pub async fn status(&self) -> Status {

@@ -11,11 +11,12 @@
 //! | `Busy` | its FINAL | `Idle`, or `Leaving` if it says so |
 //! | `Busy` | deadline, or its client left | `Cancelled` |
 //! | `Cancelled` | its FINAL, which is dropped | `Idle`, or `Leaving` |
-//! | `Cancelled` | no FINAL within grace and silence limit | expelled |
+//! | `Cancelled` | no FINAL within its grace and the silence limit | expelled |
 //! | any | DISCONNECT | `Leaving`, as soon as its request ended |
 //! | any | disconnected, silent, against the protocol | gone |
 //!
-//! Dispatch is in order of arrival, to the worker that has been idle longest.
+//! Dispatch is in order of arrival, to the worker that has been idle longest;
+//! one that missed a heartbeat gets a request only if all the idle did.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -77,9 +78,11 @@ pub enum Effect {
         id: Id,
         n: u32,
     },
+    /// Ask for its end; it must have come within `grace`.
     Cancel {
         peer: Peer,
         id: Id,
+        grace: Duration,
     },
     /// Acknowledge that the worker leaves.
     Farewell {
@@ -130,7 +133,9 @@ pub enum Fate {
     Deliver,
     /// Nobody waits for it.
     Drop,
-    /// From a peer that never said READY, or was expelled.
+    /// It was the peer's last.
+    Expelled,
+    /// From a peer that never said READY, or was expelled before.
     Stranger,
 }
 
@@ -162,6 +167,8 @@ struct Request {
     /// Chunks that the client has not taken.
     unacked: u32,
     streaming: bool,
+    /// Its worker may have got it.
+    sent: bool,
     retried: bool,
     /// Somebody waits for the answer.
     watched: bool,
@@ -216,6 +223,15 @@ impl Queue {
         self.assigned.len()
     }
 
+    /// Workers that serve, now or after what they are busy with.
+    pub fn n_serving(&self) -> usize {
+        let serves = |worker: &&Worker| match worker.state {
+            State::Idle | State::Busy(_) => !worker.leaving,
+            State::Cancelled { .. } | State::Leaving => false,
+        };
+        self.workers.values().filter(serves).count()
+    }
+
     // Requests.
 
     /// A request arrived.
@@ -233,6 +249,24 @@ impl Queue {
         self.dispatch(now);
     }
 
+    /// Its worker may have it from now on. True if it may still go to another.
+    pub fn sent(&mut self, id: Id) -> bool {
+        let Some(request) = self.assigned.get_mut(&id) else {
+            return false;
+        };
+        request.sent = true;
+        request.may_be_sent_again()
+    }
+
+    /// No worker would take it; the one that should have is free again.
+    pub fn refused(&mut self, id: Id, error: Error, now: Instant) {
+        let Some(request) = self.assigned.remove(&id) else {
+            return;
+        };
+        self.answer(id, error);
+        self.release(&request.peer, false, now);
+    }
+
     /// Its client is gone.
     pub fn withdraw(&mut self, id: Id, now: Instant) {
         if let Some(at) = self.waiting.iter().position(|r| r.id == id) {
@@ -244,7 +278,7 @@ impl Queue {
         };
         if request.ticket.cancel {
             let request = self.assigned.remove(&id).expect("it was found above");
-            self.cancel(&request, now);
+            self.cancel(&request, self.time_left(&request, now), now);
             return self.effects.push(Effect::Forget { id });
         }
         // It runs to its end, and its chunks are dropped as they come.
@@ -454,7 +488,7 @@ impl Queue {
         self.wake = earlier_of(self.wake, alarm);
         for id in overdue {
             let request = self.assigned.remove(&id).expect("it was found above");
-            self.cancel(&request, now);
+            self.cancel(&request, self.limits.cancel_grace, now);
             self.answer(id, request.timed_out());
         }
     }
@@ -479,6 +513,9 @@ impl Queue {
             }
         }
         self.wake = earlier_of(self.wake, alarm);
+        // What one of them had must not go to the next of them.
+        self.idle
+            .retain(|idle| expelled.iter().all(|(peer, _)| peer != idle));
         for (peer, why) in expelled {
             self.expel(&peer, why, now);
         }
@@ -489,9 +526,17 @@ impl Queue {
     fn dispatch(&mut self, now: Instant) {
         while !self.waiting.is_empty() && !self.idle.is_empty() {
             let request = self.waiting.pop_front().expect("it is not empty");
-            let peer = self.idle.pop_front().expect("it is not empty");
+            let at = self.best_idle(now);
+            let peer = self.idle.remove(at).expect("it is not empty");
             self.assign(request, peer, now);
         }
+    }
+
+    /// The longest idle of those that missed no heartbeat, if there is one.
+    fn best_idle(&self, now: Instant) -> usize {
+        let fresh = self.limits.heartbeat * 2;
+        let is_fresh = |peer: &Peer| now.duration_since(self.workers[peer].heard) < fresh;
+        self.idle.iter().position(is_fresh).unwrap_or(0)
     }
 
     fn assign(&mut self, mut request: Request, peer: Peer, now: Instant) {
@@ -534,8 +579,19 @@ impl Queue {
         self.dispatch(now);
     }
 
-    fn cancel(&mut self, request: &Request, now: Instant) {
-        let until = now + self.limits.cancel_grace + self.limits.silence;
+    /// For a request that nobody waits for: a worker with open projects is
+    /// worth more than the time until the deadline.
+    fn time_left(&self, request: &Request, now: Instant) -> Duration {
+        let left = match request.unacked < self.limits.window {
+            true => request.until.saturating_duration_since(now),
+            // Its clock stood still while the client took nothing.
+            false => request.ticket.timeout,
+        };
+        left.max(self.limits.cancel_grace)
+    }
+
+    fn cancel(&mut self, request: &Request, grace: Duration, now: Instant) {
+        let until = now + grace + self.limits.silence;
         let (id, peer) = (request.id, request.peer.clone());
         let worker = self
             .workers
@@ -543,7 +599,7 @@ impl Queue {
             .expect("assigned to a known one");
         worker.state = State::Cancelled { id, until };
         self.alarm(until);
-        self.effects.push(Effect::Cancel { peer, id });
+        self.effects.push(Effect::Cancel { peer, id, grace });
     }
 
     fn expel(&mut self, peer: &Peer, why: Why, now: Instant) -> Fate {
@@ -553,20 +609,29 @@ impl Queue {
             why,
         });
         self.gone(&peer, now);
-        Fate::Drop
+        Fate::Expelled
     }
 
     /// The worker that had it is gone.
     fn orphaned(&mut self, id: Id, now: Instant) {
         let mut request = self.assigned.remove(&id).expect("the busy hold one");
+        if !request.sent {
+            return self.put_back(request, now);
+        }
         if !request.may_be_sent_again() {
             return self.answer(id, Error::WorkerDied);
         }
         request.retried = true;
+        request.sent = false;
         request.queued_until = now + self.limits.queue_timeout;
+        self.effects.push(Effect::Requeued { id });
+        self.put_back(request, now);
+    }
+
+    /// First in line.
+    fn put_back(&mut self, request: Request, now: Instant) {
         self.alarm(request.until.min(request.queued_until));
         self.waiting.push_front(request);
-        self.effects.push(Effect::Requeued { id });
         self.dispatch(now);
     }
 
@@ -597,6 +662,7 @@ impl Request {
             peer: Peer::new(),
             unacked: 0,
             streaming: false,
+            sent: false,
             retried: false,
             watched: true,
         }
@@ -696,6 +762,17 @@ mod tests {
         }
 
         fn effects(&mut self) -> Vec<Effect> {
+            let effects = self.unsent();
+            for effect in &effects {
+                if let Effect::Assign { id, .. } = effect {
+                    self.queue.sent(*id);
+                }
+            }
+            effects
+        }
+
+        /// Effects whose requests have not reached their workers.
+        fn unsent(&mut self) -> Vec<Effect> {
             self.queue.check();
             self.queue.effects()
         }
@@ -766,9 +843,14 @@ mod tests {
     }
 
     fn cancelled(id: Id, peer: &'static str) -> Effect {
+        cancelled_within(id, peer, S)
+    }
+
+    fn cancelled_within(id: Id, peer: &'static str, grace: Duration) -> Effect {
         Effect::Cancel {
             peer: peer.into(),
             id,
+            grace,
         }
     }
 
@@ -900,7 +982,7 @@ mod tests {
         bench.submit(1);
         bench.partial("a", 1);
         bench.partial("a", 1);
-        assert_eq!(bench.partial("a", 1), Fate::Drop);
+        assert_eq!(bench.partial("a", 1), Fate::Expelled);
         let died = answered(1, Error::WorkerDied);
         assert_eq!(
             bench.effects(),
@@ -912,10 +994,10 @@ mod tests {
     fn a_worker_that_replies_to_what_it_does_not_hold_is_expelled() {
         let mut bench = Bench::with_workers(&["a", "b"]);
         bench.submit(1);
-        assert_eq!(bench.finished("b", 1), Fate::Drop);
+        assert_eq!(bench.finished("b", 1), Fate::Expelled);
         assert_eq!(bench.effects(), [expelled("b", Why::NotHeld)]);
         assert_eq!(bench.finished("b", 1), Fate::Stranger);
-        assert_eq!(bench.partial("a", 7), Fate::Drop);
+        assert_eq!(bench.partial("a", 7), Fate::Expelled);
         let again = Effect::Requeued { id: 1 };
         assert_eq!(bench.effects(), [expelled("a", Why::NotHeld), again]);
     }
@@ -949,6 +1031,35 @@ mod tests {
         assert_eq!(bench.gone("b"), [answered(1, Error::WorkerDied)]);
         bench.ready("c");
         assert_eq!(bench.effects(), [assigned_for(2, "c", 4 * S)]);
+    }
+
+    #[test]
+    fn what_was_not_sent_is_first_in_line_again_and_has_its_retry_left() {
+        let mut bench = Bench::with_workers(&["a", "b"]);
+        let post = Ticket {
+            retry: false,
+            ..ticket()
+        };
+        bench.queue.submit(1, post, bench.now);
+        assert_eq!(bench.unsent(), [assigned(1, "a")]);
+        bench.queue.gone(&"a".into(), bench.now);
+        assert_eq!(bench.unsent(), [assigned(1, "b")]);
+        bench.queue.gone(&"b".into(), bench.now);
+        assert_eq!(bench.unsent(), []);
+        assert_eq!(bench.submit(2), []);
+        bench.ready("c");
+        assert_eq!(bench.effects(), [assigned(1, "c")]);
+        assert_eq!(bench.gone("c"), [answered(1, Error::WorkerDied)]);
+    }
+
+    #[test]
+    fn what_no_worker_would_take_is_answered_and_its_worker_is_free() {
+        let mut bench = Bench::with_workers(&["a"]);
+        bench.queue.submit(1, ticket(), bench.now);
+        assert_eq!(bench.submit(2), [assigned(1, "a")]);
+        let error = Error::RequestTooLarge { limit: 1 };
+        bench.queue.refused(1, error.clone(), bench.now);
+        assert_eq!(bench.effects(), [answered(1, error), assigned(2, "a")]);
     }
 
     #[test]
@@ -986,6 +1097,27 @@ mod tests {
     }
 
     #[test]
+    fn the_retry_does_not_go_to_a_worker_that_is_as_dead() {
+        let mut bench = Bench::with_workers(&["a", "b", "c", "d", "e", "f"]);
+        bench.submit(1);
+        let effects = bench.pass(3 * S, &["f"]);
+        assert!(
+            effects.contains(&assigned_for(1, "f", 2 * S)),
+            "{effects:?}"
+        );
+        assert!(!effects.contains(&answered(1, Error::WorkerDied)));
+        assert_eq!(bench.finished("f", 1), Fate::Deliver);
+    }
+
+    #[test]
+    fn a_worker_that_missed_a_heartbeat_is_the_last_choice() {
+        let mut bench = Bench::with_workers(&["a", "b"]);
+        bench.pass(2 * S, &["b"]);
+        assert_eq!(bench.submit(1), [assigned(1, "b")]);
+        assert_eq!(bench.submit(2), [assigned(2, "a")]);
+    }
+
+    #[test]
     fn a_pause_of_the_server_is_not_the_workers_silence() {
         let mut bench = Bench::with_workers(&["a"]);
         bench.pass(S, &["a"]);
@@ -1004,11 +1136,37 @@ mod tests {
         assert_eq!(bench.withdraw(2), [Effect::Forget { id: 2 }]);
         assert_eq!(
             bench.withdraw(1),
-            [cancelled(1, "a"), Effect::Forget { id: 1 }]
+            [cancelled_within(1, "a", 5 * S), Effect::Forget { id: 1 }]
         );
         assert_eq!(bench.withdraw(1), []);
         assert_eq!(bench.finished("a", 1), Fate::Drop);
         assert_eq!(bench.submit(3), [assigned(3, "a")]);
+    }
+
+    #[test]
+    fn a_client_that_leaves_does_not_cost_a_worker_before_the_deadline() {
+        let mut bench = Bench::with_workers(&["a"]);
+        bench.submit(1);
+        bench.pass(2 * S, &["a"]);
+        let cancel = cancelled_within(1, "a", 3 * S);
+        assert_eq!(bench.withdraw(1), [cancel, Effect::Forget { id: 1 }]);
+        assert_eq!(bench.pass(5 * S, &["a"]), []);
+        assert_eq!(bench.pass(S, &["a"]), [expelled("a", Why::Stuck)]);
+    }
+
+    #[test]
+    fn a_client_that_leaves_late_leaves_its_worker_time_to_stop() {
+        let mut bench = Bench::with_workers(&["a", "b"]);
+        bench.submit(1);
+        bench.submit(2);
+        bench.partial("b", 2);
+        bench.partial("b", 2);
+        bench.pass(5 * S - Duration::from_millis(1), &["a", "b"]);
+        let forget = |id| Effect::Forget { id };
+        assert_eq!(bench.withdraw(1), [cancelled(1, "a"), forget(1)]);
+        // With a full window it was the client who did nothing.
+        let cancel = cancelled_within(2, "b", 5 * S);
+        assert_eq!(bench.withdraw(2), [cancel, forget(2)]);
     }
 
     #[test]
@@ -1062,6 +1220,21 @@ mod tests {
         assert_eq!(bench.effects(), [Effect::Farewell { peer: "a".into() }]);
         assert_eq!(bench.finished("a", 1), Fate::Deliver);
         assert_eq!(bench.submit(2), []);
+    }
+
+    #[test]
+    fn who_leaves_or_was_cancelled_does_not_count_as_serving() {
+        let mut bench = Bench::with_workers(&["idle", "busy", "cancelled", "left", "leaving"]);
+        bench.queue.leaving(&"left".into(), bench.now);
+        bench.queue.leaving(&"idle".into(), bench.now);
+        bench.ready("anew");
+        for id in 1..=3 {
+            bench.submit(id);
+        }
+        assert_eq!(bench.queue.n_serving(), 4);
+        bench.withdraw(2);
+        bench.queue.leaving(&"leaving".into(), bench.now);
+        assert_eq!(bench.queue.n_serving(), 2);
     }
 
     #[test]
@@ -1166,7 +1339,9 @@ mod tests {
                         Effect::Forget { id } => self.end(id, "forgotten"),
                         Effect::Expel { peer, .. } => drop(self.holds.remove(&peer)),
                         Effect::Credit { n, .. } => assert!((1..=2).contains(&n)),
-                        Effect::Cancel { peer, id } => assert_eq!(self.holds.get(&peer), Some(&id)),
+                        Effect::Cancel { peer, id, .. } => {
+                            assert_eq!(self.holds.get(&peer), Some(&id))
+                        }
                         Effect::Requeued { .. } | Effect::Farewell { .. } => {}
                     }
                 }

@@ -24,7 +24,7 @@ use tokio::time::{self, MissedTickBehavior};
 use super::gate::{self, Gate};
 use super::queue::{Effect, Fate, Id, Limits, Peer, Queue, Ticket, Why};
 use super::throttle::Throttle;
-use super::transport::{Event, Router, Transport};
+use super::transport::{Event, Router, Transport, Undeliverable};
 use super::{
     Body, Broker, Call, Command, Error, Handle, Item, Outcome, Reply, Shared, State, Status,
     Stream, Worker,
@@ -32,14 +32,8 @@ use super::{
 use crate::config;
 use crate::directory::{self, Directory};
 use crate::protocol::{
-    Cancel, Credit, Disconnect, Final, Message, Partial, Ready, Reason, Request,
+    Cancel, Credit, Disconnect, Final, HEAD_MAX, Message, Partial, Ready, Reason, Request,
 };
-
-/// For a connection to say what it is; a worker needs a millisecond.
-const GATE_HANDSHAKE: Duration = Duration::from_secs(5);
-
-/// Connections at the gate; each costs two descriptors and some 100 kB.
-const GATE_PEERS_MAX: usize = 1024;
 
 /// Why the broker did not start.
 #[derive(Debug)]
@@ -137,9 +131,9 @@ pub fn start(config: &config::Broker) -> Result<(Handle, Broker), StartError> {
 
 fn gate_limits(config: &config::Broker) -> gate::Limits {
     gate::Limits {
-        handshake: GATE_HANDSHAKE,
+        handshake: config.gate_handshake,
         idle: config.heartbeat * config.heartbeat_misses * 2,
-        peers_max: GATE_PEERS_MAX,
+        peers_max: config.gate_peers_max,
     }
 }
 
@@ -335,7 +329,10 @@ impl<T: Transport> Driver<T> {
         match command {
             Command::Call { id, call, answer } => self.submit(id, call, answer),
             Command::Took { id } => self.took(id),
-            Command::Withdraw { id } => self.queue.withdraw(id, Instant::now()),
+            Command::Withdraw { id } => {
+                self.queue.withdraw(id, Instant::now());
+                self.drop_body(id);
+            }
             Command::Status(answer) => drop(answer.send(self.status())),
             Command::TellPools(reason) => self.tell_pools(reason),
             Command::Stop { within } => self.stop(within),
@@ -357,6 +354,13 @@ impl<T: Transport> Driver<T> {
             },
         );
         self.queue.submit(id, ticket, Instant::now());
+    }
+
+    /// The request will not be sent again, and its body may be large.
+    fn drop_body(&mut self, id: Id) {
+        if let Some(pending) = self.calls.get_mut(&id) {
+            pending.call.body = Bytes::new();
+        }
     }
 
     fn took(&mut self, id: Id) {
@@ -456,7 +460,7 @@ impl<T: Transport> Driver<T> {
     fn partial(&mut self, peer: &Peer, partial: Partial, bytes: Bytes) {
         let Partial { id, head } = partial;
         match self.queue.partial(peer, id, head.is_some(), Instant::now()) {
-            Fate::Drop => return,
+            Fate::Drop | Fate::Expelled => return,
             Fate::Stranger => return self.send_away(peer),
             Fate::Deliver => {}
         }
@@ -466,6 +470,7 @@ impl<T: Transport> Driver<T> {
             let _ = items.try_send(Item::Chunk(bytes));
             return;
         }
+        pending.call.body = Bytes::new();
         let (items, receiver) = mpsc::channel(self.config.window as usize + 1);
         let taken = Arc::new(AtomicU32::new(0));
         let _ = items.try_send(Item::Chunk(bytes));
@@ -499,8 +504,11 @@ impl<T: Transport> Driver<T> {
         let fate = self
             .queue
             .finished(peer, last.id, has_head, last.leaving, now);
-        if fate == Fate::Stranger {
-            return self.send_away(peer);
+        match fate {
+            Fate::Stranger => return self.send_away(peer),
+            // Its obituary names the request.
+            Fate::Expelled => return,
+            Fate::Deliver | Fate::Drop => {}
         }
         if let Some(worker) = self.workers.get_mut(peer) {
             worker.serving = None;
@@ -567,8 +575,8 @@ impl<T: Transport> Driver<T> {
             effects.into_iter().for_each(|effect| self.perform(effect));
         }
         self.shared
-            .n_workers
-            .store(self.workers.len(), Ordering::Relaxed);
+            .n_serving
+            .store(self.queue.n_serving(), Ordering::Relaxed);
     }
 
     fn perform(&mut self, effect: Effect) {
@@ -578,8 +586,8 @@ impl<T: Transport> Driver<T> {
             Effect::Answer { id, error } => self.answer(id, error),
             Effect::Forget { id } => drop(self.calls.remove(&id)),
             Effect::Credit { peer, id, n } => self.send(&peer, Message::Credit(Credit { id, n })),
-            Effect::Cancel { peer, id } => {
-                let grace_ms = self.config.cancel_grace.as_millis() as u64;
+            Effect::Cancel { peer, id, grace } => {
+                let grace_ms = grace.as_millis() as u64;
                 self.send(&peer, Message::Cancel(Cancel { id, grace_ms }));
             }
             Effect::Farewell { peer } => {
@@ -597,8 +605,7 @@ impl<T: Transport> Driver<T> {
     fn assign(&mut self, id: Id, peer: &Peer, left: Duration) {
         // Both are there, unless an effect before this one found the worker gone;
         // then the queue knows, and has decided anew.
-        let (Some(pending), Some(worker)) = (self.calls.get(&id), self.workers.get_mut(peer))
-        else {
+        let (Some(pending), Some(worker)) = (self.calls.get(&id), self.workers.get(peer)) else {
             return;
         };
         let call = &pending.call;
@@ -614,10 +621,33 @@ impl<T: Transport> Driver<T> {
             project: call.project.clone(),
             operation: call.operation.clone(),
         };
-        let body = call.body.clone();
-        worker.serving = Some(Serving::of(call));
-        tracing::debug!(request_id = request.request_id, %worker, "assigned");
-        self.send(peer, Message::Request(request, body));
+        let serving = Serving::of(call);
+        let frames = Message::Request(request, call.body.clone()).encode();
+        if frames[2].len() > HEAD_MAX {
+            let error = Error::RequestTooLarge { limit: HEAD_MAX };
+            return self.queue.refused(id, error, Instant::now());
+        }
+        tracing::debug!(request_id = call.request_id, %worker, "assigned");
+        let sent = self.transport.send(peer, frames);
+        if sent
+            .as_ref()
+            .map_or_else(|error| error.may_arrive, |()| true)
+        {
+            self.dispatched(id, peer, serving);
+        }
+        if let Err(error) = sent {
+            self.undeliverable(peer, "REQUEST", &error);
+        }
+    }
+
+    /// The worker may have it.
+    fn dispatched(&mut self, id: Id, peer: &Peer, serving: Serving) {
+        if !self.queue.sent(id) {
+            self.drop_body(id);
+        }
+        if let Some(worker) = self.workers.get_mut(peer) {
+            worker.serving = Some(serving);
+        }
     }
 
     fn requeued(&mut self, id: Id) {
@@ -658,9 +688,13 @@ impl<T: Transport> Driver<T> {
     fn send(&mut self, peer: &Peer, message: Message) {
         let word = message.word();
         if let Err(error) = self.transport.send(peer, message.encode()) {
-            self.lost(peer, &format!("{word} cannot be sent: {}", error.0));
-            self.transport.close(peer);
+            self.undeliverable(peer, word, &error);
         }
+    }
+
+    fn undeliverable(&mut self, peer: &Peer, word: &str, error: &Undeliverable) {
+        self.lost(peer, &format!("{word} cannot be sent: {}", error.why));
+        self.transport.close(peer);
     }
 }
 
@@ -764,4 +798,203 @@ fn hex(peer: &[u8]) -> String {
         .take(8)
         .map(|byte| format!("{byte:02x}"))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Seek;
+
+    use super::super::tests::{get, ok};
+    use super::*;
+
+    /// A transport that remembers what was sent, and to whom nothing can be.
+    #[derive(Default)]
+    struct Wire {
+        sent: Vec<(Peer, Message)>,
+        dead: HashSet<Peer>,
+    }
+
+    impl Transport for Wire {
+        async fn next(&mut self) -> Event {
+            std::future::pending().await
+        }
+
+        fn send(&mut self, peer: &Peer, frames: Vec<Bytes>) -> Result<(), Undeliverable> {
+            if self.dead.contains(peer) {
+                return Err(Undeliverable {
+                    why: "it is dead".into(),
+                    may_arrive: false,
+                });
+            }
+            let message = Message::decode(&frames).expect("it is ours");
+            self.sent.push((peer.clone(), message));
+            Ok(())
+        }
+
+        fn close(&mut self, _: &Peer) {}
+    }
+
+    type Answered = oneshot::Receiver<Result<Reply, Error>>;
+
+    impl Driver<Wire> {
+        fn with_workers(names: &[&'static str]) -> Self {
+            let config = config::Config::default().broker;
+            let (commands, _) = mpsc::unbounded_channel();
+            let mut driver = Self::new(Wire::default(), config, Arc::default(), commands);
+            for name in names {
+                driver.hear(name, Message::Ready(Ready::default()));
+            }
+            driver
+        }
+
+        fn hear(&mut self, peer: &'static str, message: Message) {
+            self.event(Event::Message(peer.into(), message.encode()));
+        }
+
+        fn call(&mut self, id: Id, call: Call) -> Answered {
+            let (answer, answered) = oneshot::channel();
+            let call = Box::new(call);
+            self.obey(Command::Call { id, call, answer });
+            answered
+        }
+
+        fn finish(&mut self, peer: &'static str, id: Id) {
+            let head = ok();
+            let last = Final {
+                id,
+                head,
+                ..Final::default()
+            };
+            self.hear(peer, Message::Final(last, Bytes::new()));
+        }
+    }
+
+    /// A call whose body tells when it was dropped.
+    fn post(retry: bool) -> (Call, std::sync::Weak<[u8]>) {
+        let body: Arc<[u8]> = Arc::new([7; 1000]);
+        let alive = Arc::downgrade(&body);
+        let call = Call {
+            body: Bytes::from_owner(body),
+            retry,
+            cancel: false,
+            ..get("Transaction")
+        };
+        (call, alive)
+    }
+
+    #[test]
+    fn a_body_that_is_not_sent_again_is_dropped_when_it_was_sent() {
+        let mut driver = Driver::with_workers(&["a"]);
+        let (call, alive) = post(false);
+        let _answered = driver.call(1, call);
+        driver.transport.sent.clear();
+        assert_eq!(alive.strong_count(), 0);
+    }
+
+    #[test]
+    fn a_body_that_may_be_sent_again_lives_until_the_reply_begins() {
+        let mut driver = Driver::with_workers(&["a"]);
+        let (call, alive) = post(true);
+        let _answered = driver.call(1, call);
+        driver.transport.sent.clear();
+        assert_eq!(alive.strong_count(), 1);
+        let head = ok();
+        driver.hear("a", Message::Partial(Partial { id: 1, head }, Bytes::new()));
+        assert_eq!(alive.strong_count(), 0);
+    }
+
+    #[test]
+    fn a_body_whose_client_left_is_dropped() {
+        let mut driver = Driver::with_workers(&["a"]);
+        let (call, alive) = post(true);
+        let _answered = driver.call(1, call);
+        driver.transport.sent.clear();
+        driver.obey(Command::Withdraw { id: 1 });
+        assert_eq!((alive.strong_count(), driver.calls.len()), (0, 1));
+    }
+
+    #[test]
+    fn a_body_that_was_sent_twice_is_not_kept() {
+        let mut driver = Driver::with_workers(&["a", "b"]);
+        let (call, alive) = post(true);
+        let _answered = driver.call(1, call);
+        driver.event(Event::Gone("a".into()));
+        assert_eq!(driver.transport.sent.len(), 2);
+        driver.transport.sent.clear();
+        assert_eq!(alive.strong_count(), 0);
+    }
+
+    /// The log lines of what `act` does.
+    fn logged(act: impl FnOnce()) -> String {
+        let mut lines = tempfile::tempfile().unwrap();
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_writer(Arc::new(lines.try_clone().unwrap()))
+            .finish();
+        tracing::subscriber::with_default(subscriber, act);
+        lines.rewind().unwrap();
+        io::read_to_string(lines).unwrap()
+    }
+
+    #[test]
+    fn the_obituary_of_a_worker_with_a_wrong_reply_names_its_request() {
+        let mut driver = Driver::with_workers(&["a"]);
+        let mut answered = driver.call(1, get("GetMap"));
+        let last = Final {
+            id: 1,
+            ..Final::default()
+        };
+        let headless = Message::Final(last, Bytes::new());
+        let lines = logged(|| driver.hear("a", headless));
+        assert_eq!(answered.try_recv().unwrap().unwrap_err(), Error::WorkerDied);
+        for part in [
+            "gone while serving",
+            "began without a head",
+            "GetMap",
+            "r-1",
+        ] {
+            assert!(lines.contains(part), "{part} in {lines}");
+        }
+    }
+
+    #[test]
+    fn only_replies_to_what_a_worker_holds_count_as_served() {
+        let mut driver = Driver::with_workers(&["a"]);
+        let _answered = driver.call(1, get("GetMap"));
+        driver.obey(Command::Withdraw { id: 1 });
+        driver.finish("a", 1);
+        assert_eq!(driver.status().workers[0].n_served, 1);
+        let lines = logged(|| driver.finish("a", 1));
+        assert!(
+            lines.contains("gone") && lines.contains("n_served=1"),
+            "{lines}"
+        );
+    }
+
+    #[test]
+    fn a_head_that_a_worker_would_not_read_is_not_sent() {
+        let mut driver = Driver::with_workers(&["a"]);
+        let mut answered = driver.call(
+            1,
+            Call {
+                url: "x".repeat(HEAD_MAX),
+                ..get("GetMap")
+            },
+        );
+        let refused = answered.try_recv().unwrap().unwrap_err();
+        assert_eq!(refused, Error::RequestTooLarge { limit: HEAD_MAX });
+        assert!(driver.transport.sent.is_empty());
+        driver.call(2, get("GetMap"));
+        assert_eq!(driver.transport.sent.len(), 1);
+    }
+
+    #[test]
+    fn a_request_that_could_not_be_sent_goes_to_the_next_worker() {
+        let mut driver = Driver::with_workers(&["a", "b", "c"]);
+        driver.transport.dead.extend(["a".into(), "b".into()]);
+        let mut answered = driver.call(1, get("Transaction"));
+        assert_eq!(driver.workers.len(), 1);
+        driver.finish("c", 1);
+        assert!(answered.try_recv().unwrap().is_ok());
+    }
 }

@@ -36,7 +36,11 @@ pub enum Event {
 
 /// A peer is not there, or takes nothing.
 #[derive(Debug)]
-pub struct Undeliverable(pub String);
+pub struct Undeliverable {
+    pub why: String,
+    /// The message is the last in its queue.
+    pub may_arrive: bool,
+}
 
 /// What the broker needs of a ZMTP implementation.
 pub trait Transport {
@@ -107,8 +111,14 @@ impl Transport for Router {
         let sending = pin!(self.sender.send(message));
         match sending.poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(Ok(())) => Ok(()),
-            Poll::Ready(Err(error)) => Err(Undeliverable(error.to_string())),
-            Poll::Pending => Err(Undeliverable("its send queue is full".into())),
+            Poll::Ready(Err(error)) => Err(Undeliverable {
+                why: error.to_string(),
+                may_arrive: false,
+            }),
+            Poll::Pending => Err(Undeliverable {
+                why: "its send queue is full".into(),
+                may_arrive: true,
+            }),
         }
     }
 

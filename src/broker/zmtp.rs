@@ -8,11 +8,11 @@
 //! After the greeting comes one command, READY of a DEALER without an identity,
 //! and after that only messages. Specification: <https://rfc.zeromq.org/spec/23/>.
 
-use crate::protocol::HEAD_MAX;
+use crate::protocol::{BODY_MAX, HEAD_MAX};
 
 const GREETING: usize = 64;
 const HANDSHAKE_MAX: u64 = 4 << 10;
-const FRAME_MAX: u64 = 8 << 20;
+const FRAME_MAX: u64 = BODY_MAX as u64;
 const MESSAGE_MAX: u64 = FRAME_MAX + HEAD_MAX as u64;
 const PARTS_MAX: u32 = 16;
 

@@ -5,6 +5,7 @@
 //! that is there wins, and `QGSRV_<SECTION>_<KEY>` is always one of them.
 
 use super::kind::{Kind, MANY};
+use crate::protocol::BODY_MAX;
 
 /// One row: a setting.
 #[derive(Debug, Clone, Copy)]
@@ -99,7 +100,7 @@ const BODY: Kind = Kind::Bytes {
 };
 const CHUNK: Kind = Kind::Bytes {
     min: 1 << 10,
-    max: 64 << 20,
+    max: BODY_MAX as u64,
 };
 
 const ONE_CONNECTION: State = State::Moot("server and worker share one connection for everything");
@@ -345,6 +346,8 @@ pub const SETTINGS: &[Setting] = &[
     row("zmq.hostaddr", Kind::Text, "127.0.0.1", "host part of zmq.bindaddr; loopback only, until connections are encrypted"),
     row("zmq.bindaddr", Kind::Endpoint, "tcp://${zmq:hostaddr}:18080", "where workers of other pools join, with --proxy")
         .env(&["QGSRV_ZMQ_INADDR"]),
+    row("zmq.gate_handshake", Kind::Seconds, "5", "seconds for a connection there to introduce itself"),
+    row("zmq.gate_peers_max", SOME, "1024", "connections there at the same time"),
     row("zmq.ipcpath", Kind::Path, "/tmp", "directory for the private socket of the local pool")
         .env(&["QGSRV_ZMQ_IPCPATH", "RUNTIME_DIRECTORY", "TMPDIR"]),
     row("zmq.maxqueue", ANY, "1000", "requests that may wait for a worker"),
@@ -472,6 +475,12 @@ mod tests {
                 row.name
             );
         }
+    }
+
+    #[test]
+    fn no_chunk_is_larger_than_the_wire_allows() {
+        assert!(CHUNK.parse("8M").is_some());
+        assert!(CHUNK.parse("9M").is_none());
     }
 
     #[test]

@@ -97,6 +97,10 @@ pub struct Tls {
 pub struct Broker {
     /// Where the gate listens for workers of other pools; only in proxy mode.
     pub gate: Option<SocketAddr>,
+    /// For a connection at the gate to say what it is; a worker needs a millisecond.
+    pub gate_handshake: Duration,
+    /// Connections at the gate; each costs two descriptors and some 100 kB.
+    pub gate_peers_max: usize,
     /// Parent of the private directory of the ipc socket.
     pub runtime_dir: PathBuf,
     /// `zmq.maxqueue`: requests that wait for a worker.
@@ -195,6 +199,8 @@ impl Default for Config {
             },
             broker: Broker {
                 gate: None,
+                gate_handshake: seconds(5),
+                gate_peers_max: 1024,
                 runtime_dir: PathBuf::from("/tmp"),
                 queue_max: 1000,
                 queue_timeout: seconds(15),
@@ -315,6 +321,8 @@ impl Broker {
             .filter(|_| settings.bool("server.proxy"));
         Self {
             gate: address.and_then(|address| kind::loopback(&address).ok()),
+            gate_handshake: settings.duration("zmq.gate_handshake"),
+            gate_peers_max: settings.size("zmq.gate_peers_max"),
             runtime_dir: settings.path("zmq.ipcpath").unwrap_or_default(),
             queue_max: settings.size("zmq.maxqueue"),
             queue_timeout: settings.duration("zmq.timeout"),

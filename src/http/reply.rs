@@ -177,6 +177,12 @@ impl Refusal {
             Self::Broker(Error::WorkerDied) => {
                 (S::BAD_GATEWAY, "NoApplicableCode", None, "The worker died before it answered".into())
             }
+            Self::Broker(Error::RequestTooLarge { limit }) => (
+                S::PAYLOAD_TOO_LARGE,
+                "NoApplicableCode",
+                None,
+                format!("URL and headers have more than {limit} bytes").into(),
+            ),
             Self::Broker(Error::Failed(failure)) => match failure {
                 Failure::ProjectNotFound => {
                     (S::NOT_FOUND, "InvalidParameterValue", Some("MAP"), format!("Project '{name}' not found").into())
@@ -424,6 +430,7 @@ mod tests {
             (Error::QueueTimedOut { after: second }, 504, None),
             (Error::TimedOut { after: second }, 504, None),
             (Error::WorkerDied, 502, None),
+            (Error::RequestTooLarge { limit: 1 }, 413, None),
             (Error::Failed(Failure::ProjectNotFound), 404, None),
             (Error::Failed(Failure::ProjectUnreadable), 422, None),
             (Error::Failed(Failure::BadLayers), 422, None),
