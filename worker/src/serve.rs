@@ -99,7 +99,12 @@ struct Server {
 
 impl Server {
     fn new(qgis: Qgis, pool: &config::Pool) -> Self {
-        let projects = Projects::new(&pool.rootdir, pool.cache_size, pool.check_interval);
+        let projects = Projects::new(
+            &pool.rootdir,
+            pool.cache_size,
+            pool.check_interval,
+            pool.broken_for,
+        );
         Self {
             qgis,
             projects,
