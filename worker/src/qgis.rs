@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use nix::unistd::ForkResult;
 use pyo3::buffer::PyBuffer;
-use pyo3::exceptions::{PyMemoryError, PyRuntimeError};
+use pyo3::exceptions::{PyException, PyMemoryError, PyRuntimeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 use qgisserver::config;
@@ -501,23 +501,27 @@ fn unloaded(py: Python<'_>, path: &Path, error: &PyErr) -> Failure {
         }
         _ => {
             tracing::error!(%path, trace = trace(py, error), "project not served");
-            Failure::ProjectUnreadable
+            raised(py, error)
         }
     }
 }
 
-/// An exception that left `handleRequest`: of C++ when it is a MemoryError or a
-/// bare Exception, and then QGIS holds a stale request.
+/// An exception that left `handleRequest`. That nobody waits any more is no
+/// excuse for one of C++, after which QGIS holds a stale request.
 fn escaped(py: Python<'_>, error: &PyErr, unwanted: bool) -> Failure {
-    if unwanted {
-        return Failure::Cancelled;
+    match raised(py, error) {
+        Failure::PluginRaised if unwanted => Failure::Cancelled,
+        failure => {
+            tracing::error!(trace = trace(py, error), "the request raised");
+            failure
+        }
     }
-    tracing::error!(trace = trace(py, error), "the request raised");
-    let bare = error
-        .get_type(py)
-        .name()
-        .is_ok_and(|name| name == "Exception");
-    match error.is_instance_of::<PyMemoryError>(py) || bare {
+}
+
+/// Whose exception it is: of C++ when it is a MemoryError or a bare Exception.
+fn raised(py: Python<'_>, error: &PyErr) -> Failure {
+    let is_bare = error.get_type(py).is(py.get_type::<PyException>());
+    match error.is_instance_of::<PyMemoryError>(py) || is_bare {
         true => Failure::QgisFailed,
         false => Failure::PluginRaised,
     }
@@ -633,5 +637,29 @@ impl Log {
             }
             _ => tracing::debug!(target: "qgisserver::qgis", %id, %tag, "{text}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pyo3::exceptions::PyValueError;
+
+    #[test]
+    fn an_exception_of_c_plus_plus_is_one_whoever_waits_and_whatever_ran() {
+        pyo3::Python::initialize();
+        Python::attach(|py| {
+            let memory = PyMemoryError::new_err(());
+            let bare = PyException::new_err("unknown");
+            let plain = PyValueError::new_err("a plugin's");
+            for error in [&memory, &bare] {
+                assert_eq!(escaped(py, error, false), Failure::QgisFailed);
+                assert_eq!(escaped(py, error, true), Failure::QgisFailed);
+                assert_eq!(unloaded(py, Path::new("x"), error), Failure::QgisFailed);
+            }
+            assert_eq!(escaped(py, &plain, false), Failure::PluginRaised);
+            assert_eq!(escaped(py, &plain, true), Failure::Cancelled);
+            assert_eq!(unloaded(py, Path::new("x"), &plain), Failure::PluginRaised);
+        });
     }
 }

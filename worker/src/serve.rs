@@ -142,6 +142,7 @@ impl Server {
                 };
                 let report = Final {
                     failure: Some(failure),
+                    leaving: failure == Failure::QgisFailed,
                     timings,
                     memory_kb,
                     ..Final::default()
