@@ -344,6 +344,26 @@ fn a_plugin_that_raises_is_a_500_that_tells_nothing_and_shows_nothing() {
     });
 }
 
+/// A library may report exceptions to somebody else; what was told to it alone is not lost.
+#[test]
+fn a_plugin_that_takes_the_hook_of_python_does_not_switch_access_control_off() {
+    let server = with_plugins();
+    let map = format!("/ows/?MAP=world&SERVICE=WMS&LAYERS=countries&{MAP}");
+    let status = |more: &str| server.get(&format!("{map}{more}")).status;
+    without_losses(&server, || {
+        assert_eq!(status("&TAKE=hook"), 500);
+        server
+            .process
+            .log
+            .wait_line("sys.excepthook was replaced by");
+        assert_eq!(status(""), 200, "the hook is ours again");
+        assert_eq!(status("&TAKE=hook&RAISE=layerPermissions"), 500);
+        server.process.log.wait_line("secret of layerPermissions");
+        assert_eq!(status("&RAISE=layerFilterExpression"), 500);
+        assert_eq!(status(""), 200);
+    });
+}
+
 #[test]
 fn access_control_is_applied_and_a_plugin_that_does_not_load_is_named() {
     let server = with_plugins();

@@ -30,18 +30,39 @@ class Recorder:
     PyQt calls ``sys.excepthook`` when an override raises and then goes on as if
     nothing had happened, with access control not applied. Without a hook it
     aborts the process. So: record, and let ``serve`` throw the answer away.
+    Others like the hook, too: ``plugins.watch`` tells us of exceptions as well.
     """
 
     def __init__(self, log):
         self._log = log
+        self._last = None
         self.raised = False
 
     def install(self):
         sys.excepthook = self
 
+    def begin(self):
+        """A request begins."""
+        self._last = None
+        self.raised = False
+        if sys.excepthook is not self:
+            self._log("warning", "plugin", f"sys.excepthook was replaced by {sys.excepthook!r}: taken back")
+            self.install()
+
+    def end(self):
+        """True if no plugin raised, as far as we can know."""
+        if sys.excepthook is not self:
+            # Whatever raised since then was not told to us.
+            self._log("error", "plugin", f"sys.excepthook was replaced by {sys.excepthook!r} in a request: no answer")
+            self.raised = True
+        self._last = None
+        return not self.raised
+
     def __call__(self, kind, value, trace):
         self.raised = True
-        self._log("error", "plugin", "".join(traceback.format_exception(kind, value, trace)))
+        if value is not self._last:
+            self._last = value
+            self._log("error", "plugin", "".join(traceback.format_exception(kind, value, trace)))
 
 
 class Response(QgsBufferServerResponse):
@@ -104,12 +125,12 @@ def serve(server, recorder, sink, eager, method, url, headers, body, project):
         return 405, {"Allow": ", ".join(METHODS)}, b""
     request = QgsBufferServerRequest(url, verb, headers, body)
     response = Response(sink, recorder, eager)
-    recorder.raised = False
+    recorder.begin()
     if project is None:
         server.handleRequest(request, response)
     else:
         server.handleRequest(request, response, project)
-    if recorder.raised or response.broken:
+    if not recorder.end() or response.broken:
         return None
     status, data = response.statusCode(), response.data()
     if status == 200 and UNKNOWN_SERVICE in bytes(data[:400]):

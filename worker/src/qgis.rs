@@ -295,8 +295,9 @@ impl Qgis {
             let (plugins, failed): (Vec<String>, Bound<'_, PyDict>) = loaded.extract()?;
             // A plugin may have replaced the hook, as QGIS itself does.
             recorder.call_method0("install")?;
+            package("plugins")?.call_method1("watch", (&recorder,))?;
             let n_filters: usize = package("plugins")?
-                .call_method1("watch_filters", (&interface, &recorder))?
+                .call_method1("count_filters", (&interface,))?
                 .extract()?;
             let plain = n_filters == 0 && plugins.is_empty();
             Ok(Self {

@@ -1,4 +1,6 @@
-"""A plugin that raises where the parameter RAISE says so."""
+"""A plugin that raises where the parameter RAISE says so, and takes Python's hook on TAKE=hook."""
+
+import sys
 
 from qgis.server import QgsAccessControlFilter, QgsServerFilter, QgsService
 
@@ -42,6 +44,8 @@ class Service(QgsService):
 
 class Filter(QgsServerFilter):
     def requestReady(self):
+        if self.serverInterface().requestHandler().parameterMap().get("TAKE") == "hook":
+            sys.excepthook = lambda *_: None
         raise_if(self.serverInterface(), "requestReady")
 
     def sendResponse(self):
