@@ -39,6 +39,7 @@ pub struct Birth<'a> {
 
 /// Starts QGIS, says READY to the parent and serves until the process ends.
 pub fn run(birth: Birth<'_>) -> ! {
+    die_of_panics(birth.board.clone());
     let mut qgis = match Qgis::start(birth.zygote, birth.pool, &birth.tmpdir, birth.log.qgis_info) {
         Ok(qgis) => qgis,
         Err(error) => {
@@ -51,6 +52,18 @@ pub fn run(birth: Birth<'_>) -> ! {
     qgis.warm();
     let jobs = start_link(&birth, &qgis);
     Server::new(qgis, birth.pool).run(&jobs)
+}
+
+/// A panic of either thread ends the process at once: half a worker would keep
+/// beating, and its request would wait for its deadline.
+fn die_of_panics(board: Arc<Board>) {
+    std::panic::set_hook(Box::new(move |panic| {
+        board.say_farewell(Farewell::Panicked);
+        let backtrace = std::backtrace::Backtrace::capture();
+        tracing::error!(%panic, %backtrace, "the worker panicked");
+        // SAFETY: ends the process, without destructors that may trust what is broken.
+        unsafe { libc::_exit(1) }
+    }));
 }
 
 fn start_link(birth: &Birth<'_>, qgis: &Qgis) -> Receiver<Job> {
@@ -263,6 +276,28 @@ fn micros(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::sys::wait::WaitStatus;
+    use nix::unistd::ForkResult;
+
+    /// In a process of its own: the hook and the end are the process's.
+    #[test]
+    fn a_panic_ends_the_worker_at_once_and_its_parent_knows_why() {
+        let board = Arc::new(Board::new().unwrap());
+        // SAFETY: the child touches nothing that another thread of the test may hold.
+        match unsafe { nix::unistd::fork() }.unwrap() {
+            ForkResult::Child => {
+                die_of_panics(board);
+                let _ = std::thread::spawn(|| panic!("as the test wished")).join();
+                // SAFETY: as in the hook.
+                unsafe { libc::_exit(0) }
+            }
+            ForkResult::Parent { child } => {
+                let status = nix::sys::wait::waitpid(child, None).unwrap();
+                assert_eq!(status, WaitStatus::Exited(child, 1));
+                assert_eq!(board.farewell(), Farewell::Panicked);
+            }
+        }
+    }
 
     #[test]
     fn a_process_has_memory() {
