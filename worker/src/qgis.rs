@@ -5,6 +5,7 @@
 //! holds: one QgsServer. One request at a time, on the main thread; the GIL is
 //! free while QGIS works.
 
+use std::collections::BTreeSet;
 use std::ffi::{CStr, CString};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -160,26 +161,43 @@ impl Zygote {
             .iter()
             .filter_map(|folder| std::fs::read_dir(folder).ok())
             .flatten();
-        for file in files.flatten().map(|entry| entry.path()) {
-            // The WFS module opens proj.db while it loads, and an open database
-            // must not be shared by processes.
-            let skip = file.extension().is_none_or(|suffix| suffix != "so")
-                || file
-                    .file_name()
-                    .is_some_and(|name| name == "libwfs.so" || name == "libwfs3.so");
-            if skip {
-                continue;
-            }
-            let Ok(name) = CString::new(file.as_os_str().as_encoded_bytes()) else {
-                continue;
-            };
-            // SAFETY: QGIS loads the same files; their initialisers run here instead of there.
-            let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_LAZY | libc::RTLD_LOCAL) };
-            if handle.is_null() {
-                tracing::debug!(file = %file.display(), "not loaded before the fork");
+        let files = files.flatten().map(|entry| entry.path());
+        for file in files.filter(|file| is_for_all(file)) {
+            let before = open_files();
+            load_library(&file);
+            let opened: Vec<_> = open_files().difference(&before).cloned().collect();
+            if !opened.is_empty() {
+                tracing::warn!(file = %file.display(), ?opened, "a library opened files that all workers share");
             }
         }
     }
+}
+
+/// These open proj.db while they load, and an open database must not be shared by
+/// processes: whichever comes first reads at the offset where another one was.
+const OPENS_FILES: [&str; 3] = ["libwfs.so", "libwfs3.so", "libwmts.so"];
+
+fn is_for_all(file: &Path) -> bool {
+    file.extension().is_some_and(|suffix| suffix == "so")
+        && !OPENS_FILES.iter().any(|name| file.ends_with(name))
+}
+
+fn load_library(file: &Path) {
+    let Ok(name) = CString::new(file.as_os_str().as_encoded_bytes()) else {
+        return;
+    };
+    // SAFETY: QGIS loads the same files; their initialisers run here instead of there.
+    let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_LAZY | libc::RTLD_LOCAL) };
+    if handle.is_null() {
+        tracing::debug!(file = %file.display(), "not loaded before the fork");
+    }
+}
+
+/// The regular files that this process holds open.
+fn open_files() -> BTreeSet<PathBuf> {
+    let entries = std::fs::read_dir("/proc/self/fd").into_iter().flatten();
+    let targets = entries.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+    targets.filter(|target| target.is_file()).collect()
 }
 
 fn initialize(program: &Path) -> Result<(), Error> {
