@@ -391,6 +391,51 @@ fn access_control_is_applied_and_a_plugin_that_does_not_load_is_named() {
     server.process.log.wait_line("something is missing");
 }
 
+/// Its name begins like that of PyQt's own module, and nobody but us keeps its object.
+const FORGETFUL: &str = r#"
+import weakref
+from qgis.server import QgsServerFilter
+
+class Filter(QgsServerFilter):
+    def requestReady(self):
+        assert self.plugin() is not None, "the plugin is gone"
+        if self.serverInterface().requestHandler().parameter("RAISE"):
+            raise ValueError("secret of sipping")
+
+class Plugin:
+    def __init__(self, interface):
+        server_filter = Filter(interface)
+        server_filter.plugin = weakref.ref(self)
+        interface.registerFilter(server_filter, 1)
+
+def serverClassFactory(interface):
+    return Plugin(interface)
+"#;
+
+#[test]
+fn plugins_are_kept_and_watched_whatever_their_name_and_bad_metadata_is_reported() {
+    let world = World::real();
+    let plugin = |name: &str, metadata: &str| {
+        let folder = world.path("plugins").join(name);
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("metadata.txt"), metadata).unwrap();
+        std::fs::write(folder.join("__init__.py"), FORGETFUL).unwrap();
+    };
+    plugin("sipping", "[general]\nserver=True\n");
+    plugin("prose", "This is not a list of settings.");
+    plugin("desktop", "[general]\n");
+    std::fs::write(world.path("plugins/file"), "").unwrap();
+    let paths = world.path("plugins");
+    let server = Server::start(world, &format!("server.pluginpath = {}", paths.display())).ready();
+    without_losses(&server, || {
+        let map = format!("/ows/?MAP=world&SERVICE=WMS&LAYERS=land&{MAP}");
+        assert_eq!(server.get(&format!("{map}&RAISE=1")).status, 500);
+        let worker = &server.status()["workers"][0];
+        assert_eq!(worker["plugins"], serde_json::json!(["sipping"]));
+        assert_eq!(worker["plugins_failed"], serde_json::json!(["prose"]));
+    });
+}
+
 /// QGIS gives layers with short ids others, and then follows a null pointer.
 #[test]
 fn a_project_that_crashes_qgis_is_a_502_and_the_others_are_served() {

@@ -98,30 +98,37 @@ def _watched(method, name, recorder, running):
     return call
 
 
+# What serverClassFactory of each plugin returned. Many plugins keep their filters
+# there and nowhere else, and QGIS does not own what it was given.
+started = {}
+
+
 def load(paths, interface, log):
     """Load every server plugin below ``paths``.
 
     Returns ``(loaded, failed)``: names, and names with their tracebacks.
     """
-    loaded, failed = [], {}
+    failed = {}
     for path in paths:
-        if not os.path.isdir(path):
-            log("warning", "plugins", f"{path} is not a folder: no plugins from there")
+        try:
+            names = sorted(os.listdir(path))
+        except OSError as error:
+            log("warning", "plugins", f"no plugins from {path}: {error.strerror}")
             continue
         if path not in sys.path:
             sys.path.append(path)
-        for name in sorted(os.listdir(path)):
-            metadata = _metadata(os.path.join(path, name))
-            if metadata is None or name in loaded or name in failed:
+        for name in names:
+            if name in started or name in failed:
                 continue
             try:
-                _check_version(metadata)
-                _start(name, interface)
-                loaded.append(name)
+                metadata = _metadata(os.path.join(path, name))
+                if metadata is not None:
+                    _check_version(metadata)
+                    started[name] = _start(name, interface)
             except BaseException:  # a plugin may even call sys.exit()
                 failed[name] = traceback.format_exc()
                 log("error", "plugins", f"plugin {name} does not load\n{failed[name]}")
-    return loaded, failed
+    return list(started), failed
 
 
 def _metadata(folder):
@@ -130,12 +137,9 @@ def _metadata(folder):
     if not os.path.isfile(path) or not os.path.isfile(os.path.join(folder, "__init__.py")):
         return None
     parser = configparser.ConfigParser(interpolation=None, strict=False)
-    try:
-        with open(path, encoding="utf-8") as file:
-            parser.read_file(file)
-        is_server = parser.getboolean("general", "server", fallback=False)
-    except (configparser.Error, ValueError, UnicodeError):
-        return None
+    with open(path, encoding="utf-8") as file:
+        parser.read_file(file)
+    is_server = parser.getboolean("general", "server", fallback=False)
     return parser["general"] if is_server else None
 
 
@@ -159,4 +163,14 @@ def _start(name, interface):
     package = importlib.import_module(name)
     # Plugins written for py-qgis-server look for this mark.
     package._is_py_qgis_server = True
-    package.serverClassFactory(interface)
+    _tell_utils(interface)
+    plugin = package.serverClassFactory(interface)
+    _tell_utils(interface)
+    return plugin
+
+
+def _tell_utils(interface):
+    """Plugins may look for the interface in ``qgis.utils``, which costs 25 MB: only where one imports it."""
+    utils = sys.modules.get("qgis.utils")
+    if utils is not None:
+        utils.serverIface = interface
