@@ -344,6 +344,29 @@ fn a_plugin_that_raises_is_a_500_that_tells_nothing_and_shows_nothing() {
     });
 }
 
+/// What has left cannot be taken back; a client must not take it for the whole.
+#[test]
+fn a_stream_that_becomes_an_error_is_cut_off_and_one_that_only_asks_is_not() {
+    let server = with_plugins();
+    without_losses(&server, || {
+        let stream =
+            |what: &str| server.try_get(&format!("/ows/?MAP=world&SERVICE=STREAM&REQUEST={what}"));
+        for what in ["nothing", "ask"] {
+            let reply = stream(what).unwrap();
+            assert_eq!((reply.status, reply.body.len()), (200, 40_000), "{what}");
+        }
+        for what in ["status", "clear", "error"] {
+            assert!(stream(what).is_err(), "{what}");
+        }
+        // QGIS refuses the second layer after the features of the first have left.
+        let features = "/ows/?MAP=world&SERVICE=WFS&VERSION=1.1.0&REQUEST=GetFeature&TYPENAME=";
+        let whole = server.get(&format!("{features}countries"));
+        assert!(whole.body.len() > 50_000, "{}", whole.body.len());
+        let cut = server.try_get(&format!("{features}countries,places"));
+        assert!(cut.is_err(), "{:?}", cut.map(|reply| reply.status));
+    });
+}
+
 /// A library may report exceptions to somebody else; what was told to it alone is not lost.
 #[test]
 fn a_plugin_that_takes_the_hook_of_python_does_not_switch_access_control_off() {

@@ -82,24 +82,35 @@ class Response(QgsBufferServerResponse):
         self._eager = eager
         self._wanted = 0 if eager else sink.wanted
         self._device = self.io()
-        self.started = False
-        self.broken = False
+        self._sent_status = None
+        self._broken = False
+
+    @property
+    def started(self):
+        """The head has left with the first part."""
+        return self._sent_status is not None
+
+    @property
+    def broken(self):
+        """What the sink got is not the beginning of what the answer has become."""
+        return self._broken or (self.started and self.statusCode() != self._sent_status)
 
     def flush(self):
-        if self._device.pos() < self._wanted or self.broken:
+        if self._device.pos() < self._wanted or self._broken:
             return
+        status = self.statusCode() if self._sent_status is None else self._sent_status
         try:
             if self._recorder.raised:
                 # Fail closed: what comes now was made without the plugin's consent.
                 raise RuntimeError("a plugin raised while the request ran")
-            self._sink.part(self.statusCode(), self.headers(), self.data())
-        except Exception:
+            self._sink.part(status, self.headers(), self.data())
+        except BaseException:
             # QGIS stops its work at once when flush raises.
-            self.broken = True
+            self._broken = True
             raise
         finally:
-            self.truncate()
-        self.started = True
+            super().truncate()
+        self._sent_status = status
         if not self._eager:
             self._wanted = self._sink.wanted
 
@@ -107,10 +118,29 @@ class Response(QgsBufferServerResponse):
         """Called by QGIS at the end; the rest leaves with FINAL."""
 
     def headersSent(self):
-        # QGIS asks this before it replaces the answer by an exception report. What
-        # has left cannot be replaced, so the stream must not look complete.
-        self.broken = self.broken or self.started
+        # QGIS itself asks this before it replaces the answer by an exception report,
+        # and then says no more. Services and filters may ask for the fun of it.
+        if sys._getframe(1).f_code is serve.__code__:
+            self._break()
         return self.started
+
+    def clear(self):
+        self._break()
+        super().clear()
+
+    def sendError(self, code, message):
+        self._break()
+        super().sendError(code, message)
+
+    def truncate(self):
+        # With filters everything that was flushed has left: they may replace the rest.
+        if not self._eager:
+            self._break()
+        super().truncate()
+
+    def _break(self):
+        """What has left cannot be replaced, so the stream must not look complete."""
+        self._broken = self._broken or self.started
 
 
 def serve(server, recorder, sink, eager, method, url, headers, body, project):
