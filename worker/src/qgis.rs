@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 use std::ffi::{CStr, CString};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -470,7 +470,7 @@ impl Qgis {
 /// Joins what the sink still holds with the rest, so that a reply that was never
 /// streamed leaves in one piece and with its length.
 fn finish(sink: &Sink, (head, rest): (Head, Bytes)) -> Result<(Option<Head>, Bytes), Failure> {
-    let mut state = sink.state.lock().expect("nobody panics while holding it");
+    let mut state = sink.state();
     let mut pending = std::mem::take(&mut state.pending);
     let bytes = match pending.is_empty() {
         true => rest,
@@ -580,12 +580,32 @@ impl Sink {
     }
 
     fn is_unwanted(&self) -> bool {
-        self.outlet.is_cancelled()
-            || self
-                .state
-                .lock()
-                .expect("nobody panics while holding it")
-                .unwanted
+        self.outlet.is_cancelled() || self.state().unwanted
+    }
+
+    /// Never held while anything waits.
+    fn state(&self) -> MutexGuard<'_, Parts> {
+        self.state.lock().expect("nobody panics while holding it")
+    }
+
+    fn wants_head(&self) -> bool {
+        let state = self.state();
+        !state.sent && state.head.is_none()
+    }
+
+    fn collect(&self, py: Python<'_>, data: &PyBuffer<u8>) -> PyResult<()> {
+        let mut state = self.state();
+        let start = state.pending.len();
+        state.pending.resize(start + data.len_bytes(), 0);
+        data.copy_to_slice(py, &mut state.pending[start..])
+    }
+
+    /// The next chunk when there is enough for one.
+    fn take(&self, wanted: usize) -> Option<(Option<Head>, Bytes)> {
+        let mut state = self.state();
+        let size = state.pending.len().min(self.chunk_bytes);
+        (state.pending.len() >= wanted)
+            .then(|| (state.head.take(), state.pending.split_to(size).freeze()))
     }
 }
 
@@ -594,15 +614,9 @@ impl Sink {
     /// How many bytes the sink likes to get at once.
     #[getter]
     fn wanted(&self) -> usize {
-        let sent = self
-            .state
-            .lock()
-            .expect("nobody panics while holding it")
-            .sent;
-        if sent {
-            self.chunk_bytes
-        } else {
-            FIRST_CHUNK.min(self.chunk_bytes)
+        match self.state().sent {
+            true => self.chunk_bytes,
+            false => FIRST_CHUNK.min(self.chunk_bytes),
         }
     }
 
@@ -616,22 +630,20 @@ impl Sink {
         data: &Bound<'_, PyAny>,
     ) -> PyResult<()> {
         let wanted = self.wanted();
-        let data = PyBuffer::<u8>::get(data)?;
-        let mut state = self.state.lock().expect("nobody panics while holding it");
-        if !state.sent && state.head.is_none() {
-            state.head = Some(head(status, headers)?);
+        if self.wants_head() {
+            let head = head(status, headers)?;
+            self.state().head = Some(head);
         }
-        let start = state.pending.len();
-        state.pending.resize(start + data.len_bytes(), 0);
-        data.copy_to_slice(py, &mut state.pending[start..])?;
-        while state.pending.len() >= wanted {
-            let size = state.pending.len().min(self.chunk_bytes);
-            let (head, chunk) = (state.head.take(), state.pending.split_to(size).freeze());
-            if py.detach(|| self.outlet.part(head, chunk)) == Err(Unwanted) {
+        self.collect(py, &PyBuffer::get(data)?)?;
+        while let Some((head, chunk)) = self.take(wanted) {
+            // Other threads may need Python or our state while the client is slow.
+            let sent = py.detach(|| self.outlet.part(head, chunk));
+            let mut state = self.state();
+            state.sent = true;
+            if sent == Err(Unwanted) {
                 state.unwanted = true;
                 return Err(PyRuntimeError::new_err("the request was cancelled"));
             }
-            state.sent = true;
         }
         Ok(())
     }
