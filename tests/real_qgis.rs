@@ -615,3 +615,24 @@ fn workers_share_neither_a_thread_nor_an_open_file() {
     files.retain(|file| !file.ends_with("lock"));
     assert_eq!(files, Vec::<std::path::PathBuf>::new());
 }
+
+/// QGIS keeps capabilities for longer than a worker keeps projects.
+#[test]
+fn a_project_that_changed_while_it_was_not_loaded_has_new_capabilities() {
+    let world = World::real();
+    let old = std::fs::read_to_string(world.path("projects/world.qgs")).unwrap();
+    let path = world.path("projects/title.qgs");
+    std::fs::write(&path, &old).unwrap();
+    let server = Server::start(world, "projects.cache.size = 1").ready();
+    let capabilities = |map: &str| {
+        let query = "SERVICE=WMS&VERSION=1.3.0&REQUEST=GetCapabilities";
+        server.get(&format!("/ows/?MAP={map}&{query}")).text()
+    };
+    let title = |name: &str| format!("<WMSServiceTitle type=\"QString\">{name}</WMSServiceTitle>");
+    let (before, _) = old.split_once("<WMSServiceTitle").expect("a title");
+    let (_, after) = old.split_once("</WMSServiceTitle>").unwrap();
+    assert!(!capabilities("title").contains("Another"));
+    assert!(!capabilities("world").contains("Another"));
+    std::fs::write(&path, [before, &title("Another"), after].concat()).unwrap();
+    assert!(capabilities("title").contains("<Title>Another</Title>"));
+}

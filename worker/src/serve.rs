@@ -201,8 +201,7 @@ fn find<'a>(
     if found != Found::Cached {
         let (id, ms) = (&request.request_id, start.elapsed().as_millis());
         tracing::info!(id, project = %name, ms, bad_layers = ?project.bad_layers, "project loaded");
-    }
-    if found == Found::Reloaded {
+        // QGIS keeps its capabilities for longer than we keep projects.
         qgis.forget(&path);
     }
     Ok(Some((project, stamp)))
