@@ -388,6 +388,15 @@ fn a_plugin_that_takes_the_hook_of_python_does_not_switch_access_control_off() {
 }
 
 #[test]
+fn plugins_see_the_requests_of_clients_and_no_others() {
+    let server = with_plugins();
+    let land = server.get(&format!("/ows/?MAP=world&SERVICE=WMS&LAYERS=land&{MAP}"));
+    assert_eq!(land.status, 200);
+    server.process.log.wait_line("asked for land");
+    assert_eq!(server.process.log.count("asked for"), 1);
+}
+
+#[test]
 fn access_control_is_applied_and_a_plugin_that_does_not_load_is_named() {
     let server = with_plugins();
     without_losses(&server, || {

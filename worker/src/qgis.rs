@@ -268,6 +268,7 @@ pub struct Qgis {
     recorder: Py<PyAny>,
     serve: Py<PyAny>,
     load: Py<PyAny>,
+    log: Py<Log>,
     /// A server filter is loaded: it must see every flush.
     eager: bool,
     chunk_bytes: usize,
@@ -281,7 +282,7 @@ pub struct Qgis {
 }
 
 impl Qgis {
-    /// Starts QGIS in a freshly forked process and loads the plugins.
+    /// Starts QGIS in a freshly forked process, without plugins.
     pub fn start(
         zygote: &Zygote,
         pool: &config::Pool,
@@ -303,40 +304,51 @@ impl Qgis {
                 .call_method1("Application", (&prefix, tmpdir.to_string_lossy(), &log))?;
             let recorder = package("exchange")?.call_method1("Recorder", (&log,))?;
             recorder.call_method0("install")?;
-            let interface = application.getattr("interface")?;
-            let paths: Vec<_> = pool
-                .plugin_paths
-                .iter()
-                .map(|path| path.to_string_lossy())
-                .collect();
-            let loaded = package("plugins")?.call_method1("load", (paths, &interface, &log))?;
-            let (plugins, failed): (Vec<String>, Bound<'_, PyDict>) = loaded.extract()?;
-            // A plugin may have replaced the hook, as QGIS itself does.
-            recorder.call_method0("install")?;
-            package("plugins")?.call_method1("watch", (&recorder,))?;
-            let n_filters: usize = package("plugins")?
-                .call_method1("count_filters", (&interface,))?
-                .extract()?;
-            let plain = n_filters == 0 && plugins.is_empty();
             Ok(Self {
                 server: application.getattr("server")?.unbind(),
                 application: application.unbind(),
                 recorder: recorder.unbind(),
                 serve: package("exchange")?.getattr("serve")?.unbind(),
                 load: package("projects")?.getattr("load")?.unbind(),
-                eager: n_filters > 0,
+                eager: false,
+                log,
                 chunk_bytes: pool.chunk_bytes,
                 rules: pool.clone(),
                 current: current.clone(),
-                plugins,
-                plugins_failed: failed.keys().iter().map(|key| key.to_string()).collect(),
-                may_cache: plain,
+                plugins: Vec::new(),
+                plugins_failed: Vec::new(),
+                may_cache: true,
             })
         })
         .map_err(|error: PyErr| error.into())
     }
 
-    /// Renders one map of nothing: fonts and symbols are loaded before the first client waits.
+    /// Loads the server plugins. They see every request from now on.
+    pub fn load_plugins(&mut self) -> Result<(), Error> {
+        Python::attach(|py| -> PyResult<()> {
+            let package = py.import("qgisserver.plugins")?;
+            let interface = self.application.getattr(py, "interface")?;
+            let paths = self.rules.plugin_paths.iter();
+            let paths: Vec<_> = paths.map(|path| path.to_string_lossy()).collect();
+            let loaded = package.call_method1("load", (paths, &interface, &self.log))?;
+            let failed: Bound<'_, PyDict>;
+            (self.plugins, failed) = loaded.extract()?;
+            self.plugins_failed = failed.keys().iter().map(|key| key.to_string()).collect();
+            // A plugin may have replaced the hook, as QGIS itself does.
+            self.recorder.call_method0(py, "install")?;
+            package.call_method1("watch", (&self.recorder,))?;
+            let n_filters: usize = package
+                .call_method1("count_filters", (&interface,))?
+                .extract()?;
+            self.eager = n_filters > 0;
+            self.may_cache = n_filters == 0 && self.plugins.is_empty();
+            Ok(())
+        })
+        .map_err(Error::from)
+    }
+
+    /// Renders one map of nothing: fonts and symbols are loaded before the first client
+    /// waits, and before there are plugins that would take it for a client's.
     pub fn warm(&mut self) {
         let outcome = Python::attach(|py| -> PyResult<Project> {
             let object = py

@@ -17,7 +17,7 @@ use qgisserver::protocol::{Failure, Final, Ready, Request, Timings, Versions};
 use crate::board::{Board, Farewell};
 use crate::link::{self, Job, Outlet};
 use crate::projects::{Found, Projects, Stamp};
-use crate::qgis::{Project, Qgis, Served, Zygote};
+use crate::qgis::{self, Project, Qgis, Served, Zygote};
 
 /// What a worker says to its parent when it is warm.
 pub const READY: u8 = b'R';
@@ -40,7 +40,7 @@ pub struct Birth<'a> {
 /// Starts QGIS, says READY to the parent and serves until the process ends.
 pub fn run(birth: Birth<'_>) -> ! {
     die_of_panics(birth.board.clone());
-    let mut qgis = match Qgis::start(birth.zygote, birth.pool, &birth.tmpdir, birth.log.qgis_info) {
+    let qgis = match start_qgis(&birth) {
         Ok(qgis) => qgis,
         Err(error) => {
             tracing::error!("{error}");
@@ -49,9 +49,15 @@ pub fn run(birth: Birth<'_>) -> ! {
             unsafe { libc::_exit(1) }
         }
     };
-    qgis.warm();
     let jobs = start_link(&birth, &qgis);
     Server::new(qgis, birth.pool).run(&jobs)
+}
+
+fn start_qgis(birth: &Birth<'_>) -> Result<Qgis, qgis::Error> {
+    let mut qgis = Qgis::start(birth.zygote, birth.pool, &birth.tmpdir, birth.log.qgis_info)?;
+    qgis.warm();
+    qgis.load_plugins()?;
+    Ok(qgis)
 }
 
 /// A panic of either thread ends the process at once: half a worker would keep

@@ -2,6 +2,7 @@
 
 import sys
 
+from qgis.core import Qgis, QgsMessageLog
 from qgis.server import QgsAccessControlFilter, QgsServerFilter, QgsService
 
 
@@ -69,7 +70,9 @@ class Stream(QgsService):
 
 class Filter(QgsServerFilter):
     def requestReady(self):
-        if self.serverInterface().requestHandler().parameterMap().get("TAKE") == "hook":
+        asked = self.serverInterface().requestHandler().parameterMap()
+        QgsMessageLog.logMessage(f"asked for {asked.get('LAYERS')}", "raising", Qgis.Warning)
+        if asked.get("TAKE") == "hook":
             sys.excepthook = lambda *_: None
         raise_if(self.serverInterface(), "requestReady")
 
