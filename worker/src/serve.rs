@@ -114,6 +114,7 @@ struct Server {
     qgis: Qgis,
     projects: Projects<Project>,
     memory: Memory,
+    chunk_bytes: usize,
 }
 
 impl Server {
@@ -128,6 +129,7 @@ impl Server {
             qgis,
             projects,
             memory: Memory::default(),
+            chunk_bytes: pool.chunk_bytes,
         }
     }
 
@@ -149,7 +151,6 @@ impl Server {
         }: Job,
     ) {
         let start = Instant::now();
-        let memory_kb = self.memory.kilobytes();
         let found = find(&mut self.qgis, &mut self.projects, &request);
         let load_us = micros(start.elapsed());
         let (project, stamp) = match found {
@@ -163,7 +164,7 @@ impl Server {
                     failure: Some(failure),
                     leaving: failure == Failure::QgisFailed,
                     timings,
-                    memory_kb,
+                    memory_kb: self.memory.kilobytes(),
                     ..Final::default()
                 };
                 return outlet.end(report, Bytes::new());
@@ -176,7 +177,7 @@ impl Server {
         };
         let report = Final {
             timings,
-            memory_kb,
+            memory_kb: self.memory.kilobytes(),
             project_version: stamp.map(|stamp| stamp.version()),
             project_modified: stamp.map(|stamp| stamp.modified()),
             ..Final::default()
@@ -188,7 +189,7 @@ impl Server {
             render_us = timings.render_us,
             "served"
         );
-        finish(&outlet, served, report);
+        finish(&outlet, served, report, self.chunk_bytes);
     }
 }
 
@@ -214,7 +215,7 @@ fn find<'a>(
 }
 
 /// Sends what is left of the answer: in chunks when there is much, the last with FINAL.
-fn finish(outlet: &Outlet, served: Served, report: Final) {
+fn finish(outlet: &Outlet, served: Served, report: Final, chunk_bytes: usize) {
     match served.answer {
         Err(failure) => {
             let leaving = failure == Failure::QgisFailed;
@@ -231,8 +232,9 @@ fn finish(outlet: &Outlet, served: Served, report: Final) {
             if let Some(head) = &mut head {
                 head.length = Some(bytes.len() as u64);
             }
-            while bytes.len() > CHUNK {
-                if outlet.part(head.take(), bytes.split_to(CHUNK)).is_err() {
+            while bytes.len() > chunk_bytes {
+                let part = bytes.split_to(chunk_bytes);
+                if outlet.part(head.take(), part).is_err() {
                     let failure = Some(Failure::Cancelled);
                     return outlet.end(Final { failure, ..report }, Bytes::new());
                 }
@@ -241,9 +243,6 @@ fn finish(outlet: &Outlet, served: Served, report: Final) {
         }
     }
 }
-
-/// Pieces in which a finished answer leaves.
-const CHUNK: usize = 256 << 10;
 
 /// Resident memory, read at most once per second: reading costs as much as a small request.
 #[derive(Default)]
