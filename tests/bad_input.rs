@@ -344,6 +344,58 @@ fn a_plugin_that_raises_is_a_500_that_tells_nothing_and_shows_nothing() {
     });
 }
 
+/// What has left cannot be taken back; a client must not take it for the whole.
+#[test]
+fn a_stream_that_becomes_an_error_is_cut_off_and_one_that_only_asks_is_not() {
+    let server = with_plugins();
+    without_losses(&server, || {
+        let stream =
+            |what: &str| server.try_get(&format!("/ows/?MAP=world&SERVICE=STREAM&REQUEST={what}"));
+        for what in ["nothing", "ask"] {
+            let reply = stream(what).unwrap();
+            assert_eq!((reply.status, reply.body.len()), (200, 40_000), "{what}");
+        }
+        for what in ["status", "clear", "error"] {
+            assert!(stream(what).is_err(), "{what}");
+        }
+        // QGIS refuses the second layer after the features of the first have left.
+        let features = "/ows/?MAP=world&SERVICE=WFS&VERSION=1.1.0&REQUEST=GetFeature&TYPENAME=";
+        let whole = server.get(&format!("{features}countries"));
+        assert!(whole.body.len() > 50_000, "{}", whole.body.len());
+        let cut = server.try_get(&format!("{features}countries,places"));
+        assert!(cut.is_err(), "{:?}", cut.map(|reply| reply.status));
+    });
+}
+
+/// A library may report exceptions to somebody else; what was told to it alone is not lost.
+#[test]
+fn a_plugin_that_takes_the_hook_of_python_does_not_switch_access_control_off() {
+    let server = with_plugins();
+    let map = format!("/ows/?MAP=world&SERVICE=WMS&LAYERS=countries&{MAP}");
+    let status = |more: &str| server.get(&format!("{map}{more}")).status;
+    without_losses(&server, || {
+        assert_eq!(status("&TAKE=hook"), 500);
+        server
+            .process
+            .log
+            .wait_line("sys.excepthook was replaced by");
+        assert_eq!(status(""), 200, "the hook is ours again");
+        assert_eq!(status("&TAKE=hook&RAISE=layerPermissions"), 500);
+        server.process.log.wait_line("secret of layerPermissions");
+        assert_eq!(status("&RAISE=layerFilterExpression"), 500);
+        assert_eq!(status(""), 200);
+    });
+}
+
+#[test]
+fn plugins_see_the_requests_of_clients_and_no_others() {
+    let server = with_plugins();
+    let land = server.get(&format!("/ows/?MAP=world&SERVICE=WMS&LAYERS=land&{MAP}"));
+    assert_eq!(land.status, 200);
+    server.process.log.wait_line("asked for land");
+    assert_eq!(server.process.log.count("asked for"), 1);
+}
+
 #[test]
 fn access_control_is_applied_and_a_plugin_that_does_not_load_is_named() {
     let server = with_plugins();
@@ -369,6 +421,51 @@ fn access_control_is_applied_and_a_plugin_that_does_not_load_is_named() {
         );
     });
     server.process.log.wait_line("something is missing");
+}
+
+/// Its name begins like that of PyQt's own module, and nobody but us keeps its object.
+const FORGETFUL: &str = r#"
+import weakref
+from qgis.server import QgsServerFilter
+
+class Filter(QgsServerFilter):
+    def requestReady(self):
+        assert self.plugin() is not None, "the plugin is gone"
+        if self.serverInterface().requestHandler().parameter("RAISE"):
+            raise ValueError("secret of sipping")
+
+class Plugin:
+    def __init__(self, interface):
+        server_filter = Filter(interface)
+        server_filter.plugin = weakref.ref(self)
+        interface.registerFilter(server_filter, 1)
+
+def serverClassFactory(interface):
+    return Plugin(interface)
+"#;
+
+#[test]
+fn plugins_are_kept_and_watched_whatever_their_name_and_bad_metadata_is_reported() {
+    let world = World::real();
+    let plugin = |name: &str, metadata: &str| {
+        let folder = world.path("plugins").join(name);
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("metadata.txt"), metadata).unwrap();
+        std::fs::write(folder.join("__init__.py"), FORGETFUL).unwrap();
+    };
+    plugin("sipping", "[general]\nserver=True\n");
+    plugin("prose", "This is not a list of settings.");
+    plugin("desktop", "[general]\n");
+    std::fs::write(world.path("plugins/file"), "").unwrap();
+    let paths = world.path("plugins");
+    let server = Server::start(world, &format!("server.pluginpath = {}", paths.display())).ready();
+    without_losses(&server, || {
+        let map = format!("/ows/?MAP=world&SERVICE=WMS&LAYERS=land&{MAP}");
+        assert_eq!(server.get(&format!("{map}&RAISE=1")).status, 500);
+        let worker = &server.status()["workers"][0];
+        assert_eq!(worker["plugins"], serde_json::json!(["sipping"]));
+        assert_eq!(worker["plugins_failed"], serde_json::json!(["prose"]));
+    });
 }
 
 /// QGIS gives layers with short ids others, and then follows a null pointer.

@@ -111,6 +111,22 @@ fn a_python_exception_is_a_500_and_the_worker_lives() {
     assert_eq!(server.workers(), before);
 }
 
+/// PyQt makes these two of a C++ exception: QGIS was left in the middle of something.
+#[test]
+fn a_cpp_exception_in_a_load_is_a_500_that_costs_the_worker_and_is_not_remembered() {
+    let server = Server::stub("server.workers = 1");
+    for text in ["memory", "unknown"] {
+        let before = server.workers();
+        std::fs::write(server.world.path("projects/odd.qgs"), text).unwrap();
+        let reply = server.get("/ows/?MAP=odd&SERVICE=WMS&REQUEST=GetMap");
+        assert_eq!(reply.status, 500, "{text}: {}", reply.text());
+        eventually("another worker", || {
+            let now = server.workers();
+            (now.len() == 1 && now != before).then_some(())
+        });
+    }
+}
+
 #[test]
 fn when_the_parent_of_the_pool_is_killed_a_new_pool_serves() {
     let server = Server::stub("");

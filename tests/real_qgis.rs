@@ -9,6 +9,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
+use common::process::{n_threads, open_files, parent};
 use common::{Reply, Server, World, source};
 use compare::assert_same;
 use serde_json::json;
@@ -600,4 +601,38 @@ fn mistakes_are_explained_as_in_process() {
         );
         assert_eq!(reply.status, status, "{query}: {}", reply.text());
     }
+}
+
+/// Workers are forks of one process: a thread would be lost on the way, and the
+/// position in a file would be the same for all.
+#[test]
+fn workers_share_neither_a_thread_nor_an_open_file() {
+    let server = Server::real("");
+    let pool = parent(server.workers()[0]);
+    assert_eq!(n_threads(pool), 1);
+    let mut files = open_files(pool);
+    // A lock says that its directory is in use; nobody reads it.
+    files.retain(|file| !file.ends_with("lock"));
+    assert_eq!(files, Vec::<std::path::PathBuf>::new());
+}
+
+/// QGIS keeps capabilities for longer than a worker keeps projects.
+#[test]
+fn a_project_that_changed_while_it_was_not_loaded_has_new_capabilities() {
+    let world = World::real();
+    let old = std::fs::read_to_string(world.path("projects/world.qgs")).unwrap();
+    let path = world.path("projects/title.qgs");
+    std::fs::write(&path, &old).unwrap();
+    let server = Server::start(world, "projects.cache.size = 1").ready();
+    let capabilities = |map: &str| {
+        let query = "SERVICE=WMS&VERSION=1.3.0&REQUEST=GetCapabilities";
+        server.get(&format!("/ows/?MAP={map}&{query}")).text()
+    };
+    let title = |name: &str| format!("<WMSServiceTitle type=\"QString\">{name}</WMSServiceTitle>");
+    let (before, _) = old.split_once("<WMSServiceTitle").expect("a title");
+    let (_, after) = old.split_once("</WMSServiceTitle>").unwrap();
+    assert!(!capabilities("title").contains("Another"));
+    assert!(!capabilities("world").contains("Another"));
+    std::fs::write(&path, [before, &title("Another"), after].concat()).unwrap();
+    assert!(capabilities("title").contains("<Title>Another</Title>"));
 }

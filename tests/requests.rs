@@ -205,6 +205,12 @@ fn workers_see_no_environment_but_what_qgis_needs() {
             .any(|name| name.contains("SECRET") || name.contains("CARGO")),
         "{seen:?}"
     );
+    // The operator learns that something was held back, and the names only on request.
+    let line = server.process.log.wait_line("workers do not inherit");
+    assert!(
+        line.contains("INFO") && !line.contains("MY_SECRET"),
+        "{line}"
+    );
 }
 
 #[test]

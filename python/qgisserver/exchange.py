@@ -30,18 +30,39 @@ class Recorder:
     PyQt calls ``sys.excepthook`` when an override raises and then goes on as if
     nothing had happened, with access control not applied. Without a hook it
     aborts the process. So: record, and let ``serve`` throw the answer away.
+    Others like the hook, too: ``plugins.watch`` tells us of exceptions as well.
     """
 
     def __init__(self, log):
         self._log = log
+        self._last = None
         self.raised = False
 
     def install(self):
         sys.excepthook = self
 
+    def begin(self):
+        """A request begins."""
+        self._last = None
+        self.raised = False
+        if sys.excepthook is not self:
+            self._log("warning", "plugin", f"sys.excepthook was replaced by {sys.excepthook!r}: taken back")
+            self.install()
+
+    def end(self):
+        """True if no plugin raised, as far as we can know."""
+        if sys.excepthook is not self:
+            # Whatever raised since then was not told to us.
+            self._log("error", "plugin", f"sys.excepthook was replaced by {sys.excepthook!r} in a request: no answer")
+            self.raised = True
+        self._last = None
+        return not self.raised
+
     def __call__(self, kind, value, trace):
         self.raised = True
-        self._log("error", "plugin", "".join(traceback.format_exception(kind, value, trace)))
+        if value is not self._last:
+            self._last = value
+            self._log("error", "plugin", "".join(traceback.format_exception(kind, value, trace)))
 
 
 class Response(QgsBufferServerResponse):
@@ -61,24 +82,35 @@ class Response(QgsBufferServerResponse):
         self._eager = eager
         self._wanted = 0 if eager else sink.wanted
         self._device = self.io()
-        self.started = False
-        self.broken = False
+        self._sent_status = None
+        self._broken = False
+
+    @property
+    def started(self):
+        """The head has left with the first part."""
+        return self._sent_status is not None
+
+    @property
+    def broken(self):
+        """What the sink got is not the beginning of what the answer has become."""
+        return self._broken or (self.started and self.statusCode() != self._sent_status)
 
     def flush(self):
-        if self._device.pos() < self._wanted or self.broken:
+        if self._device.pos() < self._wanted or self._broken:
             return
+        status = self.statusCode() if self._sent_status is None else self._sent_status
         try:
             if self._recorder.raised:
                 # Fail closed: what comes now was made without the plugin's consent.
                 raise RuntimeError("a plugin raised while the request ran")
-            self._sink.part(self.statusCode(), self.headers(), self.data())
-        except Exception:
+            self._sink.part(status, self.headers(), self.data())
+        except BaseException:
             # QGIS stops its work at once when flush raises.
-            self.broken = True
+            self._broken = True
             raise
         finally:
-            self.truncate()
-        self.started = True
+            super().truncate()
+        self._sent_status = status
         if not self._eager:
             self._wanted = self._sink.wanted
 
@@ -86,10 +118,29 @@ class Response(QgsBufferServerResponse):
         """Called by QGIS at the end; the rest leaves with FINAL."""
 
     def headersSent(self):
-        # QGIS asks this before it replaces the answer by an exception report. What
-        # has left cannot be replaced, so the stream must not look complete.
-        self.broken = self.broken or self.started
+        # QGIS itself asks this before it replaces the answer by an exception report,
+        # and then says no more. Services and filters may ask for the fun of it.
+        if sys._getframe(1).f_code is serve.__code__:
+            self._break()
         return self.started
+
+    def clear(self):
+        self._break()
+        super().clear()
+
+    def sendError(self, code, message):
+        self._break()
+        super().sendError(code, message)
+
+    def truncate(self):
+        # With filters everything that was flushed has left: they may replace the rest.
+        if not self._eager:
+            self._break()
+        super().truncate()
+
+    def _break(self):
+        """What has left cannot be replaced, so the stream must not look complete."""
+        self._broken = self._broken or self.started
 
 
 def serve(server, recorder, sink, eager, method, url, headers, body, project):
@@ -104,12 +155,12 @@ def serve(server, recorder, sink, eager, method, url, headers, body, project):
         return 405, {"Allow": ", ".join(METHODS)}, b""
     request = QgsBufferServerRequest(url, verb, headers, body)
     response = Response(sink, recorder, eager)
-    recorder.raised = False
+    recorder.begin()
     if project is None:
         server.handleRequest(request, response)
     else:
         server.handleRequest(request, response, project)
-    if recorder.raised or response.broken:
+    if not recorder.end() or response.broken:
         return None
     status, data = response.statusCode(), response.data()
     if status == 200 and UNKNOWN_SERVICE in bytes(data[:400]):

@@ -296,6 +296,7 @@ pub const SETTINGS: &[Setting] = &[
     row("projects.cache.check_interval", Kind::SecondsOrZero, "0", "seconds between two looks for changes of a project; 0: at each request")
         .env(&["QGSRV_CACHE_CHECK_INTERVAL"])
         .older(&["cache.check_interval", "projects.cache.refresh_interval", "cache.refresh_interval"]),
+    row("projects.cache.broken_seconds", Kind::SecondsOrZero, "5", "seconds for which a worker remembers that a project does not load; 0: each request tries again"),
     row("projects.cache.strict_check", Kind::Bool, "yes", "refuse projects that have invalid layers")
         .env(&["QGSRV_CACHE_STRICT_CHECK"]).older(&["cache.strict_check"]),
     row("projects.cache.trust_layer_metadata", Kind::Bool, "no", "believe extents and keys in the project instead of asking the data")

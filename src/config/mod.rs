@@ -148,6 +148,8 @@ pub struct Pool {
     /// Projects in the cache of a worker.
     pub cache_size: usize,
     pub check_interval: Duration,
+    /// How long a worker remembers that a project does not load.
+    pub broken_for: Duration,
     /// Invalid layers make a project unavailable.
     pub strict_check: bool,
     pub trust_layer_metadata: bool,
@@ -228,6 +230,7 @@ impl Default for Config {
                 drain_timeout: seconds(20),
                 cache_size: 10,
                 check_interval: Duration::ZERO,
+                broken_for: seconds(5),
                 strict_check: true,
                 trust_layer_metadata: false,
                 disable_getprint: false,
@@ -357,6 +360,7 @@ impl Pool {
             drain_timeout: settings.duration("worker.drain_timeout"),
             cache_size: settings.size("projects.cache.size"),
             check_interval: settings.duration("projects.cache.check_interval"),
+            broken_for: settings.duration("projects.cache.broken_seconds"),
             strict_check: settings.bool("projects.cache.strict_check"),
             trust_layer_metadata: settings.bool("projects.cache.trust_layer_metadata"),
             disable_getprint: settings.bool("projects.cache.disable_getprint"),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -210,6 +210,25 @@ fn memory_kb(pid: i32) -> u64 {
     let line = text.lines().find(|line| line.starts_with("Pss_Anon:"));
     line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok())
         .unwrap_or(0)
+}
+
+pub fn parent(pid: i32) -> i32 {
+    let text = String::from_utf8_lossy(&read(pid, "status")).into_owned();
+    let line = text.lines().find_map(|line| line.strip_prefix("PPid:"));
+    line.expect("a living process").trim().parse().unwrap()
+}
+
+pub fn n_threads(pid: i32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/task"))
+        .unwrap()
+        .count()
+}
+
+/// The regular files that a process holds open.
+pub fn open_files(pid: i32) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let targets = entries.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+    targets.filter(|target| target.is_file()).collect()
 }
 
 pub fn is_alive(pid: i32) -> bool {

@@ -23,6 +23,8 @@ pub enum Farewell {
     Told = 3,
     /// QGIS did not start; the log says why.
     NoStart = 4,
+    /// A mistake of ours; the log says where.
+    Panicked = 5,
 }
 
 #[repr(C)]
@@ -112,6 +114,7 @@ impl Board {
             2 => Farewell::Doubt,
             3 => Farewell::Told,
             4 => Farewell::NoStart,
+            5 => Farewell::Panicked,
             _ => Farewell::None,
         }
     }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Names, or prefixes with `*`, that are passed on.
-const ALLOWED: [&str; 42] = [
+const ALLOWED: [&str; 51] = [
     // For the pool's parent alone; `application.py` takes it away from its children.
     "NOTIFY_SOCKET",
     "PATH",
@@ -53,6 +53,16 @@ const ALLOWED: [&str; 42] = [
     "PGUSER",
     "PGDATABASE",
     "PGAPPNAME",
+    // The way out of the house, and whom to trust there.
+    "http_proxy",
+    "HTTP_PROXY",
+    "https_proxy",
+    "HTTPS_PROXY",
+    "no_proxy",
+    "NO_PROXY",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "CURL_CA_BUNDLE",
 ];
 
 /// Never passed on, whatever the prefixes say: the server decides which project
@@ -87,10 +97,14 @@ pub fn prepare(set: &BTreeMap<String, String>, allow: &[String]) {
         // SAFETY: no other thread reads the environment yet.
         unsafe { std::env::remove_var(name) };
     }
-    tracing::debug!(
-        ?refused,
-        "environment variables that workers do not inherit"
-    );
+    if !refused.is_empty() {
+        let n = refused.len();
+        tracing::info!(
+            n,
+            "environment variables that workers do not inherit (worker.env_allow)"
+        );
+        tracing::debug!(?refused, "names that workers do not inherit");
+    }
     let headless = std::env::var_os("DISPLAY").is_none();
     for (name, value, always) in FIXED {
         if always || (headless && std::env::var_os(name).is_none()) {
@@ -139,6 +153,11 @@ mod tests {
             "GDAL_CACHEMAX",
             "PGSERVICEFILE",
             "LC_ALL",
+            "QGIS_SERVER_PARALLEL_RENDERING",
+            "https_proxy",
+            "NO_PROXY",
+            "SSL_CERT_FILE",
+            "CURL_CA_BUNDLE",
         ] {
             assert!(is_allowed(name, &[]), "{name}");
         }

@@ -1,8 +1,8 @@
 //! The projects of one worker: found under the root, kept while they do not change.
 //!
 //! One entry per file whatever the client's spelling; least recently used goes
-//! first. A project that cannot be read is remembered too, until its file changes,
-//! so that it costs one load and not one per request.
+//! first. A project that cannot be read is remembered too, for a few seconds or until
+//! its file changes, so that it costs few loads and is back when its database is.
 
 use std::num::NonZeroUsize;
 use std::os::unix::fs::MetadataExt;
@@ -49,6 +49,7 @@ impl Stamp {
 struct Entry<P> {
     stamp: Stamp,
     checked: Instant,
+    loaded: Instant,
     project: Result<P, Failure>,
 }
 
@@ -65,15 +66,18 @@ pub enum Found {
 pub struct Projects<P> {
     root: PathBuf,
     check_interval: Duration,
+    /// How long a project that does not load is remembered.
+    broken_for: Duration,
     entries: LruCache<PathBuf, Entry<P>>,
 }
 
 impl<P> Projects<P> {
-    pub fn new(root: &Path, size: usize, check_interval: Duration) -> Self {
+    pub fn new(root: &Path, size: usize, check_interval: Duration, broken_for: Duration) -> Self {
         let size = NonZeroUsize::new(size).unwrap_or(NonZeroUsize::MIN);
         Self {
             root: root.to_owned(),
             check_interval,
+            broken_for,
             entries: LruCache::new(size),
         }
     }
@@ -113,10 +117,19 @@ impl<P> Projects<P> {
                 let stamp = Stamp::of(path).map_err(|_| Failure::ProjectNotFound)?;
                 // The old one goes first: two copies of a big project may not fit.
                 self.entries.pop(path);
+                let start = Instant::now();
+                let project = load(path);
+                if let Err(failure) = &project
+                    && !is_of_the_project(*failure)
+                {
+                    return Err(*failure);
+                }
                 let entry = Entry {
                     stamp,
                     checked: now,
-                    project: load(path),
+                    // A load may wait for a database for longer than a failure is remembered.
+                    loaded: now + start.elapsed(),
+                    project,
                 };
                 self.entries.put(path.to_owned(), entry);
                 if known.is_none() {
@@ -141,6 +154,10 @@ impl<P> Projects<P> {
         let Some(entry) = self.entries.get_mut(path) else {
             return Ok(None);
         };
+        let age = now.saturating_duration_since(entry.loaded);
+        if entry.project.is_err() && age >= self.broken_for {
+            return Ok(Some(false));
+        }
         if now - entry.checked < self.check_interval {
             return Ok(Some(true));
         }
@@ -153,6 +170,11 @@ impl<P> Projects<P> {
             }
         }
     }
+}
+
+/// The project, its data included, is at fault, and not what ran while it was read.
+fn is_of_the_project(failure: Failure) -> bool {
+    matches!(failure, Failure::ProjectUnreadable | Failure::BadLayers)
 }
 
 #[cfg(test)]
@@ -174,7 +196,7 @@ mod tests {
         fs::write(root.join("city.qgs"), "one").unwrap();
         fs::write(root.join("sub/town.qgz"), "zip").unwrap();
         fs::write(folder.path().join("secret.qgs"), "no").unwrap();
-        let projects = Projects::new(&root, 2, Duration::ZERO);
+        let projects = Projects::new(&root, 2, Duration::ZERO, Duration::from_secs(5));
         (folder, projects)
     }
 
@@ -258,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_project_is_loaded_once_until_it_changes() {
+    fn a_broken_project_is_loaded_again_when_it_changes_or_after_a_while() {
         let (folder, mut projects) = root();
         let path = folder.path().join("root/city.qgs");
         let now = Instant::now();
@@ -274,6 +296,26 @@ mod tests {
         );
         fs::write(&path, "mended").unwrap();
         assert_eq!(projects.get(&path, now, read).unwrap().0, "mended");
+
+        // The file is the same; what it refers to was away.
+        let path = folder.path().join("root/sub/town.qgz");
+        assert!(projects.get(&path, now, broken).is_err());
+        let later = |seconds| now + Duration::from_secs(seconds);
+        assert!(projects.get(&path, later(4), never).is_err());
+        assert_eq!(projects.get(&path, later(6), read).unwrap().0, "zip");
+        assert_eq!(projects.get(&path, later(60), never).unwrap().0, "zip");
+    }
+
+    #[test]
+    fn a_failure_that_is_not_of_the_project_is_not_remembered() {
+        let (folder, mut projects) = root();
+        let path = folder.path().join("root/city.qgs");
+        let now = Instant::now();
+        for failure in [Failure::QgisFailed, Failure::PluginRaised] {
+            let got = projects.get(&path, now, |_| Err(failure)).map(|_| ());
+            assert_eq!(got, Err(failure));
+        }
+        assert_eq!(projects.get(&path, now, read).unwrap().0, "one");
     }
 
     #[test]

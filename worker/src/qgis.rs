@@ -5,15 +5,16 @@
 //! holds: one QgsServer. One request at a time, on the main thread; the GIL is
 //! free while QGIS works.
 
+use std::collections::BTreeSet;
 use std::ffi::{CStr, CString};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use nix::unistd::ForkResult;
 use pyo3::buffer::PyBuffer;
-use pyo3::exceptions::{PyMemoryError, PyRuntimeError};
+use pyo3::exceptions::{PyException, PyMemoryError, PyRuntimeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 use qgisserver::config;
@@ -160,26 +161,43 @@ impl Zygote {
             .iter()
             .filter_map(|folder| std::fs::read_dir(folder).ok())
             .flatten();
-        for file in files.flatten().map(|entry| entry.path()) {
-            // The WFS module opens proj.db while it loads, and an open database
-            // must not be shared by processes.
-            let skip = file.extension().is_none_or(|suffix| suffix != "so")
-                || file
-                    .file_name()
-                    .is_some_and(|name| name == "libwfs.so" || name == "libwfs3.so");
-            if skip {
-                continue;
-            }
-            let Ok(name) = CString::new(file.as_os_str().as_encoded_bytes()) else {
-                continue;
-            };
-            // SAFETY: QGIS loads the same files; their initialisers run here instead of there.
-            let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_LAZY | libc::RTLD_LOCAL) };
-            if handle.is_null() {
-                tracing::debug!(file = %file.display(), "not loaded before the fork");
+        let files = files.flatten().map(|entry| entry.path());
+        for file in files.filter(|file| is_for_all(file)) {
+            let before = open_files();
+            load_library(&file);
+            let opened: Vec<_> = open_files().difference(&before).cloned().collect();
+            if !opened.is_empty() {
+                tracing::warn!(file = %file.display(), ?opened, "a library opened files that all workers share");
             }
         }
     }
+}
+
+/// These open proj.db while they load, and an open database must not be shared by
+/// processes: whichever comes first reads at the offset where another one was.
+const OPENS_FILES: [&str; 3] = ["libwfs.so", "libwfs3.so", "libwmts.so"];
+
+fn is_for_all(file: &Path) -> bool {
+    file.extension().is_some_and(|suffix| suffix == "so")
+        && !OPENS_FILES.iter().any(|name| file.ends_with(name))
+}
+
+fn load_library(file: &Path) {
+    let Ok(name) = CString::new(file.as_os_str().as_encoded_bytes()) else {
+        return;
+    };
+    // SAFETY: QGIS loads the same files; their initialisers run here instead of there.
+    let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_LAZY | libc::RTLD_LOCAL) };
+    if handle.is_null() {
+        tracing::debug!(file = %file.display(), "not loaded before the fork");
+    }
+}
+
+/// The regular files that this process holds open.
+fn open_files() -> BTreeSet<PathBuf> {
+    let entries = std::fs::read_dir("/proc/self/fd").into_iter().flatten();
+    let targets = entries.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+    targets.filter(|target| target.is_file()).collect()
 }
 
 fn initialize(program: &Path) -> Result<(), Error> {
@@ -250,6 +268,7 @@ pub struct Qgis {
     recorder: Py<PyAny>,
     serve: Py<PyAny>,
     load: Py<PyAny>,
+    log: Py<Log>,
     /// A server filter is loaded: it must see every flush.
     eager: bool,
     chunk_bytes: usize,
@@ -263,7 +282,7 @@ pub struct Qgis {
 }
 
 impl Qgis {
-    /// Starts QGIS in a freshly forked process and loads the plugins.
+    /// Starts QGIS in a freshly forked process, without plugins.
     pub fn start(
         zygote: &Zygote,
         pool: &config::Pool,
@@ -285,39 +304,51 @@ impl Qgis {
                 .call_method1("Application", (&prefix, tmpdir.to_string_lossy(), &log))?;
             let recorder = package("exchange")?.call_method1("Recorder", (&log,))?;
             recorder.call_method0("install")?;
-            let interface = application.getattr("interface")?;
-            let paths: Vec<_> = pool
-                .plugin_paths
-                .iter()
-                .map(|path| path.to_string_lossy())
-                .collect();
-            let loaded = package("plugins")?.call_method1("load", (paths, &interface, &log))?;
-            let (plugins, failed): (Vec<String>, Bound<'_, PyDict>) = loaded.extract()?;
-            // A plugin may have replaced the hook, as QGIS itself does.
-            recorder.call_method0("install")?;
-            let n_filters: usize = package("plugins")?
-                .call_method1("watch_filters", (&interface, &recorder))?
-                .extract()?;
-            let plain = n_filters == 0 && plugins.is_empty();
             Ok(Self {
                 server: application.getattr("server")?.unbind(),
                 application: application.unbind(),
                 recorder: recorder.unbind(),
                 serve: package("exchange")?.getattr("serve")?.unbind(),
                 load: package("projects")?.getattr("load")?.unbind(),
-                eager: n_filters > 0,
+                eager: false,
+                log,
                 chunk_bytes: pool.chunk_bytes,
                 rules: pool.clone(),
                 current: current.clone(),
-                plugins,
-                plugins_failed: failed.keys().iter().map(|key| key.to_string()).collect(),
-                may_cache: plain,
+                plugins: Vec::new(),
+                plugins_failed: Vec::new(),
+                may_cache: true,
             })
         })
         .map_err(|error: PyErr| error.into())
     }
 
-    /// Renders one map of nothing: fonts and symbols are loaded before the first client waits.
+    /// Loads the server plugins. They see every request from now on.
+    pub fn load_plugins(&mut self) -> Result<(), Error> {
+        Python::attach(|py| -> PyResult<()> {
+            let package = py.import("qgisserver.plugins")?;
+            let interface = self.application.getattr(py, "interface")?;
+            let paths = self.rules.plugin_paths.iter();
+            let paths: Vec<_> = paths.map(|path| path.to_string_lossy()).collect();
+            let loaded = package.call_method1("load", (paths, &interface, &self.log))?;
+            let failed: Bound<'_, PyDict>;
+            (self.plugins, failed) = loaded.extract()?;
+            self.plugins_failed = failed.keys().iter().map(|key| key.to_string()).collect();
+            // A plugin may have replaced the hook, as QGIS itself does.
+            self.recorder.call_method0(py, "install")?;
+            package.call_method1("watch", (&self.recorder,))?;
+            let n_filters: usize = package
+                .call_method1("count_filters", (&interface,))?
+                .extract()?;
+            self.eager = n_filters > 0;
+            self.may_cache = n_filters == 0 && self.plugins.is_empty();
+            Ok(())
+        })
+        .map_err(Error::from)
+    }
+
+    /// Renders one map of nothing: fonts and symbols are loaded before the first client
+    /// waits, and before there are plugins that would take it for a client's.
     pub fn warm(&mut self) {
         let outcome = Python::attach(|py| -> PyResult<Project> {
             let object = py
@@ -451,7 +482,7 @@ impl Qgis {
 /// Joins what the sink still holds with the rest, so that a reply that was never
 /// streamed leaves in one piece and with its length.
 fn finish(sink: &Sink, (head, rest): (Head, Bytes)) -> Result<(Option<Head>, Bytes), Failure> {
-    let mut state = sink.state.lock().expect("nobody panics while holding it");
+    let mut state = sink.state();
     let mut pending = std::mem::take(&mut state.pending);
     let bytes = match pending.is_empty() {
         true => rest,
@@ -501,23 +532,27 @@ fn unloaded(py: Python<'_>, path: &Path, error: &PyErr) -> Failure {
         }
         _ => {
             tracing::error!(%path, trace = trace(py, error), "project not served");
-            Failure::ProjectUnreadable
+            raised(py, error)
         }
     }
 }
 
-/// An exception that left `handleRequest`: of C++ when it is a MemoryError or a
-/// bare Exception, and then QGIS holds a stale request.
+/// An exception that left `handleRequest`. That nobody waits any more is no
+/// excuse for one of C++, after which QGIS holds a stale request.
 fn escaped(py: Python<'_>, error: &PyErr, unwanted: bool) -> Failure {
-    if unwanted {
-        return Failure::Cancelled;
+    match raised(py, error) {
+        Failure::PluginRaised if unwanted => Failure::Cancelled,
+        failure => {
+            tracing::error!(trace = trace(py, error), "the request raised");
+            failure
+        }
     }
-    tracing::error!(trace = trace(py, error), "the request raised");
-    let bare = error
-        .get_type(py)
-        .name()
-        .is_ok_and(|name| name == "Exception");
-    match error.is_instance_of::<PyMemoryError>(py) || bare {
+}
+
+/// Whose exception it is: of C++ when it is a MemoryError or a bare Exception.
+fn raised(py: Python<'_>, error: &PyErr) -> Failure {
+    let is_bare = error.get_type(py).is(py.get_type::<PyException>());
+    match error.is_instance_of::<PyMemoryError>(py) || is_bare {
         true => Failure::QgisFailed,
         false => Failure::PluginRaised,
     }
@@ -557,12 +592,32 @@ impl Sink {
     }
 
     fn is_unwanted(&self) -> bool {
-        self.outlet.is_cancelled()
-            || self
-                .state
-                .lock()
-                .expect("nobody panics while holding it")
-                .unwanted
+        self.outlet.is_cancelled() || self.state().unwanted
+    }
+
+    /// Never held while anything waits.
+    fn state(&self) -> MutexGuard<'_, Parts> {
+        self.state.lock().expect("nobody panics while holding it")
+    }
+
+    fn wants_head(&self) -> bool {
+        let state = self.state();
+        !state.sent && state.head.is_none()
+    }
+
+    fn collect(&self, py: Python<'_>, data: &PyBuffer<u8>) -> PyResult<()> {
+        let mut state = self.state();
+        let start = state.pending.len();
+        state.pending.resize(start + data.len_bytes(), 0);
+        data.copy_to_slice(py, &mut state.pending[start..])
+    }
+
+    /// The next chunk when there is enough for one.
+    fn take(&self, wanted: usize) -> Option<(Option<Head>, Bytes)> {
+        let mut state = self.state();
+        let size = state.pending.len().min(self.chunk_bytes);
+        (state.pending.len() >= wanted)
+            .then(|| (state.head.take(), state.pending.split_to(size).freeze()))
     }
 }
 
@@ -571,15 +626,9 @@ impl Sink {
     /// How many bytes the sink likes to get at once.
     #[getter]
     fn wanted(&self) -> usize {
-        let sent = self
-            .state
-            .lock()
-            .expect("nobody panics while holding it")
-            .sent;
-        if sent {
-            self.chunk_bytes
-        } else {
-            FIRST_CHUNK.min(self.chunk_bytes)
+        match self.state().sent {
+            true => self.chunk_bytes,
+            false => FIRST_CHUNK.min(self.chunk_bytes),
         }
     }
 
@@ -593,22 +642,20 @@ impl Sink {
         data: &Bound<'_, PyAny>,
     ) -> PyResult<()> {
         let wanted = self.wanted();
-        let data = PyBuffer::<u8>::get(data)?;
-        let mut state = self.state.lock().expect("nobody panics while holding it");
-        if !state.sent && state.head.is_none() {
-            state.head = Some(head(status, headers)?);
+        if self.wants_head() {
+            let head = head(status, headers)?;
+            self.state().head = Some(head);
         }
-        let start = state.pending.len();
-        state.pending.resize(start + data.len_bytes(), 0);
-        data.copy_to_slice(py, &mut state.pending[start..])?;
-        while state.pending.len() >= wanted {
-            let size = state.pending.len().min(self.chunk_bytes);
-            let (head, chunk) = (state.head.take(), state.pending.split_to(size).freeze());
-            if py.detach(|| self.outlet.part(head, chunk)) == Err(Unwanted) {
+        self.collect(py, &PyBuffer::get(data)?)?;
+        while let Some((head, chunk)) = self.take(wanted) {
+            // Other threads may need Python or our state while the client is slow.
+            let sent = py.detach(|| self.outlet.part(head, chunk));
+            let mut state = self.state();
+            state.sent = true;
+            if sent == Err(Unwanted) {
                 state.unwanted = true;
                 return Err(PyRuntimeError::new_err("the request was cancelled"));
             }
-            state.sent = true;
         }
         Ok(())
     }
@@ -633,5 +680,29 @@ impl Log {
             }
             _ => tracing::debug!(target: "qgisserver::qgis", %id, %tag, "{text}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pyo3::exceptions::PyValueError;
+
+    #[test]
+    fn an_exception_of_c_plus_plus_is_one_whoever_waits_and_whatever_ran() {
+        pyo3::Python::initialize();
+        Python::attach(|py| {
+            let memory = PyMemoryError::new_err(());
+            let bare = PyException::new_err("unknown");
+            let plain = PyValueError::new_err("a plugin's");
+            for error in [&memory, &bare] {
+                assert_eq!(escaped(py, error, false), Failure::QgisFailed);
+                assert_eq!(escaped(py, error, true), Failure::QgisFailed);
+                assert_eq!(unloaded(py, Path::new("x"), error), Failure::QgisFailed);
+            }
+            assert_eq!(escaped(py, &plain, false), Failure::PluginRaised);
+            assert_eq!(escaped(py, &plain, true), Failure::Cancelled);
+            assert_eq!(unloaded(py, Path::new("x"), &plain), Failure::PluginRaised);
+        });
     }
 }

@@ -17,7 +17,7 @@ use qgisserver::protocol::{Failure, Final, Ready, Request, Timings, Versions};
 use crate::board::{Board, Farewell};
 use crate::link::{self, Job, Outlet};
 use crate::projects::{Found, Projects, Stamp};
-use crate::qgis::{Project, Qgis, Served, Zygote};
+use crate::qgis::{self, Project, Qgis, Served, Zygote};
 
 /// What a worker says to its parent when it is warm.
 pub const READY: u8 = b'R';
@@ -39,7 +39,8 @@ pub struct Birth<'a> {
 
 /// Starts QGIS, says READY to the parent and serves until the process ends.
 pub fn run(birth: Birth<'_>) -> ! {
-    let mut qgis = match Qgis::start(birth.zygote, birth.pool, &birth.tmpdir, birth.log.qgis_info) {
+    die_of_panics(birth.board.clone());
+    let qgis = match start_qgis(&birth) {
         Ok(qgis) => qgis,
         Err(error) => {
             tracing::error!("{error}");
@@ -48,9 +49,27 @@ pub fn run(birth: Birth<'_>) -> ! {
             unsafe { libc::_exit(1) }
         }
     };
-    qgis.warm();
     let jobs = start_link(&birth, &qgis);
     Server::new(qgis, birth.pool).run(&jobs)
+}
+
+fn start_qgis(birth: &Birth<'_>) -> Result<Qgis, qgis::Error> {
+    let mut qgis = Qgis::start(birth.zygote, birth.pool, &birth.tmpdir, birth.log.qgis_info)?;
+    qgis.warm();
+    qgis.load_plugins()?;
+    Ok(qgis)
+}
+
+/// A panic of either thread ends the process at once: half a worker would keep
+/// beating, and its request would wait for its deadline.
+fn die_of_panics(board: Arc<Board>) {
+    std::panic::set_hook(Box::new(move |panic| {
+        board.say_farewell(Farewell::Panicked);
+        let backtrace = std::backtrace::Backtrace::capture();
+        tracing::error!(%panic, %backtrace, "the worker panicked");
+        // SAFETY: ends the process, without destructors that may trust what is broken.
+        unsafe { libc::_exit(1) }
+    }));
 }
 
 fn start_link(birth: &Birth<'_>, qgis: &Qgis) -> Receiver<Job> {
@@ -95,15 +114,22 @@ struct Server {
     qgis: Qgis,
     projects: Projects<Project>,
     memory: Memory,
+    chunk_bytes: usize,
 }
 
 impl Server {
     fn new(qgis: Qgis, pool: &config::Pool) -> Self {
-        let projects = Projects::new(&pool.rootdir, pool.cache_size, pool.check_interval);
+        let projects = Projects::new(
+            &pool.rootdir,
+            pool.cache_size,
+            pool.check_interval,
+            pool.broken_for,
+        );
         Self {
             qgis,
             projects,
             memory: Memory::default(),
+            chunk_bytes: pool.chunk_bytes,
         }
     }
 
@@ -125,7 +151,6 @@ impl Server {
         }: Job,
     ) {
         let start = Instant::now();
-        let memory_kb = self.memory.kilobytes();
         let found = find(&mut self.qgis, &mut self.projects, &request);
         let load_us = micros(start.elapsed());
         let (project, stamp) = match found {
@@ -137,8 +162,9 @@ impl Server {
                 };
                 let report = Final {
                     failure: Some(failure),
+                    leaving: failure == Failure::QgisFailed,
                     timings,
-                    memory_kb,
+                    memory_kb: self.memory.kilobytes(),
                     ..Final::default()
                 };
                 return outlet.end(report, Bytes::new());
@@ -151,7 +177,7 @@ impl Server {
         };
         let report = Final {
             timings,
-            memory_kb,
+            memory_kb: self.memory.kilobytes(),
             project_version: stamp.map(|stamp| stamp.version()),
             project_modified: stamp.map(|stamp| stamp.modified()),
             ..Final::default()
@@ -163,7 +189,7 @@ impl Server {
             render_us = timings.render_us,
             "served"
         );
-        finish(&outlet, served, report);
+        finish(&outlet, served, report, self.chunk_bytes);
     }
 }
 
@@ -182,15 +208,14 @@ fn find<'a>(
     if found != Found::Cached {
         let (id, ms) = (&request.request_id, start.elapsed().as_millis());
         tracing::info!(id, project = %name, ms, bad_layers = ?project.bad_layers, "project loaded");
-    }
-    if found == Found::Reloaded {
+        // QGIS keeps its capabilities for longer than we keep projects.
         qgis.forget(&path);
     }
     Ok(Some((project, stamp)))
 }
 
 /// Sends what is left of the answer: in chunks when there is much, the last with FINAL.
-fn finish(outlet: &Outlet, served: Served, report: Final) {
+fn finish(outlet: &Outlet, served: Served, report: Final, chunk_bytes: usize) {
     match served.answer {
         Err(failure) => {
             let leaving = failure == Failure::QgisFailed;
@@ -207,8 +232,9 @@ fn finish(outlet: &Outlet, served: Served, report: Final) {
             if let Some(head) = &mut head {
                 head.length = Some(bytes.len() as u64);
             }
-            while bytes.len() > CHUNK {
-                if outlet.part(head.take(), bytes.split_to(CHUNK)).is_err() {
+            while bytes.len() > chunk_bytes {
+                let part = bytes.split_to(chunk_bytes);
+                if outlet.part(head.take(), part).is_err() {
                     let failure = Some(Failure::Cancelled);
                     return outlet.end(Final { failure, ..report }, Bytes::new());
                 }
@@ -217,9 +243,6 @@ fn finish(outlet: &Outlet, served: Served, report: Final) {
         }
     }
 }
-
-/// Pieces in which a finished answer leaves.
-const CHUNK: usize = 256 << 10;
 
 /// Resident memory, read at most once per second: reading costs as much as a small request.
 #[derive(Default)]
@@ -257,6 +280,28 @@ fn micros(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::sys::wait::WaitStatus;
+    use nix::unistd::ForkResult;
+
+    /// In a process of its own: the hook and the end are the process's.
+    #[test]
+    fn a_panic_ends_the_worker_at_once_and_its_parent_knows_why() {
+        let board = Arc::new(Board::new().unwrap());
+        // SAFETY: the child touches nothing that another thread of the test may hold.
+        match unsafe { nix::unistd::fork() }.unwrap() {
+            ForkResult::Child => {
+                die_of_panics(board);
+                let _ = std::thread::spawn(|| panic!("as the test wished")).join();
+                // SAFETY: as in the hook.
+                unsafe { libc::_exit(0) }
+            }
+            ForkResult::Parent { child } => {
+                let status = nix::sys::wait::waitpid(child, None).unwrap();
+                assert_eq!(status, WaitStatus::Exited(child, 1));
+                assert_eq!(board.farewell(), Farewell::Panicked);
+            }
+        }
+    }
 
     #[test]
     fn a_process_has_memory() {

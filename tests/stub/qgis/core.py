@@ -90,7 +90,7 @@ class QgsProjectBadLayerHandler:
 
 
 class QgsProject:
-    """Any text is a project, unless it says `corrupt`."""
+    """Any text is a project, unless it says `corrupt`, `memory` or `unknown`."""
 
     FlagTrustLayerMetadata, FlagDontLoadLayouts = 1, 2
 
@@ -107,7 +107,12 @@ class QgsProject:
     def read(self, path, flags=0):
         self._path = path
         with open(path) as file:
-            return "corrupt" not in file.read()
+            text = file.read()
+        if text == "memory":
+            raise MemoryError
+        if text == "unknown":
+            raise Exception("unknown")
+        return "corrupt" not in text
 
     def addMapLayer(self, layer):
         pass

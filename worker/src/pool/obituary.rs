@@ -69,6 +69,7 @@ impl Obituary {
             (None, Farewell::Stuck, _) => "left: its request was overdue or cancelled and QGIS did not stop".into(),
             (None, Farewell::Doubt, _) => "left: a C++ exception left QGIS in doubt, perhaps out of memory".into(),
             (None, Farewell::NoStart, _) => "left: QGIS did not start".into(),
+            (None, Farewell::Panicked, _) => "left: it panicked, which is a mistake of qgisserver".into(),
             (None, Farewell::Told, _) => "left as told".into(),
             (None, _, WaitStatus::Signaled(_, Signal::SIGKILL, _)) => {
                 "killed by SIGKILL, which was not ours: somebody's, or the kernel's for want of memory".into()

@@ -1,5 +1,8 @@
-"""A plugin that raises where the parameter RAISE says so."""
+"""A plugin that raises where the parameter RAISE says so, and takes Python's hook on TAKE=hook."""
 
+import sys
+
+from qgis.core import Qgis, QgsMessageLog
 from qgis.server import QgsAccessControlFilter, QgsServerFilter, QgsService
 
 
@@ -9,9 +12,10 @@ def serverClassFactory(interface):
 
 class Raising:
     def __init__(self, interface):
-        self.kept = [Service(interface), Filter(interface), Control(interface)]
-        service, server_filter, control = self.kept
+        self.kept = [Service(interface), Stream(), Filter(interface), Control(interface)]
+        service, stream, server_filter, control = self.kept
         interface.serviceRegistry().registerService(service)
+        interface.serviceRegistry().registerService(stream)
         interface.registerFilter(server_filter, 100)
         interface.registerAccessControl(control, 100)
 
@@ -40,8 +44,36 @@ class Service(QgsService):
         response.write(" and after")
 
 
+class Stream(QgsService):
+    """Sends two parts; between them it does what the parameter REQUEST says."""
+
+    def name(self):
+        return "STREAM"
+
+    def version(self):
+        return "1.0"
+
+    def executeRequest(self, request, response, project):
+        response.write("a" * 20_000)
+        response.flush()
+        what = request.parameters()["REQUEST"]
+        if what == "ask":
+            assert response.headersSent()
+        elif what == "status":
+            response.setStatusCode(500)
+        elif what == "clear":
+            response.clear()
+        elif what == "error":
+            response.sendError(500, "too late")
+        response.write("b" * 20_000)
+
+
 class Filter(QgsServerFilter):
     def requestReady(self):
+        asked = self.serverInterface().requestHandler().parameterMap()
+        QgsMessageLog.logMessage(f"asked for {asked.get('LAYERS')}", "raising", Qgis.Warning)
+        if asked.get("TAKE") == "hook":
+            sys.excepthook = lambda *_: None
         raise_if(self.serverInterface(), "requestReady")
 
     def sendResponse(self):
