@@ -29,6 +29,10 @@ pub enum Refusal {
     BodyTooLarge {
         limit: usize,
     },
+    /// Percent-encoded, as QGIS wants them.
+    FormTooLarge {
+        limit: usize,
+    },
     BodyTimedOut {
         after: Duration,
     },
@@ -127,6 +131,12 @@ impl Refusal {
                 "NoApplicableCode",
                 None,
                 format!("The body has more than {limit} bytes").into(),
+            ),
+            Self::FormTooLarge { limit } => (
+                S::PAYLOAD_TOO_LARGE,
+                "NoApplicableCode",
+                None,
+                format!("The fields of the form take more than {limit} bytes").into(),
             ),
             Self::BodyTimedOut { after } => (
                 S::REQUEST_TIMEOUT,

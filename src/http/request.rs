@@ -11,13 +11,13 @@ use hyper::http::request::Parts;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
-use super::form;
+use super::form::{self, FORM_MAX};
 use super::forwarded::Base;
 use super::reply::{Dialect, Refusal};
 use crate::broker::Call;
 use crate::config::Http;
 use crate::ogc::{guard, ows};
-use crate::protocol::ProjectRef;
+use crate::protocol::{HEAD_MAX, ProjectRef};
 
 /// A longer or stranger `X-Request-Id` is replaced.
 const REQUEST_ID_MAX: usize = 128;
@@ -29,8 +29,8 @@ const ROOM_UNIT: usize = 1 << 10;
 /// trickles bytes does not hold a connection for ever.
 const PROGRESS: usize = 1 << 10;
 
-/// A form becomes part of the URL, and that of the head of a message.
-const FORM_MAX: usize = crate::protocol::HEAD_MAX / 2;
+/// What the head of a message has besides URL, headers and project.
+const HEAD_REST: usize = 4 << 10;
 
 /// Headers that always reach QGIS, besides those that the operator allows.
 const TO_QGIS: [&str; 3] = ["accept", "content-type", "if-none-match"];
@@ -112,8 +112,16 @@ impl Held {
 }
 
 /// The whole body, or why not.
-pub async fn body(config: &Http, room: &Room, mut incoming: Incoming) -> Result<Held, Refusal> {
-    let (limit, after) = (config.body_max, config.body_timeout);
+pub async fn body(
+    config: &Http,
+    room: &Room,
+    headers: &HeaderMap,
+    mut incoming: Incoming,
+) -> Result<Held, Refusal> {
+    let after = config.body_timeout;
+    // Whoever announces too much is told before anything is read. What starts with
+    // `<` may yet be XML.
+    let mut limit = form::limit(headers, b"<", config.body_max);
     if incoming.size_hint().lower() > limit as u64 {
         return Err(Refusal::BodyTooLarge { limit });
     }
@@ -136,6 +144,11 @@ pub async fn body(config: &Http, room: &Room, mut incoming: Incoming) -> Result<
         }
         held.grow(room, length)?;
         whole.extend_from_slice(&data);
+        limit = form::limit(headers, &whole, config.body_max);
+        let announced = length as u64 + incoming.size_hint().lower();
+        if announced > limit as u64 {
+            return Err(Refusal::BodyTooLarge { limit });
+        }
         if length >= goal {
             (goal, deadline) = (length + PROGRESS, Instant::now() + after);
         }
@@ -164,7 +177,6 @@ impl Incomplete<'_> {
             .flatten();
         let is_form = form.is_some();
         if let Some(form) = form {
-            self.check_form(&form)?;
             kvp.merge(&form);
             body = Bytes::new();
         }
@@ -197,20 +209,14 @@ impl Incomplete<'_> {
         let mut call = self.call(method, kvp.to_query(), body, Some(project), operation);
         let may_repeat = !is_post && ows::is_read_only(&call.operation);
         (call.retry, call.cancel) = (may_repeat, may_repeat);
-        Ok(Asked { call, map, dialect })
-    }
-
-    fn check_form(&self, form: &[u8]) -> Result<(), Refused> {
-        let refusal = Refusal::BodyTooLarge { limit: FORM_MAX };
-        let dialect = ows_dialect(&ows::Kvp::parse(self.query()), None);
-        match form.len() > FORM_MAX {
-            true => Err(Refused {
-                refusal,
-                dialect,
-                map: None,
-            }),
-            false => Ok(()),
+        if !fits(&call) {
+            let limit = self.config.header_max;
+            return Err(refused(match is_form {
+                true => Refusal::FormTooLarge { limit: FORM_MAX },
+                false => Refusal::HeadTooLarge { limit },
+            }));
         }
+        Ok(Asked { call, map, dialect })
     }
 
     /// A request for an API, which keeps its own grammar.
@@ -241,6 +247,10 @@ impl Incomplete<'_> {
             operation,
         );
         (call.retry, call.cancel) = (may_repeat, may_repeat);
+        if !fits(&call) {
+            let limit = self.config.header_max;
+            return Err(refused(Refusal::HeadTooLarge { limit }));
+        }
         Ok(Asked {
             call,
             map,
@@ -339,6 +349,18 @@ impl Incomplete<'_> {
             .collect();
         values.map(|values| values.join(", "))
     }
+}
+
+/// Whether a message can carry the head of `call`. In JSON a byte of a header or
+/// a name takes two at most, that of an URL one.
+fn fits(call: &Call) -> bool {
+    let headers: usize = call
+        .headers
+        .iter()
+        .map(|(name, value)| 2 * (name.len() + value.len()) + 8)
+        .sum();
+    let project = call.project.as_ref().map_or(0, |it| 2 * it.path.len());
+    call.url.len() + headers + project + HEAD_REST <= HEAD_MAX
 }
 
 /// Written by the front, whatever the operator's prefixes let through.

@@ -161,7 +161,7 @@ impl<B: Backend> Front<B> {
             Route::Ready => pages::ready(self.backend.is_ready()),
             Route::Status => pages::status(&self.status().await),
             Route::Ows | Route::Api => {
-                match request::body(&self.config, &self.room, incoming).await {
+                match request::body(&self.config, &self.room, &parts.headers, incoming).await {
                     Ok(held) => self.ask(route, &incomplete, held).await,
                     Err(refusal) => refuse(refusal),
                 }

@@ -1037,6 +1037,50 @@ async fn a_form_that_no_message_could_carry_is_a_413() {
     assert!(broker.calls().is_empty());
 }
 
+/// Each raw byte of a value takes three in the URL.
+#[tokio::test]
+async fn a_form_that_grows_too_long_in_the_url_is_a_413() {
+    let broker = Broker::saying("x");
+    let server = Server::start(&broker, |_| {});
+    let kind = "Content-Type: application/x-www-form-urlencoded\r\n";
+    let body = |n| {
+        let raw = "\"".repeat(n);
+        format!("SERVICE=WMS&REQUEST=GetMap&MAP=city&SLD_BODY={raw}")
+    };
+    let refused = server.send("POST", "/ows/", kind, &body(400 << 10)).await;
+    assert_eq!(refused.status, 413, "{}", refused.body);
+    assert!(broker.calls().is_empty());
+    let taken = server.send("POST", "/ows/", kind, &body(300 << 10)).await;
+    assert_eq!(taken.status, 200);
+}
+
+#[tokio::test]
+async fn a_long_form_is_refused_before_all_of_it_is_here() {
+    let broker = Broker::saying("x");
+    let server = Server::start(&broker, |_| {});
+    for (kind, body) in [
+        ("multipart/form-data; boundary=x", ""),
+        ("application/x-www-form-urlencoded", "a=b&"),
+    ] {
+        let start = format!(
+            "POST /ows/ HTTP/1.1\r\nHost: a\r\nContent-Type: {kind}\r\nContent-Length: 50000000\r\n\r\n{body}"
+        );
+        let answered = server.raw(start).await;
+        assert_eq!(answered.status, 413, "{kind}");
+    }
+}
+
+#[tokio::test]
+async fn long_xml_is_no_long_form_whatever_it_calls_itself() {
+    let broker = Broker::saying("x");
+    let server = Server::start(&broker, |_| {});
+    let kind = "Content-Type: application/x-www-form-urlencoded\r\n";
+    let body = format!("\u{FEFF}\n<Transaction>{}", " ".repeat(2 << 20));
+    let answered = server.send("POST", "/ows/?MAP=city", kind, &body).await;
+    assert_eq!(answered.status, 200);
+    assert_eq!(broker.only_call().body.len(), body.len());
+}
+
 #[tokio::test]
 async fn failures_of_xml_requests_are_in_the_form_of_their_service() {
     let broker = Broker::failing(Error::WorkerDied);

@@ -30,6 +30,9 @@ const NOT_KEY: &AsciiSet = &NOT_QUERY.add(b'%').add(b'&').add(b'+').add(b'=');
 /// The longest operation that is worth a place in logs.
 const OPERATION_MAX: usize = 64;
 
+/// SERVICE is no longer than this, however it is encoded.
+const SERVICE_KEY_MAX: usize = 64;
+
 /// How far into a body the root element is looked for.
 const PROLOG_MAX: usize = 4096;
 
@@ -92,6 +95,17 @@ pub fn api_query(query: &str) -> String {
     };
     let pairs: Vec<String> = query.split('&').filter_map(pair).collect();
     tidy(pairs.join("&").as_bytes())
+}
+
+/// Whether one of the parameters of `form` is a SERVICE. A body may be long, so
+/// nothing of it is kept.
+pub fn names_service(form: &[u8]) -> bool {
+    form.split(|byte| *byte == b'&').any(|pair| {
+        let key = pair.split(|byte| *byte == b'=').next().unwrap_or_default();
+        key.len() <= SERVICE_KEY_MAX
+            && key.len() < pair.len()
+            && decode(key).to_uppercase() == "SERVICE"
+    })
 }
 
 /// The first MAP of a query whose other keys keep their case.
