@@ -260,6 +260,7 @@ pub const SETTINGS: &[Setting] = &[
     row("server.body_timeout", Kind::Seconds, "20", "seconds between two parts of a request body"),
     row("server.idle_timeout", Kind::Seconds, "75", "seconds that a connection is kept without a request"),
     row("server.write_timeout", Kind::Seconds, "60", "seconds that a client may take nothing of its reply"),
+    row("server.linger_timeout", Kind::SecondsOrZero, "2", "seconds that a client which was refused may go on sending, so that it reads why"),
     row("server.body_max", BODY, "100M", "size of a request body"),
     row("server.uri_max", URI, "32K", "size of a request URI"),
     row("server.header_max", HEAD, "64K", "size of a request head"),

@@ -75,6 +75,8 @@ pub struct Http {
     pub idle_timeout: Duration,
     /// How long a client may take nothing of a reply before its connection is cut.
     pub write_timeout: Duration,
+    /// How long the rest of a refused request is read and thrown away.
+    pub linger_timeout: Duration,
     pub body_max: usize,
     pub uri_max: usize,
     pub header_max: usize,
@@ -186,6 +188,7 @@ impl Default for Config {
                 body_timeout: seconds(20),
                 idle_timeout: seconds(75),
                 write_timeout: seconds(60),
+                linger_timeout: seconds(2),
                 body_max: 100 << 20,
                 uri_max: 32 << 10,
                 header_max: 64 << 10,
@@ -298,6 +301,7 @@ impl Http {
             body_timeout: settings.duration("server.body_timeout"),
             idle_timeout: settings.duration("server.idle_timeout"),
             write_timeout: settings.duration("server.write_timeout"),
+            linger_timeout: settings.duration("server.linger_timeout"),
             body_max: settings.size("server.body_max"),
             uri_max: settings.size("server.uri_max"),
             header_max: settings.size("server.header_max"),

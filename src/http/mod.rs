@@ -116,6 +116,8 @@ impl<B: Backend> Server<B> {
             header: config.header_timeout,
             idle: config.idle_timeout,
             write: config.write_timeout,
+            linger: config.linger_timeout,
+            linger_bytes: config.body_max,
         };
         Ok(Self {
             limits,

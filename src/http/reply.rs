@@ -254,18 +254,7 @@ impl Refusal {
         if let Self::Method { allow } = self {
             headers.insert(header::ALLOW, HeaderValue::from_static(allow));
         }
-        if self.leaves_body_unread() {
-            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-        }
         response
-    }
-
-    /// What is left of the request would be taken for the next one.
-    pub fn leaves_body_unread(&self) -> bool {
-        matches!(
-            self,
-            Self::BodyTooLarge { .. } | Self::BodyTimedOut { .. } | Self::BodyBroken | Self::NoRoom
-        )
     }
 }
 

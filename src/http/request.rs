@@ -111,13 +111,16 @@ impl Held {
     }
 }
 
-/// The whole body, or why not.
+/// The whole body, or why not; then what is left of it stays there.
 pub async fn body(
     config: &Http,
     room: &Room,
     headers: &HeaderMap,
-    mut incoming: Incoming,
+    unread: &mut Option<Incoming>,
 ) -> Result<Held, Refusal> {
+    let Some(incoming) = unread else {
+        return Ok(Held::default());
+    };
     let after = config.body_timeout;
     // Whoever announces too much is told before anything is read. What starts with
     // `<` may yet be XML.
@@ -130,6 +133,7 @@ pub async fn body(
     loop {
         let frame = timeout_at(deadline, incoming.frame()).await;
         let Some(frame) = frame.map_err(|_| Refusal::BodyTimedOut { after })? else {
+            *unread = None;
             return Ok(Held {
                 body: whole.freeze(),
                 ..held

@@ -946,6 +946,64 @@ async fn a_client_that_still_sends_reads_its_413() {
     assert_eq!(Answered::parse(&raw).status, 413, "{result:?}");
 }
 
+/// A socket that is closed with bytes in it would be reset, and the answer lost.
+#[tokio::test]
+async fn whoever_is_refused_early_may_send_to_the_end_and_reads_why() {
+    let server = Server::start(&Broker::saying("x"), |_| {});
+    let long = "x".repeat(40 << 10);
+    for (start, status) in [
+        ("POST /nowhere HTTP/1.1\r\nHost: a", 404),
+        ("POST /ping HTTP/1.1\r\nHost: a", 405),
+        ("POST /ows/ HTTP/1.1\r\nHost: a b", 400),
+        ("GET /ping HTTP/1.1\r\nHost: a", 200),
+        (&format!("POST /ows/?{long} HTTP/1.1\r\nHost: a"), 414),
+        (
+            &format!("POST /ows/ HTTP/1.1\r\nHost: a\r\nX: {long}{long}"),
+            431,
+        ),
+        (
+            &format!("POST /ows/ HTTP/1.1\r\nHost: a{}", "\r\nX: y".repeat(200)),
+            431,
+        ),
+    ] {
+        let mut tcp = server.connect().await;
+        let length = 20 << 20;
+        let head = format!("{start}\r\nContent-Length: {length}\r\n\r\n");
+        tcp.write_all(head.as_bytes()).await.expect("written");
+        let body = vec![b'x'; length];
+        let sent = timeout(BOUND, tcp.write_all(&body)).await.expect("in time");
+        let start = &start[..20];
+        assert!(sent.is_ok(), "{start}: {sent:?}");
+        let mut raw = Vec::new();
+        let read = timeout(BOUND, tcp.read_to_end(&mut raw)).await;
+        let read = read.expect("in time");
+        let answered = Answered::parse(&raw);
+        assert!(read.is_ok(), "{start}: {read:?}");
+        assert_eq!(
+            (answered.status, answered.header("connection")),
+            (status, "close"),
+            "{start}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn nobody_may_send_for_ever_after_a_refusal() {
+    let server = Server::start(&Broker::saying("x"), |http| {
+        http.linger_timeout = Duration::from_millis(100)
+    });
+    let mut tcp = server.connect().await;
+    let head = "POST /nowhere HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+    tcp.write_all(head.as_bytes()).await.expect("written");
+    read_until(&mut tcp, "Invalid resource path").await;
+    let sending = async {
+        while tcp.write_all(b"1\r\nx\r\n").await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(BOUND, sending).await.expect("closed in the end");
+}
+
 #[tokio::test]
 async fn a_body_that_stops_coming_is_a_408() {
     let broker = Broker::saying("x");

@@ -7,16 +7,23 @@
 //! | nothing to do after a reply | `idle_timeout` | closed |
 //! | the socket takes none of our bytes | `write_timeout` | cut |
 //! | a reply's next chunk is not fetched (HTTP/2 flow control) | `write_timeout` | cut |
+//! | our last word is said, the client still sends | `linger_timeout`, `body_max` | closed |
 
 use std::collections::HashMap;
+use std::future::Future;
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::{Sleep, sleep};
+
+/// Bytes that are thrown away at once.
+const DISCARD: usize = 16 << 10;
 
 /// How long each stillness may last.
 #[derive(Debug, Clone, Copy)]
@@ -24,6 +31,11 @@ pub struct Limits {
     pub header: Duration,
     pub idle: Duration,
     pub write: Duration,
+    /// A socket that is closed while bytes of a request wait in it is reset, and
+    /// with it the answer is lost. So they are read for so long, and no more of
+    /// them than this.
+    pub linger: Duration,
+    pub linger_bytes: usize,
 }
 
 /// What should happen to a connection.
@@ -53,6 +65,8 @@ struct State {
     untaken: HashMap<u64, Instant>,
     /// HTTP/2 sends frames that are no requests, so bytes say nothing about heads.
     multiplexed: bool,
+    /// The client may still send what nobody will read.
+    unread: bool,
     /// The connection must not look as if it had ended properly.
     broken: bool,
 }
@@ -111,6 +125,7 @@ impl Watch {
             blocked_since: None,
             untaken: HashMap::new(),
             multiplexed: false,
+            unread: false,
             broken: false,
         };
         Arc::new(Self {
@@ -156,6 +171,13 @@ impl Watch {
         }
     }
 
+    /// Whether more may come after our last byte: the rest of a body, or of a head
+    /// that was refused.
+    fn expects_more(&self) -> bool {
+        let state = self.state();
+        !state.multiplexed && (state.unread || state.n_running == 0 && state.head_since.is_some())
+    }
+
     fn has_written(&self, took: bool) {
         let mut state = self.state();
         match took {
@@ -187,6 +209,11 @@ impl Running {
             .insert(self.number, Instant::now());
     }
 
+    /// Not all of the request will be read.
+    pub fn leaves_unread(&self) {
+        self.watch.state().unread = true;
+    }
+
     /// There is no rest of the reply. HTTP/1.0 would take a closed connection for its end.
     pub fn cut_off(&self) {
         let mut state = self.watch.state();
@@ -214,11 +241,50 @@ impl Drop for Running {
 pub struct Watched {
     io: TcpStream,
     watch: Arc<Watch>,
+    lingering: Option<Lingering>,
+}
+
+/// The time after our last byte.
+#[derive(Debug)]
+struct Lingering {
+    over: Pin<Box<Sleep>>,
+    n_discarded: usize,
 }
 
 impl Watched {
     pub fn new(io: TcpStream, watch: Arc<Watch>) -> Self {
-        Self { io, watch }
+        Self {
+            io,
+            watch,
+            lingering: None,
+        }
+    }
+
+    /// Reads and forgets until the client has nothing more to say, or has had its time.
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let limits = self.watch.limits;
+        let lingering = self.lingering.get_or_insert_with(|| Lingering {
+            over: Box::pin(sleep(limits.linger)),
+            n_discarded: 0,
+        });
+        while lingering.n_discarded < limits.linger_bytes {
+            let mut buffer = [MaybeUninit::uninit(); DISCARD];
+            let mut buffer = ReadBuf::uninit(&mut buffer);
+            match Pin::new(&mut self.io).poll_read(cx, &mut buffer) {
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
+                    lingering.n_discarded += buffer.filled().len();
+                }
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending if lingering.n_discarded > 0 || self.watch.expects_more() => {
+                    return lingering.over.as_mut().poll(cx);
+                }
+                Poll::Pending => return Poll::Ready(()),
+            }
+            if lingering.over.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(());
+            }
+        }
+        Poll::Ready(())
     }
 
     fn note(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
@@ -278,7 +344,10 @@ impl AsyncWrite for Watched {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        if self.lingering.is_none() {
+            ready!(Pin::new(&mut self.io).poll_shutdown(cx))?;
+        }
+        self.poll_linger(cx).map(Ok)
     }
 }
 
@@ -291,6 +360,8 @@ mod tests {
         header: SECOND,
         idle: Duration::from_secs(8),
         write: Duration::from_secs(4),
+        linger: SECOND,
+        linger_bytes: 1,
     };
 
     fn state(now: Instant) -> State {
@@ -302,6 +373,7 @@ mod tests {
             blocked_since: None,
             untaken: HashMap::new(),
             multiplexed: false,
+            unread: false,
             broken: false,
         }
     }
