@@ -301,7 +301,7 @@ pub fn from_qgis<C: Chunks>(
     };
     let modified = last_modified(body.outcome()).filter(|_| is_capabilities);
     let timings = body.outcome().map(|outcome| outcome.timings);
-    let content = Content::of_reply(body)?;
+    let content = Content::of_reply(body, head.length)?;
     let mut response = Response::new(if may_have_body(status) {
         content
     } else {

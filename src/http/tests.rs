@@ -152,13 +152,24 @@ fn head(status: u16) -> Head {
 
 /// A broker whose one reply is a stream; its sender comes out of the second half.
 fn streaming() -> (Broker, mpsc::Receiver<mpsc::Sender<Result<Bytes, Error>>>) {
+    streaming_of(None)
+}
+
+/// The same, of an announced length.
+fn streaming_of(
+    length: Option<u64>,
+) -> (Broker, mpsc::Receiver<mpsc::Sender<Result<Bytes, Error>>>) {
     let (out, senders) = mpsc::channel(8);
     let broker = Broker::new(move |_| {
         let out = out.clone();
         async move {
             let (tx, body) = FakeBody::stream();
             out.send(tx).await.expect("the test listens");
-            Ok((head(200), body))
+            let head = Head {
+                length,
+                ..head(200)
+            };
+            Ok((head, body))
         }
     });
     (broker, senders)
@@ -1224,6 +1235,65 @@ async fn a_stream_arrives_as_it_is_made() {
     sender.send(Ok("second".into())).await.expect("taken");
     drop(sender);
     read_until(&mut tcp, "6\r\nsecond\r\n0\r\n\r\n").await;
+}
+
+#[tokio::test]
+async fn a_finished_reply_in_parts_has_its_length() {
+    let (broker, mut senders) = streaming_of(Some(11));
+    let server = Server::start(&broker, |_| {});
+    let mut tcp = server.connect().await;
+    tcp.write_all(format!("GET {GET_MAP} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes())
+        .await
+        .expect("written");
+    let sender = senders.recv().await.expect("a stream");
+    sender.send(Ok("first".into())).await.expect("taken");
+    let got = read_until(&mut tcp, "first").await;
+    assert!(got.contains("content-length: 11\r\n"), "{got}");
+    assert!(!got.contains("chunked"), "{got}");
+    sender.send(Ok("second".into())).await.expect("taken");
+    drop(sender);
+    read_until(&mut tcp, "second").await;
+    tcp.write_all(b"GET /ping HTTP/1.1\r\nHost: a\r\n\r\n")
+        .await
+        .expect("the connection lives");
+    read_until(&mut tcp, "ok\"}").await;
+    let head = server.send("HEAD", GET_MAP, "", "").await;
+    assert_eq!(head.header("content-length"), "11");
+}
+
+#[tokio::test]
+async fn a_reply_of_another_length_than_announced_does_not_end_properly() {
+    for parts in [&["first"][..], &["first", "second", "third"]] {
+        let (broker, mut senders) = streaming_of(Some(11));
+        let server = Server::start(&broker, |_| {});
+        let mut tcp = server.connect().await;
+        tcp.write_all(format!("GET {GET_MAP} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes())
+            .await
+            .expect("written");
+        let sender = senders.recv().await.expect("a stream");
+        for part in parts {
+            _ = sender.send(Ok((*part).into())).await;
+        }
+        drop(sender);
+        let mut raw = Vec::new();
+        let end = timeout(BOUND, tcp.read_to_end(&mut raw)).await;
+        let reset = end.expect("in time").expect_err("no proper end");
+        assert_eq!(reset.kind(), std::io::ErrorKind::ConnectionReset);
+        assert!(Answered::parse(&raw).body.len() < 11, "{parts:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_reply_that_is_here_and_has_another_length_than_announced_is_a_500() {
+    let broker = Broker::new(|_| async {
+        let head = Head {
+            length: Some(2),
+            ..head(200)
+        };
+        Ok((head, FakeBody::whole("x")))
+    });
+    let server = Server::start(&broker, |_| {});
+    assert_eq!(server.get(GET_MAP).await.status, 500);
 }
 
 #[tokio::test]
