@@ -184,6 +184,10 @@ impl Incomplete<'_> {
             kvp.merge(&form);
             body = Bytes::new();
         }
+        if !is_post {
+            // QGIS reads the body of a POST and of nothing else.
+            body = Bytes::new();
+        }
         let root = ows::root(&body);
         let map = kvp.get("MAP").or_else(|| self.project_header());
         let dialect = ows_dialect(&kvp, root.as_ref());
@@ -201,9 +205,14 @@ impl Incomplete<'_> {
         }
         let project = self.project(map.as_deref()).map_err(refused)?;
         let project = project.ok_or_else(|| refused(Refusal::NoProject))?;
-        let operation = kvp.get("REQUEST").map(|name| ows::operation(&name));
-        let operation = operation
-            .or(root.map(|root| root.operation))
+        let named = kvp.get("REQUEST").map(|name| ows::operation(&name));
+        let in_body = root.map(|root| root.operation);
+        let may_cancel = match is_post {
+            true => only_reads(named.as_deref(), in_body.as_deref(), body.is_empty()),
+            false => named.as_deref().is_none_or(ows::is_read_only),
+        };
+        let operation = named
+            .or(in_body)
             .unwrap_or_else(|| self.parts.method.to_string());
         let method = if is_form {
             Method::GET
@@ -211,8 +220,8 @@ impl Incomplete<'_> {
             self.parts.method.clone()
         };
         let mut call = self.call(method, kvp.to_query(), body, Some(project), operation);
-        let may_repeat = !is_post && ows::is_read_only(&call.operation);
-        (call.retry, call.cancel) = (may_repeat, may_repeat);
+        call.retry = !is_post && may_cancel;
+        call.cancel = may_cancel;
         if !fits(&call) {
             let limit = self.config.header_max;
             return Err(refused(match is_form {
@@ -353,6 +362,17 @@ impl Incomplete<'_> {
             .collect();
         values.map(|values| values.join(", "))
     }
+}
+
+/// Whether a POST asks for nothing but reading. QGIS may execute what the query
+/// names or what the body does, so both have to; a body that says nothing to us
+/// may say something to QGIS.
+fn only_reads(named: Option<&str>, in_body: Option<&str>, is_bodiless: bool) -> bool {
+    named.is_none_or(ows::is_read)
+        && match in_body {
+            Some(operation) => ows::is_read(operation),
+            None => is_bodiless && named.is_some(),
+        }
 }
 
 /// Whether a message can carry the head of `call`. In JSON a byte of a header or

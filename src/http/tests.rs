@@ -520,7 +520,7 @@ async fn a_form_is_a_get_that_is_not_repeated() {
         ),
         ("GET", 0, None)
     );
-    assert_eq!((call.retry, call.cancel), (false, false));
+    assert_eq!((call.retry, call.cancel), (false, true));
 }
 
 #[tokio::test]
@@ -557,6 +557,51 @@ async fn a_transaction_by_get_is_neither_repeated_nor_cancelled() {
         .await;
     let call = broker.only_call();
     assert_eq!((call.retry, call.cancel), (false, false));
+}
+
+#[tokio::test]
+async fn a_post_is_cancelled_with_its_client_if_all_it_can_do_is_read() {
+    let broker = Broker::saying("x");
+    let server = Server::start(&broker, |_| {});
+    let form = "Content-Type: application/x-www-form-urlencoded\r\n";
+    let xml = "Content-Type: text/xml\r\n";
+    for (kind, query, body, cancel) in [
+        (form, "", "SERVICE=WMS&REQUEST=getmap", true),
+        (form, "", "SERVICE=WFS&REQUEST=Transaction", false),
+        (form, "", "SERVICE=X&REQUEST=OfAPlugin", false),
+        (xml, "", "<wfs:GetFeature service='WFS'/>", true),
+        (xml, "", "<wfs:LockFeature service='WFS'/>", false),
+        (xml, "", "<OfAPlugin/>", false),
+        (xml, "&REQUEST=GetFeature", "<Transaction/>", false),
+        (xml, "&REQUEST=Transaction", "<GetFeature/>", false),
+        (
+            xml,
+            "&REQUEST=GetFeature",
+            "<!DOCTYPE a><Transaction/>",
+            false,
+        ),
+        (xml, "&SERVICE=WMS&REQUEST=GetMap", "", true),
+    ] {
+        let target = format!("/ows/?MAP=city{query}");
+        let answered = server.send("POST", &target, kind, body).await;
+        assert_eq!(answered.status, 200, "{body}");
+        let call = broker.calls().pop().expect("a call");
+        assert_eq!((call.retry, call.cancel), (false, cancel), "{query} {body}");
+    }
+}
+
+#[tokio::test]
+async fn a_get_with_a_body_is_a_get() {
+    let broker = Broker::saying("x");
+    let server = Server::start(&broker, |_| {});
+    let body = "<GetFeature service='WFS'/>";
+    assert_eq!(
+        server.send("GET", "/ows/?MAP=city", "", body).await.status,
+        400
+    );
+    assert!(broker.calls().is_empty());
+    assert_eq!(server.send("GET", GET_MAP, "", body).await.status, 200);
+    assert_eq!(broker.only_call().body, "");
 }
 
 #[tokio::test]

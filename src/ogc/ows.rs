@@ -135,6 +135,42 @@ pub fn is_read_only(operation: &str) -> bool {
     !operation.eq_ignore_ascii_case("Transaction") && !operation.eq_ignore_ascii_case("LockFeature")
 }
 
+/// Operations of WMS, WFS, WCS and WMTS that only read, however they are asked
+/// for. A plugin's may do anything.
+const READS: [&str; 24] = [
+    "DescribeCoverage",
+    "DescribeFeatureType",
+    "DescribeLayer",
+    "DescribeStoredQueries",
+    "GetCapabilities",
+    "GetContext",
+    "GetCoverage",
+    "GetDxf",
+    "GetFeature",
+    "GetFeatureInfo",
+    "GetGmlObject",
+    "GetLegendGraphic",
+    "GetLegendGraphics",
+    "GetMap",
+    "GetPrint",
+    "GetPrintAtlas",
+    "GetProjectSettings",
+    "GetPropertyValue",
+    "GetSchemaExtension",
+    "GetStyle",
+    "GetStyles",
+    "GetTile",
+    "ListStoredQueries",
+    "SchemaExtension",
+];
+
+/// Whether `operation` is known to change nothing.
+pub fn is_read(operation: &str) -> bool {
+    READS
+        .iter()
+        .any(|read| read.eq_ignore_ascii_case(operation))
+}
+
 /// What the root element of an XML body says: the operation of a POST, and
 /// whose it is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
