@@ -33,9 +33,7 @@ pub enum Refusal {
     FormTooLarge {
         limit: usize,
     },
-    BodyTimedOut {
-        after: Duration,
-    },
+    BodyTimedOut,
     BodyBroken,
     /// No API of QGIS takes such a body.
     BodyType,
@@ -138,12 +136,9 @@ impl Refusal {
                 None,
                 format!("The fields of the form take more than {limit} bytes").into(),
             ),
-            Self::BodyTimedOut { after } => (
-                S::REQUEST_TIMEOUT,
-                "NoApplicableCode",
-                None,
-                format!("No more of the body within {:.1} s", after.as_secs_f64()).into(),
-            ),
+            Self::BodyTimedOut => {
+                (S::REQUEST_TIMEOUT, "NoApplicableCode", None, "The body comes too slowly".into())
+            }
             Self::BodyBroken => (S::BAD_REQUEST, "NoApplicableCode", None, "The body ends early".into()),
             Self::BodyType => (
                 S::UNSUPPORTED_MEDIA_TYPE,
@@ -443,7 +438,7 @@ mod tests {
             (Refusal::UriTooLong { limit: 1 }, 414),
             (Refusal::HeadTooLarge { limit: 1 }, 431),
             (Refusal::BodyTooLarge { limit: 1 }, 413),
-            (Refusal::BodyTimedOut { after: second }, 408),
+            (Refusal::BodyTimedOut, 408),
             (Refusal::BodyBroken, 400),
             (Refusal::BodyType, 415),
             (

@@ -25,9 +25,9 @@ const REQUEST_ID_MAX: usize = 128;
 /// Room for bodies is given in pieces of this size.
 const ROOM_UNIT: usize = 1 << 10;
 
-/// So much of a body, or its end, has to come within each `body_timeout`: who
-/// trickles bytes does not hold a connection for ever.
-const PROGRESS: usize = 1 << 10;
+/// Bodies up to this need no room: those who hold it all cannot keep small
+/// requests out, and `connections_max` bounds the sum of these.
+const SMALL: usize = 64 << 10;
 
 /// What the head of a message has besides URL, headers and project.
 const HEAD_REST: usize = 4 << 10;
@@ -76,9 +76,8 @@ pub fn request_id(headers: &HeaderMap) -> String {
 pub struct Room(Arc<Semaphore>);
 
 impl Room {
-    /// Room for `n` bodies of `bytes` each, or more that are smaller.
-    pub fn new(n: usize, bytes: usize) -> Self {
-        let units = bytes.div_ceil(ROOM_UNIT).saturating_mul(n);
+    pub fn new(bytes: usize) -> Self {
+        let units = bytes.div_ceil(ROOM_UNIT);
         Self(Arc::new(Semaphore::new(units.min(Semaphore::MAX_PERMITS))))
     }
 }
@@ -93,6 +92,9 @@ pub struct Held {
 impl Held {
     /// Takes room for `bytes` in all.
     fn grow(&mut self, room: &Room, bytes: usize) -> Result<(), Refusal> {
+        if bytes <= SMALL {
+            return Ok(());
+        }
         let has = self
             .permit
             .as_ref()
@@ -122,17 +124,19 @@ pub async fn body(
         return Ok(Held::default());
     };
     let after = config.body_timeout;
+    let progress = (after.as_secs_f64() * config.body_rate_min as f64) as usize;
+    let end = Instant::now() + config.body_time_max;
     // Whoever announces too much is told before anything is read. What starts with
     // `<` may yet be XML.
     let mut limit = form::limit(headers, b"<", config.body_max);
     if incoming.size_hint().lower() > limit as u64 {
         return Err(Refusal::BodyTooLarge { limit });
     }
-    let (mut held, mut whole, mut goal) = (Held::default(), BytesMut::new(), PROGRESS);
-    let mut deadline = Instant::now() + after;
+    let (mut held, mut whole, mut goal) = (Held::default(), BytesMut::new(), progress);
+    let mut deadline = end.min(Instant::now() + after);
     loop {
         let frame = timeout_at(deadline, incoming.frame()).await;
-        let Some(frame) = frame.map_err(|_| Refusal::BodyTimedOut { after })? else {
+        let Some(frame) = frame.map_err(|_| Refusal::BodyTimedOut)? else {
             *unread = None;
             return Ok(Held {
                 body: whole.freeze(),
@@ -154,7 +158,8 @@ pub async fn body(
             return Err(Refusal::BodyTooLarge { limit });
         }
         if length >= goal {
-            (goal, deadline) = (length + PROGRESS, Instant::now() + after);
+            goal = length + progress;
+            deadline = end.min(Instant::now() + after);
         }
     }
 }

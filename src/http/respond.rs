@@ -30,9 +30,6 @@ use crate::protocol::{Head, Timings};
 /// How long a browser may remember what OPTIONS said, in seconds.
 const PREFLIGHT_AGE: &str = "3600";
 
-/// How many of the longest bodies there is room for at once.
-const BODIES: usize = 4;
-
 /// What the front needs of the broker.
 pub trait Backend: Send + Sync + 'static {
     type Body: Chunks;
@@ -79,7 +76,7 @@ pub struct Front<B> {
 
 impl<B: Backend> Front<B> {
     pub fn new(config: Arc<Http>, backend: B) -> Self {
-        let room = Room::new(BODIES, config.body_max);
+        let room = Room::new(config.body_memory);
         Self {
             config,
             backend,

@@ -1212,24 +1212,74 @@ async fn failures_of_xml_requests_are_in_the_form_of_their_service() {
 }
 
 #[tokio::test]
-async fn more_bodies_than_there_is_memory_for_are_told_to_come_back() {
+async fn more_bodies_than_there_is_memory_for_are_told_to_come_back_unless_they_are_small() {
     let broker = Broker::new(|_| std::future::pending());
-    let server = Server::start(&broker, |http| http.body_max = 2 << 10);
-    let request = format!(
-        "POST /ows/?MAP=city HTTP/1.1\r\nHost: a\r\nContent-Length: 2048\r\n\r\n<a>{}",
-        "x".repeat(2045)
-    );
+    let server = Server::start(&broker, |http| http.body_memory = 400 << 10);
+    let request = |length: usize| {
+        let body = "x".repeat(length - 3);
+        format!(
+            "POST /ows/?MAP=city HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n<a>{body}"
+        )
+    };
     let mut busy = Vec::new();
-    for n in 1..=4 {
+    for (n, length) in [100, 100, 100, 100, 64].into_iter().enumerate() {
+        if n == 4 {
+            let fifth = server.raw(request(100 << 10)).await;
+            assert_eq!((fifth.status, fifth.header("retry-after")), (503, "1"));
+        }
         let mut tcp = server.connect().await;
+        let request = request(length << 10);
         tcp.write_all(request.as_bytes()).await.expect("written");
         busy.push(tcp);
-        while broker.calls().len() < n {
-            tokio::task::yield_now().await;
-        }
+        let called = async {
+            while broker.calls().len() <= n {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(BOUND, called).await.expect("a call");
     }
-    let fifth = server.raw(&request).await;
-    assert_eq!((fifth.status, fifth.header("retry-after")), (503, "1"));
+}
+
+/// Sends a byte of a body now and then until the server has had enough.
+async fn trickle(server: &Server) -> Answered {
+    let mut tcp = server.connect().await;
+    let head = "POST /ows/?MAP=city HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n<a>";
+    tcp.write_all(head.as_bytes()).await.expect("written");
+    let (mut read, mut write) = tcp.split();
+    let sending = async {
+        let mut tick = tokio::time::interval(Duration::from_millis(5));
+        while write.write_all(b" ").await.is_ok() {
+            tick.tick().await;
+        }
+        std::future::pending().await
+    };
+    let answer = async { read_until_end(&mut read).await };
+    tokio::select! {
+        answered = timeout(BOUND, answer) => answered.expect("in time"),
+        () = sending => unreachable!("it waits for the answer"),
+    }
+}
+
+async fn read_until_end(from: &mut (impl tokio::io::AsyncRead + Unpin)) -> Answered {
+    let mut raw = Vec::new();
+    _ = from.read_to_end(&mut raw).await;
+    Answered::parse(&raw)
+}
+
+#[tokio::test]
+async fn a_body_that_trickles_is_a_408() {
+    let broker = Broker::saying("x");
+    let slow = Server::start(&broker, |http| {
+        http.body_timeout = Duration::from_millis(100);
+        http.body_rate_min = 10 << 10;
+    });
+    assert_eq!(trickle(&slow).await.status, 408);
+    let long = Server::start(&broker, |http| {
+        http.body_rate_min = 1;
+        http.body_time_max = Duration::from_millis(200);
+    });
+    assert_eq!(trickle(&long).await.status, 408);
+    assert!(broker.calls().is_empty());
 }
 
 // ---- time
