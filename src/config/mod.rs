@@ -77,8 +77,10 @@ pub struct Http {
     pub body_time_max: Duration,
     /// How long a kept-alive connection may be idle.
     pub idle_timeout: Duration,
-    /// How long a client may take nothing of a reply before its connection is cut.
+    /// Within it a client takes what `write_rate_min` says, or all there is.
     pub write_timeout: Duration,
+    /// Bytes per second.
+    pub write_rate_min: usize,
     /// How long the rest of a refused request is read and thrown away.
     pub linger_timeout: Duration,
     pub body_max: usize,
@@ -196,6 +198,7 @@ impl Default for Config {
                 body_time_max: seconds(900),
                 idle_timeout: seconds(75),
                 write_timeout: seconds(60),
+                write_rate_min: 1 << 10,
                 linger_timeout: seconds(2),
                 body_max: 100 << 20,
                 body_memory: 400 << 20,
@@ -312,6 +315,7 @@ impl Http {
             body_time_max: settings.duration("server.body_time_max"),
             idle_timeout: settings.duration("server.idle_timeout"),
             write_timeout: settings.duration("server.write_timeout"),
+            write_rate_min: settings.size("server.write_rate_min"),
             linger_timeout: settings.duration("server.linger_timeout"),
             body_max: settings.size("server.body_max"),
             body_memory: settings.size("server.body_memory"),

@@ -1450,6 +1450,70 @@ async fn a_client_that_does_not_read_is_cut_off_and_its_request_dropped() {
         .expect("the stream was dropped");
 }
 
+/// Each byte alone would keep the connection for ever.
+#[tokio::test]
+async fn a_client_that_reads_too_slowly_is_cut_off() {
+    let (broker, mut senders) = streaming();
+    let server = Server::start(&broker, |http| {
+        http.write_timeout = Duration::from_millis(500);
+        http.write_rate_min = 1 << 30;
+    });
+    let mut tcp = server.connect().await;
+    tcp.write_all(format!("GET {GET_MAP} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes())
+        .await
+        .expect("written");
+    let sender = senders.recv().await.expect("a stream");
+    let chunk = Bytes::from(vec![b'x'; 256 << 10]);
+    let pushing = async { while sender.send(Ok(chunk.clone())).await.is_ok() {} };
+    let reading = async {
+        let (mut some, mut tick) = (
+            vec![0; 64 << 10],
+            tokio::time::interval(Duration::from_millis(10)),
+        );
+        while tcp.read(&mut some).await.is_ok_and(|n| n > 0) {
+            tick.tick().await;
+        }
+    };
+    timeout(BOUND, async { tokio::join!(pushing, reading) })
+        .await
+        .expect("the stream was dropped");
+}
+
+/// The last chunk is ours no more, but the client still reads it.
+#[tokio::test]
+async fn the_end_of_a_reply_has_the_time_of_a_reply() {
+    let broker = Broker::new(|_| async { Ok((head(200), FakeBody::whole(vec![b'x'; 32 << 20]))) });
+    let server = Server::start(&broker, |http| {
+        http.header_timeout = Duration::from_millis(100);
+        http.idle_timeout = Duration::from_millis(100);
+    });
+    let mut tcp = server.connect().await;
+    tcp.write_all(format!("GET {GET_MAP} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes())
+        .await
+        .expect("written");
+    let early = timeout(Duration::from_millis(700), std::future::pending::<()>()).await;
+    assert!(early.is_err());
+    let mut raw = Vec::new();
+    let read = timeout(BOUND, tcp.read_to_end(&mut raw)).await;
+    assert!(read.expect("in time").is_ok());
+    assert!(raw.len() > 32 << 20, "{}", raw.len());
+}
+
+#[tokio::test]
+async fn a_front_that_is_dropped_ends_its_connections() {
+    let (broker, mut senders) = streaming();
+    let server = Server::start(&broker, |_| {});
+    let mut tcp = server.connect().await;
+    tcp.write_all(format!("GET {GET_MAP} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes())
+        .await
+        .expect("written");
+    let sender = senders.recv().await.expect("a stream");
+    server.task.abort();
+    timeout(BOUND, sender.closed())
+        .await
+        .expect("the stream was dropped");
+}
+
 #[tokio::test]
 async fn a_client_that_leaves_withdraws_its_request() {
     let (out, mut called) = mpsc::channel(1);

@@ -5,7 +5,7 @@
 //! |---|---|---|
 //! | connected, no request yet, or a request head that does not end | `header_timeout` | cut |
 //! | nothing to do after a reply | `idle_timeout` | closed |
-//! | the socket takes none of our bytes | `write_timeout` | cut |
+//! | the socket takes fewer of our bytes than `write_rate_min` says | `write_timeout` | cut |
 //! | a reply's next chunk is not fetched (HTTP/2 flow control) | `write_timeout` | cut |
 //! | our last word is said, the client still sends | `linger_timeout`, `body_max` | closed |
 
@@ -31,6 +31,8 @@ pub struct Limits {
     pub header: Duration,
     pub idle: Duration,
     pub write: Duration,
+    /// What a client that is behind has to take within `write`.
+    pub write_bytes: usize,
     /// A socket that is closed while bytes of a request wait in it is reset, and
     /// with it the answer is lost. So they are read for so long, and no more of
     /// them than this.
@@ -59,8 +61,7 @@ struct State {
     quiet_since: Instant,
     /// First byte that came since then.
     head_since: Option<Instant>,
-    /// The socket took nothing since then.
-    blocked_since: Option<Instant>,
+    taking: Taking,
     /// Replies whose last chunk was handed over and which were not asked for the next.
     untaken: HashMap<u64, Instant>,
     /// HTTP/2 sends frames that are no requests, so bytes say nothing about heads.
@@ -71,22 +72,59 @@ struct State {
     broken: bool,
 }
 
-impl State {
-    fn verdict(&self, limits: &Limits, now: Instant) -> Verdict {
-        let stuck = self
-            .untaken
-            .values()
-            .copied()
-            .chain(self.blocked_since)
-            .min();
-        let mut next = now + limits.header.min(limits.idle).min(limits.write) / 4;
-        if let Some(since) = stuck {
-            if now >= since + limits.write {
-                return Verdict::Cut("the client takes nothing");
-            }
-            next = next.min(since + limits.write);
+/// How a client takes its reply. The time between two chunks is not its own: what
+/// counts is how long the socket was waited for.
+#[derive(Debug, Clone, Copy, Default)]
+struct Taking {
+    /// The socket would not take all since then.
+    blocked_since: Option<Instant>,
+    /// How long that was the case before, since `n_taken` began.
+    blocked_before: Duration,
+    n_taken: usize,
+}
+
+impl Taking {
+    /// The socket took so much, or has to be waited for.
+    fn written(&mut self, limits: &Limits, now: Instant, taken: Option<usize>) {
+        let Some(taken) = taken else {
+            self.blocked_since.get_or_insert(now);
+            return;
+        };
+        if let Some(since) = self.blocked_since.take() {
+            self.blocked_before += now.saturating_duration_since(since);
         }
-        if self.n_running > 0 {
+        self.n_taken += taken;
+        if self.n_taken >= limits.write_bytes {
+            *self = Self::default();
+        }
+    }
+
+    /// When the client will have had its time.
+    fn deadline(&self, limits: &Limits) -> Option<Instant> {
+        Some(self.blocked_since? + limits.write.saturating_sub(self.blocked_before))
+    }
+}
+
+impl State {
+    fn written(&mut self, limits: &Limits, now: Instant, taken: Option<usize>) {
+        self.taking.written(limits, now, taken);
+        if taken.is_some() && self.n_running == 0 {
+            // Idle is who has the end of the reply.
+            self.quiet_since = now;
+        }
+    }
+
+    fn verdict(&self, limits: &Limits, now: Instant) -> Verdict {
+        let untaken = self.untaken.values().map(|since| *since + limits.write);
+        let stuck = untaken.chain(self.taking.deadline(limits)).min();
+        let mut next = now + limits.header.min(limits.idle).min(limits.write) / 4;
+        if let Some(deadline) = stuck {
+            if now >= deadline {
+                return Verdict::Cut("the client takes too little");
+            }
+            next = next.min(deadline);
+        }
+        if self.n_running > 0 || self.taking.blocked_since.is_some() {
             return Verdict::Wait(next);
         }
         let (deadline, verdict) = match self.head_since {
@@ -122,7 +160,7 @@ impl Watch {
             n_begun: 0,
             quiet_since: Instant::now(),
             head_since: None,
-            blocked_since: None,
+            taking: Taking::default(),
             untaken: HashMap::new(),
             multiplexed: false,
             unread: false,
@@ -149,6 +187,9 @@ impl Watch {
     /// A request has arrived; its reply is over when the [`Running`] is dropped.
     pub fn begin(self: &Arc<Self>) -> Running {
         let mut state = self.state();
+        if state.n_running == 0 {
+            state.taking = Taking::default();
+        }
         state.n_running += 1;
         state.n_begun += 1;
         state.head_since = None;
@@ -161,7 +202,7 @@ impl Watch {
     /// The connection ends now; a client that waits for the rest of a reply sees a reset.
     pub fn break_off(&self) {
         let mut state = self.state();
-        state.broken |= state.n_running > 0 || state.blocked_since.is_some();
+        state.broken |= state.n_running > 0 || state.taking.blocked_since.is_some();
     }
 
     fn has_read(&self) {
@@ -178,12 +219,8 @@ impl Watch {
         !state.multiplexed && (state.unread || state.n_running == 0 && state.head_since.is_some())
     }
 
-    fn has_written(&self, took: bool) {
-        let mut state = self.state();
-        match took {
-            true => state.blocked_since = None,
-            false => _ = state.blocked_since.get_or_insert_with(Instant::now),
-        }
+    fn has_written(&self, taken: Option<usize>) {
+        self.state().written(&self.limits, Instant::now(), taken);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -288,7 +325,10 @@ impl Watched {
     }
 
     fn note(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        self.watch.has_written(written.is_ready());
+        self.watch.has_written(match &written {
+            Poll::Pending => None,
+            Poll::Ready(taken) => Some(*taken.as_ref().unwrap_or(&0)),
+        });
         written
     }
 }
@@ -360,6 +400,7 @@ mod tests {
         header: SECOND,
         idle: Duration::from_secs(8),
         write: Duration::from_secs(4),
+        write_bytes: 100,
         linger: SECOND,
         linger_bytes: 1,
     };
@@ -370,7 +411,7 @@ mod tests {
             n_begun: 0,
             quiet_since: now,
             head_since: None,
-            blocked_since: None,
+            taking: Taking::default(),
             untaken: HashMap::new(),
             multiplexed: false,
             unread: false,
@@ -433,7 +474,10 @@ mod tests {
         let mut state = State {
             n_begun: 2,
             n_running: 1,
-            blocked_since: Some(now),
+            taking: Taking {
+                blocked_since: Some(now),
+                ..Taking::default()
+            },
             ..state(now)
         };
         assert!(
@@ -443,11 +487,54 @@ mod tests {
             state.verdict(&LIMITS, now + 4 * SECOND),
             Verdict::Cut(_)
         ));
-        state.blocked_since = None;
+        state.taking = Taking::default();
         state.untaken = HashMap::from([(1, now), (2, now + SECOND)]);
         assert!(matches!(
             state.verdict(&LIMITS, now + 4 * SECOND),
             Verdict::Cut(_)
         ));
+    }
+
+    #[test]
+    fn a_few_bytes_now_and_then_are_not_enough_and_an_honest_rate_is() {
+        let now = Instant::now();
+        let after = |taken: usize| {
+            let mut state = State {
+                n_begun: 1,
+                n_running: 1,
+                ..state(now)
+            };
+            state.written(&LIMITS, now, None);
+            for second in 1..=8 {
+                let now = now + second * SECOND;
+                if let Verdict::Cut(_) = state.verdict(&LIMITS, now) {
+                    return Some(second);
+                }
+                state.written(&LIMITS, now, Some(taken));
+                state.written(&LIMITS, now, None);
+            }
+            None
+        };
+        assert_eq!(after(1), Some(4));
+        assert_eq!(after(40), None);
+    }
+
+    #[test]
+    fn the_unsent_end_of_a_reply_is_no_idleness() {
+        let now = Instant::now();
+        let mut state = State {
+            n_begun: 1,
+            ..state(now)
+        };
+        state.written(&LIMITS, now, None);
+        let at = |state: &State, seconds: u32| state.verdict(&LIMITS, now + seconds * SECOND);
+        for second in 1..12 {
+            assert!(matches!(at(&state, second), Verdict::Wait(_)), "{second}");
+            state.written(&LIMITS, now + second * SECOND, Some(100));
+            state.written(&LIMITS, now + second * SECOND, None);
+        }
+        state.written(&LIMITS, now + 12 * SECOND, Some(1000));
+        assert!(matches!(at(&state, 19), Verdict::Wait(_)));
+        assert_eq!(at(&state, 20), Verdict::Close);
     }
 }
