@@ -189,6 +189,21 @@ fn mistakes_of_all_layers_come_together() {
     ]);
 }
 
+#[test]
+fn limits_that_could_never_be_met_are_refused() {
+    let (_dir, path) = file(
+        "q.conf",
+        "[server]\ninterfaces = 127.0.0.1,::1\nconnections_max = 1\nbody_max = 1K\nbody_memory = 1000\n",
+    );
+    let exit = server(&["-c", &path, "--rootdir", "/tmp"], &env(&[])).expect_err("both are wrong");
+    let mut lines: Vec<_> = exit.message.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(lines, [
+        format!("{path}:3: server.connections_max: expected at least one for each of the 2 server.interfaces, found 1"),
+        format!("{path}:5: server.body_memory: expected at least server.body_max, 1024 bytes, found 1000"),
+    ]);
+}
+
 #[rustfmt::skip]
 const PY_QGIS_SERVER: &[(&str, &str, &str)] = &[
     ("server.port", "QGSRV_SERVER_HTTP_PORT", "81"),

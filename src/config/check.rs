@@ -6,10 +6,10 @@
 use std::fs;
 use std::path::Path;
 
-use super::Config;
 use super::keys::Program;
 use super::kind::loopback;
 use super::layers::{Mistake, Settings};
+use super::{Config, Http};
 
 /// Everything that would only fail later.
 pub fn mistakes(config: &Config, settings: &Settings, program: Program) -> Vec<Mistake> {
@@ -39,6 +39,10 @@ pub fn mistakes(config: &Config, settings: &Settings, program: Program) -> Vec<M
     }
     if !is_server && !config.pool.server.starts_with("ipc://") {
         found.note("worker.server", address(&config.pool.server));
+    }
+    if is_server {
+        found.note("server.body_memory", room(&config.http));
+        found.note("server.connections_max", turns(&config.http));
     }
     if let Some(url) = &config.http.proxy_url {
         found.note("server.proxy_url", web_address(url));
@@ -123,6 +127,27 @@ fn readable(path: &Path) -> Result<(), String> {
 
 fn address(endpoint: &str) -> Result<(), String> {
     loopback(endpoint).map(drop)
+}
+
+/// A body that alone is too long for the memory would be refused for ever as one too many.
+fn room(http: &Http) -> Result<(), String> {
+    match http.body_memory >= http.body_max {
+        true => Ok(()),
+        false => Err(format!(
+            "expected at least server.body_max, {} bytes, found {}",
+            http.body_max, http.body_memory
+        )),
+    }
+}
+
+/// Each listener holds the place of the connection that it waits for.
+fn turns(http: &Http) -> Result<(), String> {
+    match (http.connections_max, http.interfaces.len()) {
+        (max, n) if max >= n => Ok(()),
+        (max, n) => Err(format!(
+            "expected at least one for each of the {n} server.interfaces, found {max}"
+        )),
+    }
 }
 
 fn web_address(url: &str) -> Result<(), String> {

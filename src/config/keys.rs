@@ -98,6 +98,10 @@ const BODY: Kind = Kind::Bytes {
     min: 1,
     max: 1 << 40,
 };
+const RATE: Kind = Kind::Bytes {
+    min: 1,
+    max: 1 << 30,
+};
 const CHUNK: Kind = Kind::Bytes {
     min: 1 << 10,
     max: BODY_MAX as u64,
@@ -258,10 +262,15 @@ pub const SETTINGS: &[Setting] = &[
     row("server.status_page", Kind::Bool, "no", "serve /status"),
     row("server.connections_max", SOME, "10000", "open client connections; more have to wait"),
     row("server.header_timeout", Kind::Seconds, "10", "seconds for a client to send a request head"),
-    row("server.body_timeout", Kind::Seconds, "20", "seconds between two parts of a request body"),
+    row("server.body_timeout", Kind::Seconds, "20", "seconds between two looks at whether a request body comes at server.body_rate_min"),
+    row("server.body_rate_min", RATE, "1K", "bytes per second of a request body; slower clients are refused"),
+    row("server.body_time_max", Kind::Seconds, "900", "seconds that a request body may take in all"),
     row("server.idle_timeout", Kind::Seconds, "75", "seconds that a connection is kept without a request"),
-    row("server.write_timeout", Kind::Seconds, "60", "seconds that a client may take nothing of its reply"),
+    row("server.write_timeout", Kind::Seconds, "60", "seconds between two looks at whether a client takes its reply at server.write_rate_min"),
+    row("server.write_rate_min", RATE, "1K", "bytes per second of a reply; slower clients are cut off"),
+    row("server.linger_timeout", Kind::SecondsOrZero, "2", "seconds that a client which was refused may go on sending, so that it reads why"),
     row("server.body_max", BODY, "100M", "size of a request body"),
+    row("server.body_memory", BODY, "400M", "memory for all request bodies together, but for those of up to 64K"),
     row("server.uri_max", URI, "32K", "size of a request URI"),
     row("server.header_max", HEAD, "64K", "size of a request head"),
     row("server.restartmon", Kind::Path, "", "file whose change restarts the workers, one after the other"),

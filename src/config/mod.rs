@@ -69,13 +69,23 @@ pub struct Http {
     pub connections_max: usize,
     /// Time for a request head, also how long a new connection may stay silent.
     pub header_timeout: Duration,
-    /// Time between two reads of a request body.
+    /// Within it comes what `body_rate_min` says of a request body, or its end.
     pub body_timeout: Duration,
+    /// Bytes per second.
+    pub body_rate_min: usize,
+    /// Time for a whole request body.
+    pub body_time_max: Duration,
     /// How long a kept-alive connection may be idle.
     pub idle_timeout: Duration,
-    /// How long a client may take nothing of a reply before its connection is cut.
+    /// Within it a client takes what `write_rate_min` says, or all there is.
     pub write_timeout: Duration,
+    /// Bytes per second.
+    pub write_rate_min: usize,
+    /// How long the rest of a refused request is read and thrown away.
+    pub linger_timeout: Duration,
     pub body_max: usize,
+    /// For all bodies that are not small.
+    pub body_memory: usize,
     pub uri_max: usize,
     pub header_max: usize,
     /// `server.timeout`: until the first byte of a reply, and between two chunks.
@@ -190,9 +200,14 @@ impl Default for Config {
                 connections_max: 10_000,
                 header_timeout: seconds(10),
                 body_timeout: seconds(20),
+                body_rate_min: 1 << 10,
+                body_time_max: seconds(900),
                 idle_timeout: seconds(75),
                 write_timeout: seconds(60),
+                write_rate_min: 1 << 10,
+                linger_timeout: seconds(2),
                 body_max: 100 << 20,
+                body_memory: 400 << 20,
                 uri_max: 32 << 10,
                 header_max: 64 << 10,
                 request_timeout: seconds(20),
@@ -305,9 +320,14 @@ impl Http {
             connections_max: settings.size("server.connections_max"),
             header_timeout: settings.duration("server.header_timeout"),
             body_timeout: settings.duration("server.body_timeout"),
+            body_rate_min: settings.size("server.body_rate_min"),
+            body_time_max: settings.duration("server.body_time_max"),
             idle_timeout: settings.duration("server.idle_timeout"),
             write_timeout: settings.duration("server.write_timeout"),
+            write_rate_min: settings.size("server.write_rate_min"),
+            linger_timeout: settings.duration("server.linger_timeout"),
             body_max: settings.size("server.body_max"),
+            body_memory: settings.size("server.body_memory"),
             uri_max: settings.size("server.uri_max"),
             header_max: settings.size("server.header_max"),
             request_timeout: settings.duration("server.timeout"),

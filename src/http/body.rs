@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::pin::Pin;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
 use hyper::body::{Frame, SizeHint};
@@ -11,6 +11,7 @@ use hyper::body::{Frame, SizeHint};
 use super::access::{End, Line};
 use super::watch::Running;
 use crate::broker::{self, Outcome};
+use crate::protocol::Failure;
 
 /// Chunks of a reply, as the broker gives them.
 pub trait Chunks: Send + Unpin + 'static {
@@ -40,6 +41,19 @@ impl Chunks for broker::Body {
 pub enum Content<C> {
     Here(VecDeque<Bytes>),
     Coming(C),
+    /// Coming, and its length was announced.
+    Measured(Measured<C>),
+}
+
+/// A stream that must be as long as the worker said.
+#[derive(Debug)]
+pub struct Measured<C> {
+    chunks: C,
+    /// What has not come yet.
+    missing: u64,
+    /// The last chunk is kept back until the worker has said that it is the last:
+    /// once the announced bytes are out, nobody can be told that they are wrong.
+    last: Option<Bytes>,
 }
 
 impl<C> Content<C> {
@@ -52,7 +66,13 @@ impl<C> Content<C> {
         match self {
             Self::Here(chunks) => Some(chunks.iter().map(|chunk| chunk.len() as u64).sum()),
             Self::Coming(_) => None,
+            Self::Measured(measured) => Some(measured.left()),
         }
+    }
+
+    /// Everything was handed over.
+    fn is_over(&self) -> bool {
+        matches!(self, Self::Here(chunks) if chunks.is_empty())
     }
 }
 
@@ -64,20 +84,90 @@ impl<C> From<String> for Content<C> {
 
 impl<C: Chunks> Content<C> {
     /// A reply that needs no more from its worker has a length; any other is a stream.
-    pub fn of_reply(mut chunks: C) -> Result<Self, broker::Error> {
+    /// `announced` is its length as its head has it.
+    pub fn of_reply(mut chunks: C, announced: Option<u64>) -> Result<Self, broker::Error> {
         if !chunks.is_complete() {
-            return Ok(Self::Coming(chunks));
+            return Ok(Self::stream(chunks, announced));
         }
         let mut here = VecDeque::new();
         loop {
             match chunks.poll_next(&mut Context::from_waker(Waker::noop())) {
                 Poll::Ready(Some(Ok(chunk))) if chunk.is_empty() => {}
                 Poll::Ready(Some(Ok(chunk))) => here.push_back(chunk),
-                Poll::Ready(None) => return Ok(Self::Here(here)),
+                Poll::Ready(None) => return Self::whole(here, announced),
                 Poll::Ready(Some(Err(error))) => return Err(error),
                 // It said that everything is here. Believe the worker, not us.
                 Poll::Pending => return Err(broker::Error::WorkerDied),
             }
+        }
+    }
+
+    fn stream(chunks: C, announced: Option<u64>) -> Self {
+        match announced {
+            // Of an empty body hyper would not fetch the end.
+            None | Some(0) => Self::Coming(chunks),
+            Some(missing) => Self::Measured(Measured {
+                chunks,
+                missing,
+                last: None,
+            }),
+        }
+    }
+
+    fn whole(here: VecDeque<Bytes>, announced: Option<u64>) -> Result<Self, broker::Error> {
+        let content = Self::Here(here);
+        match announced.is_none() || announced == content.len() {
+            true => Ok(content),
+            false => Err(WRONG_LENGTH),
+        }
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, broker::Error>>> {
+        match self {
+            Self::Here(chunks) => Poll::Ready(chunks.pop_front().map(Ok)),
+            Self::Coming(chunks) => chunks.poll_next(cx),
+            Self::Measured(measured) => measured.poll_next(cx),
+        }
+    }
+
+    fn outcome(&self) -> Option<&Outcome> {
+        match self {
+            Self::Here(_) => None,
+            Self::Coming(chunks) => chunks.outcome(),
+            Self::Measured(measured) => measured.chunks.outcome(),
+        }
+    }
+}
+
+/// A worker that cannot count is broken.
+const WRONG_LENGTH: broker::Error = broker::Error::Failed(Failure::QgisFailed);
+
+impl<C> Measured<C> {
+    /// What is still to be handed over.
+    fn left(&self) -> u64 {
+        self.missing + self.last.as_ref().map_or(0, |last| last.len() as u64)
+    }
+}
+
+impl<C: Chunks> Measured<C> {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, broker::Error>>> {
+        loop {
+            let next = ready!(self.chunks.poll_next(cx)).transpose();
+            let chunk = match next {
+                Ok(Some(chunk)) if chunk.is_empty() => continue,
+                Ok(Some(chunk)) => chunk,
+                Ok(None) if self.missing > 0 => return Poll::Ready(Some(Err(WRONG_LENGTH))),
+                Ok(None) => return Poll::Ready(self.last.take().map(Ok)),
+                Err(error) => return Poll::Ready(Some(Err(error))),
+            };
+            let Some(missing) = self.missing.checked_sub(chunk.len() as u64) else {
+                return Poll::Ready(Some(Err(WRONG_LENGTH)));
+            };
+            self.missing = missing;
+            if missing > 0 {
+                return Poll::Ready(Some(Ok(chunk)));
+            }
+            self.last = Some(chunk);
         }
     }
 }
@@ -102,9 +192,9 @@ impl fmt::Display for CutOff {
 
 impl std::error::Error for CutOff {}
 
-impl<C> Outgoing<C> {
+impl<C: Chunks> Outgoing<C> {
     pub fn new(content: Content<C>, mut line: Line, running: Running) -> Self {
-        if content.len() == Some(0) {
+        if content.is_over() {
             line.end = End::Whole;
         }
         Self {
@@ -121,6 +211,9 @@ impl<C> Outgoing<C> {
     }
 
     fn ended(&mut self, end: End) {
+        if let Some(outcome) = self.content.outcome() {
+            self.line.timings = Some(outcome.timings);
+        }
         self.line.end = end;
         self.content = Content::empty();
     }
@@ -135,22 +228,15 @@ impl<C: Chunks> hyper::body::Body for Outgoing<C> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, CutOff>>> {
         self.running.asked();
-        let next = match &mut self.content {
-            Content::Here(chunks) => Poll::Ready(chunks.pop_front().map(Ok)),
-            Content::Coming(chunks) => chunks.poll_next(cx),
-        };
-        match next {
+        match self.content.poll_next(cx) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Some(Ok(chunk))) => {
                 if self.content.len() == Some(0) {
-                    self.line.end = End::Whole;
+                    self.ended(End::Whole);
                 }
                 self.sent(chunk)
             }
             Poll::Ready(None) => {
-                if let Content::Coming(chunks) = &self.content {
-                    self.line.timings = chunks.outcome().map(|outcome| outcome.timings);
-                }
                 self.ended(End::Whole);
                 Poll::Ready(None)
             }
@@ -164,7 +250,7 @@ impl<C: Chunks> hyper::body::Body for Outgoing<C> {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.content.len() == Some(0) && self.line.end != End::CutOff
+        self.content.is_over() && self.line.end != End::CutOff
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -3,21 +3,59 @@
 use std::borrow::Cow;
 
 use hyper::header::{CONTENT_TYPE, HeaderMap};
+use memchr::memmem;
 
 /// More fields are not those of an OWS request.
 const FIELDS_MAX: usize = 1000;
 
-/// The fields of a form as a query would have them; None when the body is no
-/// form. XML that calls itself a form (curl does that) is XML.
-pub fn of<'a>(headers: &HeaderMap, body: &'a [u8]) -> Option<Cow<'a, [u8]>> {
+/// A form becomes part of the URL, and that of the head of a message.
+pub const FORM_MAX: usize = crate::protocol::HEAD_MAX / 2;
+
+/// How many bytes a body may have if it starts with `start`: a form has less room
+/// than other bodies. XML that calls itself a form (curl does that) is XML.
+pub fn limit(headers: &HeaderMap, start: &[u8], body_max: usize) -> usize {
+    let is_form = match kind(headers) {
+        Some((Kind::Fields, _)) => !is_xml(start),
+        Some((Kind::Parts, _)) => true,
+        None => false,
+    };
+    if is_form {
+        body_max.min(FORM_MAX)
+    } else {
+        body_max
+    }
+}
+
+enum Kind {
+    Fields,
+    Parts,
+}
+
+/// What kind of form the headers announce, and the parameters of that.
+fn kind(headers: &HeaderMap) -> Option<(Kind, &str)> {
     let kind = headers.get(CONTENT_TYPE)?.to_str().ok()?;
     let (kind, parameters) = kind.split_once(';').unwrap_or((kind, ""));
     match kind.trim().to_ascii_lowercase().as_str() {
-        "application/x-www-form-urlencoded" if !body.trim_ascii_start().starts_with(b"<") => {
-            Some(body.into())
-        }
-        "multipart/form-data" => Some(multipart(body, boundary(parameters)?)?.into_bytes().into()),
+        "application/x-www-form-urlencoded" => Some((Kind::Fields, parameters)),
+        "multipart/form-data" => Some((Kind::Parts, parameters)),
         _ => None,
+    }
+}
+
+fn is_xml(body: &[u8]) -> bool {
+    let text = body.strip_prefix("\u{FEFF}".as_bytes()).unwrap_or(body);
+    text.trim_ascii_start().starts_with(b"<")
+}
+
+/// The fields of a form as a query would have them; None when the body is no
+/// form.
+pub fn of<'a>(headers: &HeaderMap, body: &'a [u8]) -> Option<Cow<'a, [u8]>> {
+    match kind(headers)? {
+        (Kind::Fields, _) => (!is_xml(body)).then(|| body.into()),
+        (Kind::Parts, parameters) => {
+            let fields = multipart(body, boundary(parameters)?)?;
+            Some(fields.into_bytes().into())
+        }
     }
 }
 
@@ -75,7 +113,7 @@ fn field_name(head: &[u8]) -> Option<String> {
 }
 
 fn split<'a>(text: &'a [u8], at: &[u8]) -> Option<(&'a [u8], &'a [u8])> {
-    let position = text.windows(at.len()).position(|window| window == at)?;
+    let position = memmem::find(text, at)?;
     Some((&text[..position], &text[position + at.len()..]))
 }
 
@@ -94,7 +132,21 @@ mod tests {
         let kind = "Application/X-WWW-Form-urlencoded; charset=UTF-8";
         assert_eq!(form(kind, "a=b&c").as_deref(), Some("a=b&c"));
         assert_eq!(form(kind, " <a/>"), None);
+        assert_eq!(form(kind, "\u{FEFF} <a/>"), None);
         assert_eq!(form("text/xml", "a=b"), None);
+    }
+
+    #[test]
+    fn a_form_has_less_room_than_other_bodies() {
+        let limit = |kind: &str, start: &[u8]| {
+            let headers = HeaderMap::from_iter([(CONTENT_TYPE, kind.parse().expect("a value"))]);
+            limit(&headers, start, usize::MAX)
+        };
+        let kind = "application/x-www-form-urlencoded; charset=UTF-8";
+        assert_eq!(limit(kind, b"a=b"), FORM_MAX);
+        assert_eq!(limit(kind, b"\n<a>"), usize::MAX);
+        assert_eq!(limit("multipart/form-data", b"<a>"), FORM_MAX);
+        assert_eq!(limit("text/xml", b"a=b"), usize::MAX);
     }
 
     #[test]

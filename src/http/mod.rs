@@ -116,6 +116,9 @@ impl<B: Backend> Server<B> {
             header: config.header_timeout,
             idle: config.idle_timeout,
             write: config.write_timeout,
+            write_bytes: rate(config.write_rate_min, config.write_timeout),
+            linger: config.linger_timeout,
+            linger_bytes: config.body_max,
         };
         Ok(Self {
             limits,
@@ -132,6 +135,11 @@ impl<B: Backend> Server<B> {
     async fn all_closed(&self) {
         let _ = self.permits.acquire_many(self.n_permits).await;
     }
+}
+
+/// What has to come within `time`: something, however low the rate.
+fn rate(bytes_per_second: usize, time: Duration) -> usize {
+    ((time.as_secs_f64() * bytes_per_second as f64) as usize).max(1)
 }
 
 /// Clear text. The bound of the head has room for a URI that is too long, so
@@ -307,10 +315,11 @@ async fn drive<B: Backend, I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
                     check.as_mut().reset((Instant::now() + server.limits.header).into());
                 }
             },
-            _ = phases.changed() => match *phases.borrow_and_update() {
-                Phase::Serving => {}
-                Phase::Draining => served.as_mut().graceful_shutdown(),
-                Phase::Over => return watch.break_off(),
+            // Without `serve` nobody will say that it is over.
+            changed = phases.changed() => match changed.map(|()| *phases.borrow_and_update()) {
+                Ok(Phase::Serving) => {}
+                Ok(Phase::Draining) => served.as_mut().graceful_shutdown(),
+                Ok(Phase::Over) | Err(_) => return watch.break_off(),
             },
         }
     }

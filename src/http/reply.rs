@@ -29,9 +29,11 @@ pub enum Refusal {
     BodyTooLarge {
         limit: usize,
     },
-    BodyTimedOut {
-        after: Duration,
+    /// Percent-encoded, as QGIS wants them.
+    FormTooLarge {
+        limit: usize,
     },
+    BodyTimedOut,
     BodyBroken,
     /// No API of QGIS takes such a body.
     BodyType,
@@ -128,12 +130,15 @@ impl Refusal {
                 None,
                 format!("The body has more than {limit} bytes").into(),
             ),
-            Self::BodyTimedOut { after } => (
-                S::REQUEST_TIMEOUT,
+            Self::FormTooLarge { limit } => (
+                S::PAYLOAD_TOO_LARGE,
                 "NoApplicableCode",
                 None,
-                format!("No more of the body within {:.1} s", after.as_secs_f64()).into(),
+                format!("The fields of the form take more than {limit} bytes").into(),
             ),
+            Self::BodyTimedOut => {
+                (S::REQUEST_TIMEOUT, "NoApplicableCode", None, "The body comes too slowly".into())
+            }
             Self::BodyBroken => (S::BAD_REQUEST, "NoApplicableCode", None, "The body ends early".into()),
             Self::BodyType => (
                 S::UNSUPPORTED_MEDIA_TYPE,
@@ -250,18 +255,7 @@ impl Refusal {
         if let Self::Method { allow } = self {
             headers.insert(header::ALLOW, HeaderValue::from_static(allow));
         }
-        if self.leaves_body_unread() {
-            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-        }
         response
-    }
-
-    /// What is left of the request would be taken for the next one.
-    pub fn leaves_body_unread(&self) -> bool {
-        matches!(
-            self,
-            Self::BodyTooLarge { .. } | Self::BodyTimedOut { .. } | Self::BodyBroken | Self::NoRoom
-        )
     }
 }
 
@@ -308,7 +302,7 @@ pub fn from_qgis<C: Chunks>(
     };
     let modified = last_modified(body.outcome()).filter(|_| is_capabilities);
     let timings = body.outcome().map(|outcome| outcome.timings);
-    let content = Content::of_reply(body)?;
+    let content = Content::of_reply(body, head.length)?;
     let mut response = Response::new(if may_have_body(status) {
         content
     } else {
@@ -451,7 +445,7 @@ mod tests {
             (Refusal::UriTooLong { limit: 1 }, 414),
             (Refusal::HeadTooLarge { limit: 1 }, 431),
             (Refusal::BodyTooLarge { limit: 1 }, 413),
-            (Refusal::BodyTimedOut { after: second }, 408),
+            (Refusal::BodyTimedOut, 408),
             (Refusal::BodyBroken, 400),
             (Refusal::BodyType, 415),
             (

@@ -11,13 +11,13 @@ use hyper::http::request::Parts;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
-use super::form;
+use super::form::{self, FORM_MAX};
 use super::forwarded::Base;
 use super::reply::{Dialect, Refusal};
 use crate::broker::Call;
 use crate::config::Http;
 use crate::ogc::{guard, ows};
-use crate::protocol::ProjectRef;
+use crate::protocol::{HEAD_MAX, ProjectRef};
 
 /// A longer or stranger `X-Request-Id` is replaced.
 const REQUEST_ID_MAX: usize = 128;
@@ -25,12 +25,12 @@ const REQUEST_ID_MAX: usize = 128;
 /// Room for bodies is given in pieces of this size.
 const ROOM_UNIT: usize = 1 << 10;
 
-/// So much of a body, or its end, has to come within each `body_timeout`: who
-/// trickles bytes does not hold a connection for ever.
-const PROGRESS: usize = 1 << 10;
+/// Bodies up to this need no room: those who hold it all cannot keep small
+/// requests out, and `connections_max` bounds the sum of these.
+const SMALL: usize = 64 << 10;
 
-/// A form becomes part of the URL, and that of the head of a message.
-const FORM_MAX: usize = crate::protocol::HEAD_MAX / 2;
+/// What the head of a message has besides URL, headers and project.
+const HEAD_REST: usize = 4 << 10;
 
 /// Headers that always reach QGIS, besides those that the operator allows.
 const TO_QGIS: [&str; 3] = ["accept", "content-type", "if-none-match"];
@@ -76,9 +76,8 @@ pub fn request_id(headers: &HeaderMap) -> String {
 pub struct Room(Arc<Semaphore>);
 
 impl Room {
-    /// Room for `n` bodies of `bytes` each, or more that are smaller.
-    pub fn new(n: usize, bytes: usize) -> Self {
-        let units = bytes.div_ceil(ROOM_UNIT).saturating_mul(n);
+    pub fn new(bytes: usize) -> Self {
+        let units = bytes.div_ceil(ROOM_UNIT);
         Self(Arc::new(Semaphore::new(units.min(Semaphore::MAX_PERMITS))))
     }
 }
@@ -93,6 +92,9 @@ pub struct Held {
 impl Held {
     /// Takes room for `bytes` in all.
     fn grow(&mut self, room: &Room, bytes: usize) -> Result<(), Refusal> {
+        if bytes <= SMALL {
+            return Ok(());
+        }
         let has = self
             .permit
             .as_ref()
@@ -111,17 +113,31 @@ impl Held {
     }
 }
 
-/// The whole body, or why not.
-pub async fn body(config: &Http, room: &Room, mut incoming: Incoming) -> Result<Held, Refusal> {
-    let (limit, after) = (config.body_max, config.body_timeout);
+/// The whole body, or why not; then what is left of it stays there.
+pub async fn body(
+    config: &Http,
+    room: &Room,
+    headers: &HeaderMap,
+    unread: &mut Option<Incoming>,
+) -> Result<Held, Refusal> {
+    let Some(incoming) = unread else {
+        return Ok(Held::default());
+    };
+    let after = config.body_timeout;
+    let progress = (after.as_secs_f64() * config.body_rate_min as f64) as usize;
+    let end = Instant::now() + config.body_time_max;
+    // Whoever announces too much is told before anything is read. What starts with
+    // `<` may yet be XML.
+    let mut limit = form::limit(headers, b"<", config.body_max);
     if incoming.size_hint().lower() > limit as u64 {
         return Err(Refusal::BodyTooLarge { limit });
     }
-    let (mut held, mut whole, mut goal) = (Held::default(), BytesMut::new(), PROGRESS);
-    let mut deadline = Instant::now() + after;
+    let (mut held, mut whole, mut goal) = (Held::default(), BytesMut::new(), progress);
+    let mut deadline = end.min(Instant::now() + after);
     loop {
         let frame = timeout_at(deadline, incoming.frame()).await;
-        let Some(frame) = frame.map_err(|_| Refusal::BodyTimedOut { after })? else {
+        let Some(frame) = frame.map_err(|_| Refusal::BodyTimedOut)? else {
+            *unread = None;
             return Ok(Held {
                 body: whole.freeze(),
                 ..held
@@ -136,8 +152,14 @@ pub async fn body(config: &Http, room: &Room, mut incoming: Incoming) -> Result<
         }
         held.grow(room, length)?;
         whole.extend_from_slice(&data);
+        limit = form::limit(headers, &whole, config.body_max);
+        let announced = length as u64 + incoming.size_hint().lower();
+        if announced > limit as u64 {
+            return Err(Refusal::BodyTooLarge { limit });
+        }
         if length >= goal {
-            (goal, deadline) = (length + PROGRESS, Instant::now() + after);
+            goal = length + progress;
+            deadline = end.min(Instant::now() + after);
         }
     }
 }
@@ -164,8 +186,11 @@ impl Incomplete<'_> {
             .flatten();
         let is_form = form.is_some();
         if let Some(form) = form {
-            self.check_form(&form)?;
             kvp.merge(&form);
+            body = Bytes::new();
+        }
+        if !is_post {
+            // QGIS reads the body of a POST and of nothing else.
             body = Bytes::new();
         }
         let root = ows::root(&body);
@@ -185,9 +210,14 @@ impl Incomplete<'_> {
         }
         let project = self.project(map.as_deref()).map_err(refused)?;
         let project = project.ok_or_else(|| refused(Refusal::NoProject))?;
-        let operation = kvp.get("REQUEST").map(|name| ows::operation(&name));
-        let operation = operation
-            .or(root.map(|root| root.operation))
+        let named = kvp.get("REQUEST").map(|name| ows::operation(&name));
+        let in_body = root.map(|root| root.operation);
+        let may_cancel = match is_post {
+            true => only_reads(named.as_deref(), in_body.as_deref(), body.is_empty()),
+            false => named.as_deref().is_none_or(ows::is_read_only),
+        };
+        let operation = named
+            .or(in_body)
             .unwrap_or_else(|| self.parts.method.to_string());
         let method = if is_form {
             Method::GET
@@ -195,22 +225,16 @@ impl Incomplete<'_> {
             self.parts.method.clone()
         };
         let mut call = self.call(method, kvp.to_query(), body, Some(project), operation);
-        let may_repeat = !is_post && ows::is_read_only(&call.operation);
-        (call.retry, call.cancel) = (may_repeat, may_repeat);
-        Ok(Asked { call, map, dialect })
-    }
-
-    fn check_form(&self, form: &[u8]) -> Result<(), Refused> {
-        let refusal = Refusal::BodyTooLarge { limit: FORM_MAX };
-        let dialect = ows_dialect(&ows::Kvp::parse(self.query()), None);
-        match form.len() > FORM_MAX {
-            true => Err(Refused {
-                refusal,
-                dialect,
-                map: None,
-            }),
-            false => Ok(()),
+        call.retry = !is_post && may_cancel;
+        call.cancel = may_cancel;
+        if !fits(&call) {
+            let limit = self.config.header_max;
+            return Err(refused(match is_form {
+                true => Refusal::FormTooLarge { limit: FORM_MAX },
+                false => Refusal::HeadTooLarge { limit },
+            }));
         }
+        Ok(Asked { call, map, dialect })
     }
 
     /// A request for an API, which keeps its own grammar.
@@ -241,6 +265,10 @@ impl Incomplete<'_> {
             operation,
         );
         (call.retry, call.cancel) = (may_repeat, may_repeat);
+        if !fits(&call) {
+            let limit = self.config.header_max;
+            return Err(refused(Refusal::HeadTooLarge { limit }));
+        }
         Ok(Asked {
             call,
             map,
@@ -339,6 +367,29 @@ impl Incomplete<'_> {
             .collect();
         values.map(|values| values.join(", "))
     }
+}
+
+/// Whether a POST asks for nothing but reading. QGIS may execute what the query
+/// names or what the body does, so both have to; a body that says nothing to us
+/// may say something to QGIS.
+fn only_reads(named: Option<&str>, in_body: Option<&str>, is_bodiless: bool) -> bool {
+    named.is_none_or(ows::is_read)
+        && match in_body {
+            Some(operation) => ows::is_read(operation),
+            None => is_bodiless && named.is_some(),
+        }
+}
+
+/// Whether a message can carry the head of `call`. In JSON a byte of a header or
+/// a name takes two at most, that of an URL one.
+fn fits(call: &Call) -> bool {
+    let headers: usize = call
+        .headers
+        .iter()
+        .map(|(name, value)| 2 * (name.len() + value.len()) + 8)
+        .sum();
+    let project = call.project.as_ref().map_or(0, |it| 2 * it.path.len());
+    call.url.len() + headers + project + HEAD_REST <= HEAD_MAX
 }
 
 /// Written by the front, whatever the operator's prefixes let through.

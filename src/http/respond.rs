@@ -7,10 +7,10 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::http::request::Parts;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode, Version};
 use tokio::time::timeout;
 
 use super::access::Line;
@@ -29,9 +29,6 @@ use crate::protocol::{Head, Timings};
 
 /// How long a browser may remember what OPTIONS said, in seconds.
 const PREFLIGHT_AGE: &str = "3600";
-
-/// How many of the longest bodies there is room for at once.
-const BODIES: usize = 4;
 
 /// What the front needs of the broker.
 pub trait Backend: Send + Sync + 'static {
@@ -79,7 +76,7 @@ pub struct Front<B> {
 
 impl<B: Backend> Front<B> {
     pub fn new(config: Arc<Http>, backend: B) -> Self {
-        let room = Room::new(BODIES, config.body_max);
+        let room = Room::new(config.body_memory);
         Self {
             config,
             backend,
@@ -97,12 +94,23 @@ impl<B: Backend> Front<B> {
         let (parts, incoming) = request.into_parts();
         let line = self.line(&parts, peer);
         let request_id = line.request_id.clone();
-        let response = unless_panicked(self.respond(&parts, incoming, peer, &request_id)).await;
+        let mut unread = Some(incoming).filter(|body| !body.is_end_stream());
+        let response = self.respond(&parts, &mut unread, peer, &request_id);
+        let response = unless_panicked(response).await;
         let response = response.unwrap_or_else(|| {
             tracing::error!(request_id, "a request panicked");
             Refusal::Panicked.into_response(&dialect(self.route(&parts), &parts), None)
         });
-        self.finish(response, &parts, line, running)
+        if unread.is_some() {
+            running.leaves_unread();
+        }
+        let mut response = self.finish(response, &parts, line, running);
+        if unread.is_some() && parts.version < Version::HTTP_2 {
+            // What is left of the request would be taken for the next one.
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(header::CONNECTION, close);
+        }
+        response
     }
 
     fn line(&self, parts: &Parts, peer: Peer) -> Line {
@@ -120,10 +128,11 @@ impl<B: Backend> Front<B> {
         )
     }
 
+    /// `incoming` is None afterwards if nothing of it is left.
     async fn respond(
         &self,
         parts: &Parts,
-        incoming: Incoming,
+        incoming: &mut Option<Incoming>,
         peer: Peer,
         request_id: &str,
     ) -> Response<Content<B::Body>> {
@@ -161,7 +170,7 @@ impl<B: Backend> Front<B> {
             Route::Ready => pages::ready(self.backend.is_ready()),
             Route::Status => pages::status(&self.status().await),
             Route::Ows | Route::Api => {
-                match request::body(&self.config, &self.room, incoming).await {
+                match request::body(&self.config, &self.room, &parts.headers, incoming).await {
                     Ok(held) => self.ask(route, &incomplete, held).await,
                     Err(refusal) => refuse(refusal),
                 }

@@ -152,13 +152,24 @@ fn head(status: u16) -> Head {
 
 /// A broker whose one reply is a stream; its sender comes out of the second half.
 fn streaming() -> (Broker, mpsc::Receiver<mpsc::Sender<Result<Bytes, Error>>>) {
+    streaming_of(None)
+}
+
+/// The same, of an announced length.
+fn streaming_of(
+    length: Option<u64>,
+) -> (Broker, mpsc::Receiver<mpsc::Sender<Result<Bytes, Error>>>) {
     let (out, senders) = mpsc::channel(8);
     let broker = Broker::new(move |_| {
         let out = out.clone();
         async move {
             let (tx, body) = FakeBody::stream();
             out.send(tx).await.expect("the test listens");
-            Ok((head(200), body))
+            let head = Head {
+                length,
+                ..head(200)
+            };
+            Ok((head, body))
         }
     });
     (broker, senders)
@@ -509,7 +520,7 @@ async fn a_form_is_a_get_that_is_not_repeated() {
         ),
         ("GET", 0, None)
     );
-    assert_eq!((call.retry, call.cancel), (false, false));
+    assert_eq!((call.retry, call.cancel), (false, true));
 }
 
 #[tokio::test]
@@ -546,6 +557,51 @@ async fn a_transaction_by_get_is_neither_repeated_nor_cancelled() {
         .await;
     let call = broker.only_call();
     assert_eq!((call.retry, call.cancel), (false, false));
+}
+
+#[tokio::test]
+async fn a_post_is_cancelled_with_its_client_if_all_it_can_do_is_read() {
+    let broker = Broker::saying("x");
+    let server = Server::start(&broker, |_| {});
+    let form = "Content-Type: application/x-www-form-urlencoded\r\n";
+    let xml = "Content-Type: text/xml\r\n";
+    for (kind, query, body, cancel) in [
+        (form, "", "SERVICE=WMS&REQUEST=getmap", true),
+        (form, "", "SERVICE=WFS&REQUEST=Transaction", false),
+        (form, "", "SERVICE=X&REQUEST=OfAPlugin", false),
+        (xml, "", "<wfs:GetFeature service='WFS'/>", true),
+        (xml, "", "<wfs:LockFeature service='WFS'/>", false),
+        (xml, "", "<OfAPlugin/>", false),
+        (xml, "&REQUEST=GetFeature", "<Transaction/>", false),
+        (xml, "&REQUEST=Transaction", "<GetFeature/>", false),
+        (
+            xml,
+            "&REQUEST=GetFeature",
+            "<!DOCTYPE a><Transaction/>",
+            false,
+        ),
+        (xml, "&SERVICE=WMS&REQUEST=GetMap", "", true),
+    ] {
+        let target = format!("/ows/?MAP=city{query}");
+        let answered = server.send("POST", &target, kind, body).await;
+        assert_eq!(answered.status, 200, "{body}");
+        let call = broker.calls().pop().expect("a call");
+        assert_eq!((call.retry, call.cancel), (false, cancel), "{query} {body}");
+    }
+}
+
+#[tokio::test]
+async fn a_get_with_a_body_is_a_get() {
+    let broker = Broker::saying("x");
+    let server = Server::start(&broker, |_| {});
+    let body = "<GetFeature service='WFS'/>";
+    assert_eq!(
+        server.send("GET", "/ows/?MAP=city", "", body).await.status,
+        400
+    );
+    assert!(broker.calls().is_empty());
+    assert_eq!(server.send("GET", GET_MAP, "", body).await.status, 200);
+    assert_eq!(broker.only_call().body, "");
 }
 
 #[tokio::test]
@@ -946,6 +1002,64 @@ async fn a_client_that_still_sends_reads_its_413() {
     assert_eq!(Answered::parse(&raw).status, 413, "{result:?}");
 }
 
+/// A socket that is closed with bytes in it would be reset, and the answer lost.
+#[tokio::test]
+async fn whoever_is_refused_early_may_send_to_the_end_and_reads_why() {
+    let server = Server::start(&Broker::saying("x"), |_| {});
+    let long = "x".repeat(40 << 10);
+    for (start, status) in [
+        ("POST /nowhere HTTP/1.1\r\nHost: a", 404),
+        ("POST /ping HTTP/1.1\r\nHost: a", 405),
+        ("POST /ows/ HTTP/1.1\r\nHost: a b", 400),
+        ("GET /ping HTTP/1.1\r\nHost: a", 200),
+        (&format!("POST /ows/?{long} HTTP/1.1\r\nHost: a"), 414),
+        (
+            &format!("POST /ows/ HTTP/1.1\r\nHost: a\r\nX: {long}{long}"),
+            431,
+        ),
+        (
+            &format!("POST /ows/ HTTP/1.1\r\nHost: a{}", "\r\nX: y".repeat(200)),
+            431,
+        ),
+    ] {
+        let mut tcp = server.connect().await;
+        let length = 20 << 20;
+        let head = format!("{start}\r\nContent-Length: {length}\r\n\r\n");
+        tcp.write_all(head.as_bytes()).await.expect("written");
+        let body = vec![b'x'; length];
+        let sent = timeout(BOUND, tcp.write_all(&body)).await.expect("in time");
+        let start = &start[..20];
+        assert!(sent.is_ok(), "{start}: {sent:?}");
+        let mut raw = Vec::new();
+        let read = timeout(BOUND, tcp.read_to_end(&mut raw)).await;
+        let read = read.expect("in time");
+        let answered = Answered::parse(&raw);
+        assert!(read.is_ok(), "{start}: {read:?}");
+        assert_eq!(
+            (answered.status, answered.header("connection")),
+            (status, "close"),
+            "{start}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn nobody_may_send_for_ever_after_a_refusal() {
+    let server = Server::start(&Broker::saying("x"), |http| {
+        http.linger_timeout = Duration::from_millis(100)
+    });
+    let mut tcp = server.connect().await;
+    let head = "POST /nowhere HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+    tcp.write_all(head.as_bytes()).await.expect("written");
+    read_until(&mut tcp, "Invalid resource path").await;
+    let sending = async {
+        while tcp.write_all(b"1\r\nx\r\n").await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(BOUND, sending).await.expect("closed in the end");
+}
+
 #[tokio::test]
 async fn a_body_that_stops_coming_is_a_408() {
     let broker = Broker::saying("x");
@@ -1037,6 +1151,50 @@ async fn a_form_that_no_message_could_carry_is_a_413() {
     assert!(broker.calls().is_empty());
 }
 
+/// Each raw byte of a value takes three in the URL.
+#[tokio::test]
+async fn a_form_that_grows_too_long_in_the_url_is_a_413() {
+    let broker = Broker::saying("x");
+    let server = Server::start(&broker, |_| {});
+    let kind = "Content-Type: application/x-www-form-urlencoded\r\n";
+    let body = |n| {
+        let raw = "\"".repeat(n);
+        format!("SERVICE=WMS&REQUEST=GetMap&MAP=city&SLD_BODY={raw}")
+    };
+    let refused = server.send("POST", "/ows/", kind, &body(400 << 10)).await;
+    assert_eq!(refused.status, 413, "{}", refused.body);
+    assert!(broker.calls().is_empty());
+    let taken = server.send("POST", "/ows/", kind, &body(300 << 10)).await;
+    assert_eq!(taken.status, 200);
+}
+
+#[tokio::test]
+async fn a_long_form_is_refused_before_all_of_it_is_here() {
+    let broker = Broker::saying("x");
+    let server = Server::start(&broker, |_| {});
+    for (kind, body) in [
+        ("multipart/form-data; boundary=x", ""),
+        ("application/x-www-form-urlencoded", "a=b&"),
+    ] {
+        let start = format!(
+            "POST /ows/ HTTP/1.1\r\nHost: a\r\nContent-Type: {kind}\r\nContent-Length: 50000000\r\n\r\n{body}"
+        );
+        let answered = server.raw(start).await;
+        assert_eq!(answered.status, 413, "{kind}");
+    }
+}
+
+#[tokio::test]
+async fn long_xml_is_no_long_form_whatever_it_calls_itself() {
+    let broker = Broker::saying("x");
+    let server = Server::start(&broker, |_| {});
+    let kind = "Content-Type: application/x-www-form-urlencoded\r\n";
+    let body = format!("\u{FEFF}\n<Transaction>{}", " ".repeat(2 << 20));
+    let answered = server.send("POST", "/ows/?MAP=city", kind, &body).await;
+    assert_eq!(answered.status, 200);
+    assert_eq!(broker.only_call().body.len(), body.len());
+}
+
 #[tokio::test]
 async fn failures_of_xml_requests_are_in_the_form_of_their_service() {
     let broker = Broker::failing(Error::WorkerDied);
@@ -1054,24 +1212,74 @@ async fn failures_of_xml_requests_are_in_the_form_of_their_service() {
 }
 
 #[tokio::test]
-async fn more_bodies_than_there_is_memory_for_are_told_to_come_back() {
+async fn more_bodies_than_there_is_memory_for_are_told_to_come_back_unless_they_are_small() {
     let broker = Broker::new(|_| std::future::pending());
-    let server = Server::start(&broker, |http| http.body_max = 2 << 10);
-    let request = format!(
-        "POST /ows/?MAP=city HTTP/1.1\r\nHost: a\r\nContent-Length: 2048\r\n\r\n<a>{}",
-        "x".repeat(2045)
-    );
+    let server = Server::start(&broker, |http| http.body_memory = 400 << 10);
+    let request = |length: usize| {
+        let body = "x".repeat(length - 3);
+        format!(
+            "POST /ows/?MAP=city HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n<a>{body}"
+        )
+    };
     let mut busy = Vec::new();
-    for n in 1..=4 {
+    for (n, length) in [100, 100, 100, 100, 64].into_iter().enumerate() {
+        if n == 4 {
+            let fifth = server.raw(request(100 << 10)).await;
+            assert_eq!((fifth.status, fifth.header("retry-after")), (503, "1"));
+        }
         let mut tcp = server.connect().await;
+        let request = request(length << 10);
         tcp.write_all(request.as_bytes()).await.expect("written");
         busy.push(tcp);
-        while broker.calls().len() < n {
-            tokio::task::yield_now().await;
-        }
+        let called = async {
+            while broker.calls().len() <= n {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(BOUND, called).await.expect("a call");
     }
-    let fifth = server.raw(&request).await;
-    assert_eq!((fifth.status, fifth.header("retry-after")), (503, "1"));
+}
+
+/// Sends a byte of a body now and then until the server has had enough.
+async fn trickle(server: &Server) -> Answered {
+    let mut tcp = server.connect().await;
+    let head = "POST /ows/?MAP=city HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n<a>";
+    tcp.write_all(head.as_bytes()).await.expect("written");
+    let (mut read, mut write) = tcp.split();
+    let sending = async {
+        let mut tick = tokio::time::interval(Duration::from_millis(5));
+        while write.write_all(b" ").await.is_ok() {
+            tick.tick().await;
+        }
+        std::future::pending().await
+    };
+    let answer = async { read_until_end(&mut read).await };
+    tokio::select! {
+        answered = timeout(BOUND, answer) => answered.expect("in time"),
+        () = sending => unreachable!("it waits for the answer"),
+    }
+}
+
+async fn read_until_end(from: &mut (impl tokio::io::AsyncRead + Unpin)) -> Answered {
+    let mut raw = Vec::new();
+    _ = from.read_to_end(&mut raw).await;
+    Answered::parse(&raw)
+}
+
+#[tokio::test]
+async fn a_body_that_trickles_is_a_408() {
+    let broker = Broker::saying("x");
+    let slow = Server::start(&broker, |http| {
+        http.body_timeout = Duration::from_millis(100);
+        http.body_rate_min = 10 << 10;
+    });
+    assert_eq!(trickle(&slow).await.status, 408);
+    let long = Server::start(&broker, |http| {
+        http.body_rate_min = 1;
+        http.body_time_max = Duration::from_millis(200);
+    });
+    assert_eq!(trickle(&long).await.status, 408);
+    assert!(broker.calls().is_empty());
 }
 
 // ---- time
@@ -1122,6 +1330,65 @@ async fn a_stream_arrives_as_it_is_made() {
     sender.send(Ok("second".into())).await.expect("taken");
     drop(sender);
     read_until(&mut tcp, "6\r\nsecond\r\n0\r\n\r\n").await;
+}
+
+#[tokio::test]
+async fn a_finished_reply_in_parts_has_its_length() {
+    let (broker, mut senders) = streaming_of(Some(11));
+    let server = Server::start(&broker, |_| {});
+    let mut tcp = server.connect().await;
+    tcp.write_all(format!("GET {GET_MAP} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes())
+        .await
+        .expect("written");
+    let sender = senders.recv().await.expect("a stream");
+    sender.send(Ok("first".into())).await.expect("taken");
+    let got = read_until(&mut tcp, "first").await;
+    assert!(got.contains("content-length: 11\r\n"), "{got}");
+    assert!(!got.contains("chunked"), "{got}");
+    sender.send(Ok("second".into())).await.expect("taken");
+    drop(sender);
+    read_until(&mut tcp, "second").await;
+    tcp.write_all(b"GET /ping HTTP/1.1\r\nHost: a\r\n\r\n")
+        .await
+        .expect("the connection lives");
+    read_until(&mut tcp, "ok\"}").await;
+    let head = server.send("HEAD", GET_MAP, "", "").await;
+    assert_eq!(head.header("content-length"), "11");
+}
+
+#[tokio::test]
+async fn a_reply_of_another_length_than_announced_does_not_end_properly() {
+    for parts in [&["first"][..], &["first", "second", "third"]] {
+        let (broker, mut senders) = streaming_of(Some(11));
+        let server = Server::start(&broker, |_| {});
+        let mut tcp = server.connect().await;
+        tcp.write_all(format!("GET {GET_MAP} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes())
+            .await
+            .expect("written");
+        let sender = senders.recv().await.expect("a stream");
+        for part in parts {
+            _ = sender.send(Ok((*part).into())).await;
+        }
+        drop(sender);
+        let mut raw = Vec::new();
+        let end = timeout(BOUND, tcp.read_to_end(&mut raw)).await;
+        let reset = end.expect("in time").expect_err("no proper end");
+        assert_eq!(reset.kind(), std::io::ErrorKind::ConnectionReset);
+        assert!(Answered::parse(&raw).body.len() < 11, "{parts:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_reply_that_is_here_and_has_another_length_than_announced_is_a_500() {
+    let broker = Broker::new(|_| async {
+        let head = Head {
+            length: Some(2),
+            ..head(200)
+        };
+        Ok((head, FakeBody::whole("x")))
+    });
+    let server = Server::start(&broker, |_| {});
+    assert_eq!(server.get(GET_MAP).await.status, 500);
 }
 
 #[tokio::test]
@@ -1179,6 +1446,70 @@ async fn a_client_that_does_not_read_is_cut_off_and_its_request_dropped() {
     let chunk = Bytes::from(vec![b'x'; 256 << 10]);
     let pushing = async { while sender.send(Ok(chunk.clone())).await.is_ok() {} };
     timeout(BOUND, pushing)
+        .await
+        .expect("the stream was dropped");
+}
+
+/// Each byte alone would keep the connection for ever.
+#[tokio::test]
+async fn a_client_that_reads_too_slowly_is_cut_off() {
+    let (broker, mut senders) = streaming();
+    let server = Server::start(&broker, |http| {
+        http.write_timeout = Duration::from_millis(500);
+        http.write_rate_min = 1 << 30;
+    });
+    let mut tcp = server.connect().await;
+    tcp.write_all(format!("GET {GET_MAP} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes())
+        .await
+        .expect("written");
+    let sender = senders.recv().await.expect("a stream");
+    let chunk = Bytes::from(vec![b'x'; 256 << 10]);
+    let pushing = async { while sender.send(Ok(chunk.clone())).await.is_ok() {} };
+    let reading = async {
+        let (mut some, mut tick) = (
+            vec![0; 64 << 10],
+            tokio::time::interval(Duration::from_millis(10)),
+        );
+        while tcp.read(&mut some).await.is_ok_and(|n| n > 0) {
+            tick.tick().await;
+        }
+    };
+    timeout(BOUND, async { tokio::join!(pushing, reading) })
+        .await
+        .expect("the stream was dropped");
+}
+
+/// The last chunk is ours no more, but the client still reads it.
+#[tokio::test]
+async fn the_end_of_a_reply_has_the_time_of_a_reply() {
+    let broker = Broker::new(|_| async { Ok((head(200), FakeBody::whole(vec![b'x'; 32 << 20]))) });
+    let server = Server::start(&broker, |http| {
+        http.header_timeout = Duration::from_millis(100);
+        http.idle_timeout = Duration::from_millis(100);
+    });
+    let mut tcp = server.connect().await;
+    tcp.write_all(format!("GET {GET_MAP} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes())
+        .await
+        .expect("written");
+    let early = timeout(Duration::from_millis(700), std::future::pending::<()>()).await;
+    assert!(early.is_err());
+    let mut raw = Vec::new();
+    let read = timeout(BOUND, tcp.read_to_end(&mut raw)).await;
+    assert!(read.expect("in time").is_ok());
+    assert!(raw.len() > 32 << 20, "{}", raw.len());
+}
+
+#[tokio::test]
+async fn a_front_that_is_dropped_ends_its_connections() {
+    let (broker, mut senders) = streaming();
+    let server = Server::start(&broker, |_| {});
+    let mut tcp = server.connect().await;
+    tcp.write_all(format!("GET {GET_MAP} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes())
+        .await
+        .expect("written");
+    let sender = senders.recv().await.expect("a stream");
+    server.task.abort();
+    timeout(BOUND, sender.closed())
         .await
         .expect("the stream was dropped");
 }

@@ -5,18 +5,25 @@
 //! |---|---|---|
 //! | connected, no request yet, or a request head that does not end | `header_timeout` | cut |
 //! | nothing to do after a reply | `idle_timeout` | closed |
-//! | the socket takes none of our bytes | `write_timeout` | cut |
+//! | the socket takes fewer of our bytes than `write_rate_min` says | `write_timeout` | cut |
 //! | a reply's next chunk is not fetched (HTTP/2 flow control) | `write_timeout` | cut |
+//! | our last word is said, the client still sends | `linger_timeout`, `body_max` | closed |
 
 use std::collections::HashMap;
+use std::future::Future;
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::{Sleep, sleep};
+
+/// Bytes that are thrown away at once.
+const DISCARD: usize = 16 << 10;
 
 /// How long each stillness may last.
 #[derive(Debug, Clone, Copy)]
@@ -24,6 +31,13 @@ pub struct Limits {
     pub header: Duration,
     pub idle: Duration,
     pub write: Duration,
+    /// What a client that is behind has to take within `write`.
+    pub write_bytes: usize,
+    /// A socket that is closed while bytes of a request wait in it is reset, and
+    /// with it the answer is lost. So they are read for so long, and no more of
+    /// them than this.
+    pub linger: Duration,
+    pub linger_bytes: usize,
 }
 
 /// What should happen to a connection.
@@ -47,32 +61,70 @@ struct State {
     quiet_since: Instant,
     /// First byte that came since then.
     head_since: Option<Instant>,
-    /// The socket took nothing since then.
-    blocked_since: Option<Instant>,
+    taking: Taking,
     /// Replies whose last chunk was handed over and which were not asked for the next.
     untaken: HashMap<u64, Instant>,
     /// HTTP/2 sends frames that are no requests, so bytes say nothing about heads.
     multiplexed: bool,
+    /// The client may still send what nobody will read.
+    unread: bool,
     /// The connection must not look as if it had ended properly.
     broken: bool,
 }
 
-impl State {
-    fn verdict(&self, limits: &Limits, now: Instant) -> Verdict {
-        let stuck = self
-            .untaken
-            .values()
-            .copied()
-            .chain(self.blocked_since)
-            .min();
-        let mut next = now + limits.header.min(limits.idle).min(limits.write) / 4;
-        if let Some(since) = stuck {
-            if now >= since + limits.write {
-                return Verdict::Cut("the client takes nothing");
-            }
-            next = next.min(since + limits.write);
+/// How a client takes its reply. The time between two chunks is not its own: what
+/// counts is how long the socket was waited for.
+#[derive(Debug, Clone, Copy, Default)]
+struct Taking {
+    /// The socket would not take all since then.
+    blocked_since: Option<Instant>,
+    /// How long that was the case before, since `n_taken` began.
+    blocked_before: Duration,
+    n_taken: usize,
+}
+
+impl Taking {
+    /// The socket took so much, or has to be waited for.
+    fn written(&mut self, limits: &Limits, now: Instant, taken: Option<usize>) {
+        let Some(taken) = taken else {
+            self.blocked_since.get_or_insert(now);
+            return;
+        };
+        if let Some(since) = self.blocked_since.take() {
+            self.blocked_before += now.saturating_duration_since(since);
         }
-        if self.n_running > 0 {
+        self.n_taken += taken;
+        if self.n_taken >= limits.write_bytes {
+            *self = Self::default();
+        }
+    }
+
+    /// When the client will have had its time.
+    fn deadline(&self, limits: &Limits) -> Option<Instant> {
+        Some(self.blocked_since? + limits.write.saturating_sub(self.blocked_before))
+    }
+}
+
+impl State {
+    fn written(&mut self, limits: &Limits, now: Instant, taken: Option<usize>) {
+        self.taking.written(limits, now, taken);
+        if taken.is_some() && self.n_running == 0 {
+            // Idle is who has the end of the reply.
+            self.quiet_since = now;
+        }
+    }
+
+    fn verdict(&self, limits: &Limits, now: Instant) -> Verdict {
+        let untaken = self.untaken.values().map(|since| *since + limits.write);
+        let stuck = untaken.chain(self.taking.deadline(limits)).min();
+        let mut next = now + limits.header.min(limits.idle).min(limits.write) / 4;
+        if let Some(deadline) = stuck {
+            if now >= deadline {
+                return Verdict::Cut("the client takes too little");
+            }
+            next = next.min(deadline);
+        }
+        if self.n_running > 0 || self.taking.blocked_since.is_some() {
             return Verdict::Wait(next);
         }
         let (deadline, verdict) = match self.head_since {
@@ -108,9 +160,10 @@ impl Watch {
             n_begun: 0,
             quiet_since: Instant::now(),
             head_since: None,
-            blocked_since: None,
+            taking: Taking::default(),
             untaken: HashMap::new(),
             multiplexed: false,
+            unread: false,
             broken: false,
         };
         Arc::new(Self {
@@ -134,6 +187,9 @@ impl Watch {
     /// A request has arrived; its reply is over when the [`Running`] is dropped.
     pub fn begin(self: &Arc<Self>) -> Running {
         let mut state = self.state();
+        if state.n_running == 0 {
+            state.taking = Taking::default();
+        }
         state.n_running += 1;
         state.n_begun += 1;
         state.head_since = None;
@@ -146,7 +202,7 @@ impl Watch {
     /// The connection ends now; a client that waits for the rest of a reply sees a reset.
     pub fn break_off(&self) {
         let mut state = self.state();
-        state.broken |= state.n_running > 0 || state.blocked_since.is_some();
+        state.broken |= state.n_running > 0 || state.taking.blocked_since.is_some();
     }
 
     fn has_read(&self) {
@@ -156,12 +212,15 @@ impl Watch {
         }
     }
 
-    fn has_written(&self, took: bool) {
-        let mut state = self.state();
-        match took {
-            true => state.blocked_since = None,
-            false => _ = state.blocked_since.get_or_insert_with(Instant::now),
-        }
+    /// Whether more may come after our last byte: the rest of a body, or of a head
+    /// that was refused.
+    fn expects_more(&self) -> bool {
+        let state = self.state();
+        !state.multiplexed && (state.unread || state.n_running == 0 && state.head_since.is_some())
+    }
+
+    fn has_written(&self, taken: Option<usize>) {
+        self.state().written(&self.limits, Instant::now(), taken);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -185,6 +244,11 @@ impl Running {
             .state()
             .untaken
             .insert(self.number, Instant::now());
+    }
+
+    /// Not all of the request will be read.
+    pub fn leaves_unread(&self) {
+        self.watch.state().unread = true;
     }
 
     /// There is no rest of the reply. HTTP/1.0 would take a closed connection for its end.
@@ -214,15 +278,57 @@ impl Drop for Running {
 pub struct Watched {
     io: TcpStream,
     watch: Arc<Watch>,
+    lingering: Option<Lingering>,
+}
+
+/// The time after our last byte.
+#[derive(Debug)]
+struct Lingering {
+    over: Pin<Box<Sleep>>,
+    n_discarded: usize,
 }
 
 impl Watched {
     pub fn new(io: TcpStream, watch: Arc<Watch>) -> Self {
-        Self { io, watch }
+        Self {
+            io,
+            watch,
+            lingering: None,
+        }
+    }
+
+    /// Reads and forgets until the client has nothing more to say, or has had its time.
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let limits = self.watch.limits;
+        let lingering = self.lingering.get_or_insert_with(|| Lingering {
+            over: Box::pin(sleep(limits.linger)),
+            n_discarded: 0,
+        });
+        while lingering.n_discarded < limits.linger_bytes {
+            let mut buffer = [MaybeUninit::uninit(); DISCARD];
+            let mut buffer = ReadBuf::uninit(&mut buffer);
+            match Pin::new(&mut self.io).poll_read(cx, &mut buffer) {
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
+                    lingering.n_discarded += buffer.filled().len();
+                }
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending if lingering.n_discarded > 0 || self.watch.expects_more() => {
+                    return lingering.over.as_mut().poll(cx);
+                }
+                Poll::Pending => return Poll::Ready(()),
+            }
+            if lingering.over.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(());
+            }
+        }
+        Poll::Ready(())
     }
 
     fn note(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        self.watch.has_written(written.is_ready());
+        self.watch.has_written(match &written {
+            Poll::Pending => None,
+            Poll::Ready(taken) => Some(*taken.as_ref().unwrap_or(&0)),
+        });
         written
     }
 }
@@ -278,7 +384,10 @@ impl AsyncWrite for Watched {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        if self.lingering.is_none() {
+            ready!(Pin::new(&mut self.io).poll_shutdown(cx))?;
+        }
+        self.poll_linger(cx).map(Ok)
     }
 }
 
@@ -291,6 +400,9 @@ mod tests {
         header: SECOND,
         idle: Duration::from_secs(8),
         write: Duration::from_secs(4),
+        write_bytes: 100,
+        linger: SECOND,
+        linger_bytes: 1,
     };
 
     fn state(now: Instant) -> State {
@@ -299,9 +411,10 @@ mod tests {
             n_begun: 0,
             quiet_since: now,
             head_since: None,
-            blocked_since: None,
+            taking: Taking::default(),
             untaken: HashMap::new(),
             multiplexed: false,
+            unread: false,
             broken: false,
         }
     }
@@ -361,7 +474,10 @@ mod tests {
         let mut state = State {
             n_begun: 2,
             n_running: 1,
-            blocked_since: Some(now),
+            taking: Taking {
+                blocked_since: Some(now),
+                ..Taking::default()
+            },
             ..state(now)
         };
         assert!(
@@ -371,11 +487,54 @@ mod tests {
             state.verdict(&LIMITS, now + 4 * SECOND),
             Verdict::Cut(_)
         ));
-        state.blocked_since = None;
+        state.taking = Taking::default();
         state.untaken = HashMap::from([(1, now), (2, now + SECOND)]);
         assert!(matches!(
             state.verdict(&LIMITS, now + 4 * SECOND),
             Verdict::Cut(_)
         ));
+    }
+
+    #[test]
+    fn a_few_bytes_now_and_then_are_not_enough_and_an_honest_rate_is() {
+        let now = Instant::now();
+        let after = |taken: usize| {
+            let mut state = State {
+                n_begun: 1,
+                n_running: 1,
+                ..state(now)
+            };
+            state.written(&LIMITS, now, None);
+            for second in 1..=8 {
+                let now = now + second * SECOND;
+                if let Verdict::Cut(_) = state.verdict(&LIMITS, now) {
+                    return Some(second);
+                }
+                state.written(&LIMITS, now, Some(taken));
+                state.written(&LIMITS, now, None);
+            }
+            None
+        };
+        assert_eq!(after(1), Some(4));
+        assert_eq!(after(40), None);
+    }
+
+    #[test]
+    fn the_unsent_end_of_a_reply_is_no_idleness() {
+        let now = Instant::now();
+        let mut state = State {
+            n_begun: 1,
+            ..state(now)
+        };
+        state.written(&LIMITS, now, None);
+        let at = |state: &State, seconds: u32| state.verdict(&LIMITS, now + seconds * SECOND);
+        for second in 1..12 {
+            assert!(matches!(at(&state, second), Verdict::Wait(_)), "{second}");
+            state.written(&LIMITS, now + second * SECOND, Some(100));
+            state.written(&LIMITS, now + second * SECOND, None);
+        }
+        state.written(&LIMITS, now + 12 * SECOND, Some(1000));
+        assert!(matches!(at(&state, 19), Verdict::Wait(_)));
+        assert_eq!(at(&state, 20), Verdict::Close);
     }
 }

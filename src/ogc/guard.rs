@@ -3,7 +3,7 @@
 //! A refusal is not an answer of its own. What is forbidden looks exactly like
 //! what does not exist, so nobody learns from us what lies outside the root.
 
-use super::ows::Kvp;
+use super::ows;
 use crate::protocol::ProjectRef;
 
 /// Longer names of projects exist on no file system that we serve from.
@@ -51,12 +51,7 @@ pub fn is_api_body(content_type: &str, body: &[u8]) -> bool {
         .strip_prefix("\u{FEFF}".as_bytes())
         .unwrap_or(body)
         .trim_ascii_start();
-    let says_service = || {
-        Kvp::parse(&String::from_utf8_lossy(text))
-            .get("SERVICE")
-            .is_some()
-    };
-    content_type.contains("json") || !(text.starts_with(b"<") || says_service())
+    content_type.contains("json") || !(text.starts_with(b"<") || ows::names_service(text))
 }
 
 /// Control characters end up in logs and C strings, a backslash is a separator

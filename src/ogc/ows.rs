@@ -30,6 +30,9 @@ const NOT_KEY: &AsciiSet = &NOT_QUERY.add(b'%').add(b'&').add(b'+').add(b'=');
 /// The longest operation that is worth a place in logs.
 const OPERATION_MAX: usize = 64;
 
+/// SERVICE is no longer than this, however it is encoded.
+const SERVICE_KEY_MAX: usize = 64;
+
 /// How far into a body the root element is looked for.
 const PROLOG_MAX: usize = 4096;
 
@@ -94,6 +97,17 @@ pub fn api_query(query: &str) -> String {
     tidy(pairs.join("&").as_bytes())
 }
 
+/// Whether one of the parameters of `form` is a SERVICE. A body may be long, so
+/// nothing of it is kept.
+pub fn names_service(form: &[u8]) -> bool {
+    form.split(|byte| *byte == b'&').any(|pair| {
+        let key = pair.split(|byte| *byte == b'=').next().unwrap_or_default();
+        key.len() <= SERVICE_KEY_MAX
+            && key.len() < pair.len()
+            && decode(key).to_uppercase() == "SERVICE"
+    })
+}
+
 /// The first MAP of a query whose other keys keep their case.
 pub fn map_of(query: &str) -> Option<String> {
     let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
@@ -119,6 +133,42 @@ pub fn operation(name: &str) -> String {
 /// half-way. WFS lets a Transaction come by GET.
 pub fn is_read_only(operation: &str) -> bool {
     !operation.eq_ignore_ascii_case("Transaction") && !operation.eq_ignore_ascii_case("LockFeature")
+}
+
+/// Operations of WMS, WFS, WCS and WMTS that only read, however they are asked
+/// for. A plugin's may do anything.
+const READS: [&str; 24] = [
+    "DescribeCoverage",
+    "DescribeFeatureType",
+    "DescribeLayer",
+    "DescribeStoredQueries",
+    "GetCapabilities",
+    "GetContext",
+    "GetCoverage",
+    "GetDxf",
+    "GetFeature",
+    "GetFeatureInfo",
+    "GetGmlObject",
+    "GetLegendGraphic",
+    "GetLegendGraphics",
+    "GetMap",
+    "GetPrint",
+    "GetPrintAtlas",
+    "GetProjectSettings",
+    "GetPropertyValue",
+    "GetSchemaExtension",
+    "GetStyle",
+    "GetStyles",
+    "GetTile",
+    "ListStoredQueries",
+    "SchemaExtension",
+];
+
+/// Whether `operation` is known to change nothing.
+pub fn is_read(operation: &str) -> bool {
+    READS
+        .iter()
+        .any(|read| read.eq_ignore_ascii_case(operation))
 }
 
 /// What the root element of an XML body says: the operation of a POST, and
