@@ -5,7 +5,9 @@ here=$(cd "$(dirname "$0")" && pwd)
 program=$1
 shift
 
-"$program" -b 127.0.0.1 -p "${PORT:-8080}" --rootdir "$here/projects" "$@" &
+# The layer `places` of the example may be edited, which newer QGIS refuses by default.
+"$program" -b 127.0.0.1 -p "${PORT:-8080}" --rootdir "$here/projects" \
+    --set projects.cache.force_readonly_layers=no "$@" &
 server=$!
 trap 'kill -TERM $server 2>/dev/null || true' HUP INT TERM
 

@@ -7,7 +7,7 @@ use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Prefix of the directories of servers: their ipc sockets.
 pub const SERVER: &str = "qgisserver";
@@ -56,9 +56,20 @@ impl Drop for Directory {
 }
 
 /// Removes the directory at `path` if it is one of ours with `prefix`, and its process is dead.
-pub fn remove_if_stale(path: &Path, prefix: &str) {
+fn remove_if_stale(path: &Path, prefix: &str) {
     if is_ours(path, prefix) && is_stale(path) && fs::remove_dir_all(path).is_ok() {
         tracing::info!(path = %path.display(), "removed what a process left that died");
+    }
+}
+
+/// The same, where the process may be about to die.
+pub fn remove_when_stale(path: &Path, prefix: &str, patience: Duration) {
+    let end = Instant::now() + patience;
+    remove_if_stale(path, prefix);
+    while is_ours(path, prefix) && Instant::now() < end {
+        // The end of a process cannot be waited for by anybody but its parent.
+        std::thread::sleep(Duration::from_millis(5));
+        remove_if_stale(path, prefix);
     }
 }
 

@@ -94,7 +94,8 @@ impl Pair {
         let world = World::real();
         let reference = Reference::start(&world.projects());
         Self {
-            server: Server::real(""),
+            // Newer QGIS would refuse transactions.
+            server: Server::real("projects.cache.force_readonly_layers = no"),
             reference,
             _world: world,
         }

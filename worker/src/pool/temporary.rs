@@ -7,8 +7,12 @@ use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use qgisserver::directory::{self, Directory};
+
+/// A killed server closes our lifeline before it lets go of its lock.
+const TIME_TO_DIE: Duration = Duration::from_secs(2);
 
 /// The folder of a living pool; removed with this value.
 pub struct Folder {
@@ -50,7 +54,7 @@ impl Folder {
 pub fn remove_socket_folder(endpoint: &str) {
     let socket = endpoint.strip_prefix("ipc://").map(Path::new);
     if let Some(folder) = socket.and_then(Path::parent) {
-        directory::remove_if_stale(folder, directory::SERVER);
+        directory::remove_when_stale(folder, directory::SERVER, TIME_TO_DIE);
     }
 }
 
