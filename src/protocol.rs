@@ -34,6 +34,9 @@ pub const VERSION: &str = "qgisserver/1";
 /// Upper bound of a head, in bytes; a longer one is refused unread.
 pub const HEAD_MAX: usize = 1 << 20;
 
+/// Upper bound of the head of a READY, which the server keeps as long as the worker.
+pub const READY_MAX: usize = 64 << 10;
+
 /// Upper bound of the body of one PARTIAL or FINAL, in bytes; a longer reply is several.
 pub const BODY_MAX: usize = 8 << 20;
 
@@ -260,7 +263,8 @@ impl std::fmt::Display for Error {
             Self::HeadTooLong { word, bytes } => {
                 write!(
                     f,
-                    "the head of {word} has {bytes} bytes, more than {HEAD_MAX}"
+                    "the head of {word} has {bytes} bytes, more than {}",
+                    head_max(word)
                 )
             }
             Self::Head { word, why } => write!(f, "the head of {word} is malformed: {why}"),
@@ -377,7 +381,7 @@ fn count(word: &'static str, rest: &[Bytes], expected: usize) -> Result<(), Erro
 }
 
 fn head<T: for<'a> Deserialize<'a>>(word: &'static str, frame: &[u8]) -> Result<T, Error> {
-    if frame.len() > HEAD_MAX {
+    if frame.len() > head_max(word) {
         return Err(Error::HeadTooLong {
             word,
             bytes: frame.len(),
@@ -387,6 +391,13 @@ fn head<T: for<'a> Deserialize<'a>>(word: &'static str, frame: &[u8]) -> Result<
         word,
         why: error.to_string(),
     })
+}
+
+fn head_max(word: &str) -> usize {
+    match word {
+        "READY" => READY_MAX,
+        _ => HEAD_MAX,
+    }
 }
 
 /// What a peer sent, short and fit for a log line.
@@ -490,12 +501,16 @@ mod tests {
 
     #[test]
     fn a_head_that_is_too_long_is_refused_unread() {
-        let frames = ["qgisserver/1", "READY"].map(|s| Bytes::from_static(s.as_bytes()));
-        let frames = [&frames[..], &[vec![b' '; HEAD_MAX + 1].into()]].concat();
-        assert!(matches!(
-            Message::decode(&frames),
-            Err(Error::HeadTooLong { .. })
-        ));
+        for (word, limit) in [("READY", READY_MAX), ("CREDIT", HEAD_MAX)] {
+            let frames = ["qgisserver/1", word].map(|s| Bytes::from_static(s.as_bytes()));
+            let decode = |n| {
+                let spaces = Bytes::from(vec![b' '; n]);
+                Message::decode(&[&frames[..], &[spaces]].concat()).unwrap_err()
+            };
+            let bytes = limit + 1;
+            assert_eq!(decode(bytes), Error::HeadTooLong { word, bytes });
+            assert!(matches!(decode(limit), Error::Head { .. }));
+        }
     }
 
     proptest::proptest! {

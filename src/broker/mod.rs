@@ -21,7 +21,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config;
 use crate::protocol::{Failure, Head, ProjectRef, Ready, Reason, Timings};
@@ -73,7 +73,8 @@ impl Drop for Broker {
 }
 
 /// What handles and bodies tell the thread. The channel is unbounded, but each
-/// call has at most one `Call`, one `Took` and two `Withdraw` in it.
+/// call has at most one `Call`, one `Took` and two `Withdraw` in it, and all
+/// who ask for the status share one `Status`.
 #[derive(Debug)]
 enum Command {
     Call {
@@ -88,7 +89,8 @@ enum Command {
     Withdraw {
         id: u64,
     },
-    Status(oneshot::Sender<Status>),
+    /// Publish a new one.
+    Status,
     TellPools(Reason),
     Stop {
         within: Duration,
@@ -101,6 +103,8 @@ struct Shared {
     next_id: AtomicU64,
     n_serving: AtomicUsize,
     stopping: AtomicBool,
+    /// A `Command::Status` is on its way.
+    status_wanted: AtomicBool,
 }
 
 /// A request as the front hands it over.
@@ -318,6 +322,7 @@ pub struct Worker {
 pub struct Handle {
     commands: mpsc::UnboundedSender<Command>,
     shared: Arc<Shared>,
+    status: watch::Receiver<Status>,
 }
 
 impl Handle {
@@ -347,10 +352,18 @@ impl Handle {
         !shared.stopping.load(Ordering::Relaxed) && shared.n_serving.load(Ordering::Relaxed) > 0
     }
 
+    /// As it is now. Those who ask at the same time get the same one.
     pub async fn status(&self) -> Status {
-        let (answer, answered) = oneshot::channel();
-        let _ = self.commands.send(Command::Status(answer));
-        answered.await.unwrap_or_default()
+        let mut published = self.status.clone();
+        published.mark_unchanged();
+        // If it was wanted already, the one under way is not made yet.
+        if !self.shared.status_wanted.swap(true, Ordering::AcqRel) {
+            let _ = self.commands.send(Command::Status);
+        }
+        match published.changed().await {
+            Ok(()) => published.borrow().clone(),
+            Err(_) => Status::default(),
+        }
     }
 
     /// One worker of each pool is told `reason` (`Reason::Restart`): its pool renews itself.

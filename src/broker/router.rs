@@ -18,7 +18,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{self, MissedTickBehavior};
 
 use super::gate::{self, Gate};
@@ -90,11 +90,13 @@ pub fn start(config: &config::Broker) -> Result<(Handle, Broker), StartError> {
     let (commands, inbox) = mpsc::unbounded_channel();
     let (bound, binding) = std::sync::mpsc::channel();
     let (end, ended) = oneshot::channel();
+    let (published, status) = watch::channel(Status::default());
     let seat = Seat {
         config: config.clone(),
         shared: shared.clone(),
         commands: commands.clone(),
         inbox,
+        published,
     };
     thread::Builder::new()
         .name("broker".into())
@@ -112,6 +114,7 @@ pub fn start(config: &config::Broker) -> Result<(Handle, Broker), StartError> {
     let handle = Handle {
         commands: commands.clone(),
         shared,
+        status,
     };
     let mut broker = Broker {
         endpoint: format!("ipc://{}", path.display()),
@@ -143,6 +146,7 @@ struct Seat {
     shared: Arc<Shared>,
     commands: mpsc::UnboundedSender<Command>,
     inbox: mpsc::UnboundedReceiver<Command>,
+    published: watch::Sender<Status>,
 }
 
 impl Seat {
@@ -158,8 +162,15 @@ impl Seat {
             match Router::bind(listener).await {
                 Ok(router) => {
                     let _ = bound.send(Ok(()));
-                    Driver::new(router, self.config, self.shared, self.commands)
-                        .run(self.inbox)
+                    let Self {
+                        config,
+                        shared,
+                        commands,
+                        inbox,
+                        published,
+                    } = self;
+                    Driver::new(router, config, shared, commands, published)
+                        .run(inbox)
                         .await;
                 }
                 Err(error) => drop(bound.send(Err(error.to_string()))),
@@ -179,6 +190,7 @@ struct Driver<T> {
     shared: Arc<Shared>,
     /// For the bodies of streams.
     commands: mpsc::UnboundedSender<Command>,
+    published: watch::Sender<Status>,
     stop_until: Option<Instant>,
 }
 
@@ -232,6 +244,7 @@ impl<T: Transport> Driver<T> {
         config: config::Broker,
         shared: Arc<Shared>,
         commands: mpsc::UnboundedSender<Command>,
+        published: watch::Sender<Status>,
     ) -> Self {
         Self {
             queue: Queue::new(limits(&config), Instant::now()),
@@ -242,6 +255,7 @@ impl<T: Transport> Driver<T> {
             refusals: Throttle::default(),
             shared,
             commands,
+            published,
             stop_until: None,
         }
     }
@@ -333,7 +347,7 @@ impl<T: Transport> Driver<T> {
                 self.queue.withdraw(id, Instant::now());
                 self.drop_body(id);
             }
-            Command::Status(answer) => drop(answer.send(self.status())),
+            Command::Status => self.publish(),
             Command::TellPools(reason) => self.tell_pools(reason),
             Command::Stop { within } => self.stop(within),
         }
@@ -394,6 +408,12 @@ impl<T: Transport> Driver<T> {
         for peer in peers {
             self.send(&peer, Message::Disconnect(Disconnect { reason }));
         }
+    }
+
+    /// Who asks from here on wants a later one.
+    fn publish(&self) {
+        self.shared.status_wanted.swap(false, Ordering::AcqRel);
+        self.published.send_replace(self.status());
     }
 
     fn status(&self) -> Status {
@@ -803,6 +823,7 @@ fn hex(peer: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use std::io::Seek;
+    use std::task::{Context, Poll, Waker};
 
     use super::super::tests::{get, ok};
     use super::*;
@@ -840,7 +861,9 @@ mod tests {
         fn with_workers(names: &[&'static str]) -> Self {
             let config = config::Config::default().broker;
             let (commands, _) = mpsc::unbounded_channel();
-            let mut driver = Self::new(Wire::default(), config, Arc::default(), commands);
+            let (published, _) = watch::channel(Status::default());
+            let shared = Arc::default();
+            let mut driver = Self::new(Wire::default(), config, shared, commands, published);
             for name in names {
                 driver.hear(name, Message::Ready(Ready::default()));
             }
@@ -969,6 +992,33 @@ mod tests {
             lines.contains("gone") && lines.contains("n_served=1"),
             "{lines}"
         );
+    }
+
+    #[test]
+    fn however_many_ask_for_the_status_it_is_made_once_and_later() {
+        let mut driver = Driver::with_workers(&["a"]);
+        let (commands, mut inbox) = mpsc::unbounded_channel();
+        let handle = Handle {
+            commands,
+            shared: driver.shared.clone(),
+            status: driver.published.subscribe(),
+        };
+        let mut cx = Context::from_waker(Waker::noop());
+        for n_workers in 1..=2 {
+            let mut asking: Vec<_> = (0..100).map(|_| Box::pin(handle.status())).collect();
+            for asked in &mut asking {
+                assert!(asked.as_mut().poll(&mut cx).is_pending());
+            }
+            driver.obey(inbox.try_recv().unwrap());
+            assert!(inbox.is_empty());
+            for mut asked in asking {
+                let Poll::Ready(status) = asked.as_mut().poll(&mut cx) else {
+                    panic!("no status was published");
+                };
+                assert_eq!(status.workers.len(), n_workers);
+            }
+            driver.hear("b", Message::Ready(Ready::default()));
+        }
     }
 
     #[test]
