@@ -67,6 +67,8 @@ pub struct Http {
     /// `QGIS_PROJECT_FILE`: the project of requests that name none.
     pub default_project: Option<String>,
     pub connections_max: usize,
+    /// HTTP/2 requests at once on one connection.
+    pub streams_max: u32,
     /// Time for a request head, also how long a new connection may stay silent.
     pub header_timeout: Duration,
     /// Within it comes what `body_rate_min` says of a request body, or its end.
@@ -198,6 +200,7 @@ impl Default for Config {
                 status_page: false,
                 default_project: None,
                 connections_max: 10_000,
+                streams_max: 100,
                 header_timeout: seconds(10),
                 body_timeout: seconds(20),
                 body_rate_min: 1 << 10,
@@ -318,6 +321,7 @@ impl Http {
             status_page: settings.bool("server.status_page"),
             default_project: settings.text("server.default_project"),
             connections_max: settings.size("server.connections_max"),
+            streams_max: settings.small("server.streams_max"),
             header_timeout: settings.duration("server.header_timeout"),
             body_timeout: settings.duration("server.body_timeout"),
             body_rate_min: settings.size("server.body_rate_min"),
