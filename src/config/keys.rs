@@ -274,6 +274,7 @@ pub const SETTINGS: &[Setting] = &[
     row("server.body_memory", BODY, "400M", "memory for all request bodies together, but for those of up to 64K"),
     row("server.uri_max", URI, "32K", "size of a request URI"),
     row("server.header_max", HEAD, "64K", "size of a request head"),
+    row("server.headers_max", SMALL, "100", "fields of a request head in HTTP/1"),
     row("server.restartmon", Kind::Path, "", "file whose change restarts the workers, one after the other"),
     row("server.restartmon_check_time", Kind::Milliseconds, "3000", "milliseconds between two looks at server.restartmon"),
     row("server.pluginpath", Kind::Paths, "", "directories with QGIS server plugins, separated by colons")

@@ -90,6 +90,8 @@ pub struct Http {
     pub body_memory: usize,
     pub uri_max: usize,
     pub header_max: usize,
+    /// Header fields of an HTTP/1 request.
+    pub headers_max: usize,
     /// `server.timeout`: until the first byte of a reply, and between two chunks.
     pub request_timeout: Duration,
     /// QGIS APIs that are enabled: name and root path (`landing_page` → `/catalog`).
@@ -213,6 +215,7 @@ impl Default for Config {
                 body_memory: 400 << 20,
                 uri_max: 32 << 10,
                 header_max: 64 << 10,
+                headers_max: 100,
                 request_timeout: seconds(20),
                 apis: Vec::new(),
                 metadata: BTreeMap::new(),
@@ -334,6 +337,7 @@ impl Http {
             body_memory: settings.size("server.body_memory"),
             uri_max: settings.size("server.uri_max"),
             header_max: settings.size("server.header_max"),
+            headers_max: settings.size("server.headers_max"),
             request_timeout: settings.duration("server.timeout"),
             apis: apis(settings),
             metadata: present("metadata.", settings),

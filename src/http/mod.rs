@@ -147,6 +147,7 @@ fn http1(config: &Http) -> auto::Builder<TokioExecutor> {
     builder
         .http1()
         .header_read_timeout(None)
+        .max_headers(config.headers_max)
         .max_buf_size(HEAD_MIN.max(config.header_max + config.uri_max));
     builder
 }

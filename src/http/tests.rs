@@ -1115,6 +1115,17 @@ async fn a_uri_that_is_too_long_is_a_414_and_a_head_a_431() {
 }
 
 #[tokio::test]
+async fn how_many_headers_there_may_be_is_a_setting() {
+    let broker = Broker::saying("x");
+    let server = Server::start(&broker, |http| http.headers_max = 300);
+    let status = async |n| {
+        let lines = "X-Many: x\r\n".repeat(n);
+        server.send("GET", GET_MAP, &lines, "").await.status
+    };
+    assert_eq!((status(200).await, status(300).await), (200, 431));
+}
+
+#[tokio::test]
 async fn a_form_in_parts_is_a_form() {
     let broker = Broker::saying("x");
     let server = Server::start(&broker, |_| {});
