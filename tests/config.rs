@@ -198,10 +198,17 @@ fn limits_that_could_never_be_met_are_refused() {
     let exit = server(&["-c", &path, "--rootdir", "/tmp"], &env(&[])).expect_err("both are wrong");
     let mut lines: Vec<_> = exit.message.lines().collect();
     lines.sort_unstable();
-    assert_eq!(lines, [
-        format!("{path}:3: server.connections_max: expected at least one for each of the 2 server.interfaces, found 1"),
-        format!("{path}:5: server.body_memory: expected at least server.body_max, 1024 bytes, found 1000"),
-    ]);
+    assert_eq!(
+        lines,
+        [
+            format!(
+                "{path}:3: server.connections_max: expected at least one for each of the 2 server.interfaces, found 1"
+            ),
+            format!(
+                "{path}:5: server.body_memory: expected at least server.body_max, 1024 bytes, found 1000"
+            ),
+        ]
+    );
 }
 
 #[rustfmt::skip]
