@@ -261,6 +261,7 @@ pub const SETTINGS: &[Setting] = &[
     row("server.allow_headers", Kind::Words, "X-Qgis-,X-Lizmap-", "prefixes of request headers that reach QGIS"),
     row("server.status_page", Kind::Bool, "no", "serve /status"),
     row("server.connections_max", SOME, "10000", "open client connections; more have to wait"),
+    row("server.streams_max", SMALL, "100", "requests at once on one HTTP/2 connection"),
     row("server.header_timeout", Kind::Seconds, "10", "seconds for a client to send a request head"),
     row("server.body_timeout", Kind::Seconds, "20", "seconds between two looks at whether a request body comes at server.body_rate_min"),
     row("server.body_rate_min", RATE, "1K", "bytes per second of a request body; slower clients are refused"),
@@ -273,6 +274,7 @@ pub const SETTINGS: &[Setting] = &[
     row("server.body_memory", BODY, "400M", "memory for all request bodies together, but for those of up to 64K"),
     row("server.uri_max", URI, "32K", "size of a request URI"),
     row("server.header_max", HEAD, "64K", "size of a request head"),
+    row("server.headers_max", SMALL, "100", "fields of a request head in HTTP/1"),
     row("server.restartmon", Kind::Path, "", "file whose change restarts the workers, one after the other"),
     row("server.restartmon_check_time", Kind::Milliseconds, "3000", "milliseconds between two looks at server.restartmon"),
     row("server.pluginpath", Kind::Paths, "", "directories with QGIS server plugins, separated by colons")
@@ -375,7 +377,7 @@ pub const SETTINGS: &[Setting] = &[
     row("zmq.supervisor_addr", Kind::Text, "", "address of the supervisor of remote workers")
         .moot(ONE_CONNECTION),
 
-    row("api.enabled.landing_page", Kind::Bool, "no", "serve the catalogue of projects of QGIS"),
+    row("api.enabled.landing_page", Kind::Bool, "no", "serve the catalogue of projects of QGIS at api.endpoints.landing_page; without it that path is a 404"),
     row("api.enabled.lizmap_api", Kind::Bool, "no", "serve the API of the Lizmap plugin")
         .env(&["QGSRV_API_ENABLED_LIZMAP"]),
     row("api.endpoints.landing_page", Kind::Text, "/catalog", "path of the catalogue of projects"),

@@ -67,6 +67,8 @@ pub struct Http {
     /// `QGIS_PROJECT_FILE`: the project of requests that name none.
     pub default_project: Option<String>,
     pub connections_max: usize,
+    /// HTTP/2 requests at once on one connection.
+    pub streams_max: u32,
     /// Time for a request head, also how long a new connection may stay silent.
     pub header_timeout: Duration,
     /// Within it comes what `body_rate_min` says of a request body, or its end.
@@ -88,6 +90,8 @@ pub struct Http {
     pub body_memory: usize,
     pub uri_max: usize,
     pub header_max: usize,
+    /// Header fields of an HTTP/1 request.
+    pub headers_max: usize,
     /// `server.timeout`: until the first byte of a reply, and between two chunks.
     pub request_timeout: Duration,
     /// QGIS APIs that are enabled: name and root path (`landing_page` → `/catalog`).
@@ -198,6 +202,7 @@ impl Default for Config {
                 status_page: false,
                 default_project: None,
                 connections_max: 10_000,
+                streams_max: 100,
                 header_timeout: seconds(10),
                 body_timeout: seconds(20),
                 body_rate_min: 1 << 10,
@@ -210,6 +215,7 @@ impl Default for Config {
                 body_memory: 400 << 20,
                 uri_max: 32 << 10,
                 header_max: 64 << 10,
+                headers_max: 100,
                 request_timeout: seconds(20),
                 apis: Vec::new(),
                 metadata: BTreeMap::new(),
@@ -318,6 +324,7 @@ impl Http {
             status_page: settings.bool("server.status_page"),
             default_project: settings.text("server.default_project"),
             connections_max: settings.size("server.connections_max"),
+            streams_max: settings.small("server.streams_max"),
             header_timeout: settings.duration("server.header_timeout"),
             body_timeout: settings.duration("server.body_timeout"),
             body_rate_min: settings.size("server.body_rate_min"),
@@ -330,6 +337,7 @@ impl Http {
             body_memory: settings.size("server.body_memory"),
             uri_max: settings.size("server.uri_max"),
             header_max: settings.size("server.header_max"),
+            headers_max: settings.size("server.headers_max"),
             request_timeout: settings.duration("server.timeout"),
             apis: apis(settings),
             metadata: present("metadata.", settings),

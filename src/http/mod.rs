@@ -43,9 +43,6 @@ use crate::config::Http;
 use respond::{Front, Peer};
 use watch::{Limits, Verdict, Watch, Watched};
 
-/// HTTP/2 requests at once on one connection.
-const STREAMS_MAX: u32 = 100;
-
 /// Streams that a client reset before we took them; more end the connection.
 const RESETS_MAX: usize = 20;
 
@@ -150,6 +147,7 @@ fn http1(config: &Http) -> auto::Builder<TokioExecutor> {
     builder
         .http1()
         .header_read_timeout(None)
+        .max_headers(config.headers_max)
         .max_buf_size(HEAD_MIN.max(config.header_max + config.uri_max));
     builder
 }
@@ -159,7 +157,7 @@ fn http2(config: &Http) -> auto::Builder<TokioExecutor> {
     builder
         .http2()
         .timer(TokioTimer::new())
-        .max_concurrent_streams(STREAMS_MAX)
+        .max_concurrent_streams(config.streams_max)
         .max_pending_accept_reset_streams(RESETS_MAX)
         .max_send_buf_size(STREAM_BUFFER)
         .max_header_list_size(u32::try_from(config.header_max + config.uri_max).unwrap_or(u32::MAX))

@@ -141,6 +141,10 @@ impl<B: Backend> Front<B> {
         if let Err(refusal) = self.check_size(parts) {
             return refuse(refusal);
         }
+        if parts.method == Method::OPTIONS && parts.uri.path() == "*" {
+            // RFC 9110 clause 9.3.7: the server as a whole.
+            return options(Route::Api, &parts.headers);
+        }
         let Some(route) = route else {
             return refuse(Refusal::NoSuchPath);
         };
@@ -292,18 +296,17 @@ impl<B: Backend> Front<B> {
         Response::from_parts(head, Outgoing::new(content, line, running))
     }
 
-    /// CORS: only a request with an Origin is told.
+    /// CORS. A cache may keep what is said here for a request without an Origin
+    /// and give it to one that has it, so it is the same or says that it varies.
     fn share(&self, request: &HeaderMap, response: &mut HeaderMap) {
-        let Some(origin) = request.get(header::ORIGIN) else {
+        if self.config.cross_origin {
+            let all = HeaderValue::from_static("*");
+            response.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, all);
             return;
-        };
-        let who = match self.config.cross_origin {
-            true => HeaderValue::from_static("*"),
-            false => origin.clone(),
-        };
-        response.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, who);
-        if !self.config.cross_origin {
-            response.append(header::VARY, HeaderValue::from_static("Origin"));
+        }
+        response.append(header::VARY, HeaderValue::from_static("Origin"));
+        if let Some(origin) = request.get(header::ORIGIN) {
+            response.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
         }
     }
 }

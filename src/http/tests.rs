@@ -744,6 +744,7 @@ async fn options_is_answered_everywhere_without_a_worker() {
             "GET, POST, HEAD, PUT, DELETE, PATCH, OPTIONS",
         ),
         ("/", "GET, HEAD, OPTIONS"),
+        ("*", "GET, POST, HEAD, PUT, DELETE, PATCH, OPTIONS"),
     ] {
         let lines = "Origin: https://map.example\r\nAccess-Control-Request-Headers: x-a\r\n";
         let answered = server.send("OPTIONS", target, lines, "").await;
@@ -771,13 +772,13 @@ async fn an_origin_is_told_what_it_may_read() {
         "https://map.example"
     );
     assert_eq!(answered.header("vary"), "Origin");
-    assert_eq!(
-        server
-            .get(GET_MAP)
-            .await
-            .header("access-control-allow-origin"),
-        ""
-    );
+    let without = server.get(GET_MAP).await;
+    assert_eq!(without.header("access-control-allow-origin"), "");
+    assert_eq!(without.header("vary"), "Origin");
+    let open = Server::start(&broker, |_| {});
+    let without = open.get(GET_MAP).await;
+    assert_eq!(without.header("access-control-allow-origin"), "*");
+    assert_eq!(without.header("vary"), "");
 }
 
 #[tokio::test]
@@ -1111,6 +1112,17 @@ async fn a_uri_that_is_too_long_is_a_414_and_a_head_a_431() {
         431
     );
     assert!(broker.calls().is_empty());
+}
+
+#[tokio::test]
+async fn how_many_headers_there_may_be_is_a_setting() {
+    let broker = Broker::saying("x");
+    let server = Server::start(&broker, |http| http.headers_max = 300);
+    let status = async |n| {
+        let lines = "X-Many: x\r\n".repeat(n);
+        server.send("GET", GET_MAP, &lines, "").await.status
+    };
+    assert_eq!((status(200).await, status(300).await), (200, 431));
 }
 
 #[tokio::test]
@@ -1779,6 +1791,32 @@ async fn an_http_2_client_that_gives_no_window_is_cut_off_and_its_request_droppe
     timeout(BOUND, pushing)
         .await
         .expect("the stream was dropped");
+}
+
+#[tokio::test]
+async fn one_http_2_connection_has_no_more_requests_at_once_than_it_may() {
+    let (broker, mut senders) = streaming();
+    let secure = Secure::start(&broker, |http| http.streams_max = 2);
+    let mut client = secure.http2().await;
+    // From the first reply on the client knows the limit.
+    let ping = Request::get("https://localhost/ping").body(Empty::new());
+    let ping = client.send_request(ping.expect("a request")).await;
+    assert_eq!(ping.expect("a reply").status(), 200);
+    let mut replies = Vec::new();
+    for _ in 0..3 {
+        let reply = client.send_request(get_map());
+        let whole = async { reply.await.expect("a reply").into_body().collect().await };
+        replies.push(tokio::spawn(whole));
+    }
+    let first = senders.recv().await.expect("a stream");
+    let _second = senders.recv().await.expect("a stream");
+    let third = timeout(Duration::from_millis(100), senders.recv()).await;
+    assert!(third.is_err(), "the third waits");
+    drop(first);
+    timeout(BOUND, senders.recv())
+        .await
+        .expect("in time")
+        .expect("the third");
 }
 
 #[tokio::test]
