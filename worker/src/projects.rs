@@ -18,6 +18,7 @@ use qgisserver::protocol::{Failure, ProjectRef};
 pub struct Stamp {
     modified_ns: u128,
     size: u64,
+    device: u64,
     inode: u64,
 }
 
@@ -31,6 +32,7 @@ impl Stamp {
         Ok(Self {
             modified_ns: modified.as_nanos(),
             size: metadata.len(),
+            device: metadata.dev(),
             inode: metadata.ino(),
         })
     }
@@ -69,7 +71,20 @@ pub struct Projects<P> {
     /// How long a project that does not load is remembered.
     broken_for: Duration,
     entries: LruCache<PathBuf, Entry<P>>,
+    /// Where the clients' spellings led; resolving one takes a system call per folder.
+    spellings: LruCache<String, Spelling>,
 }
+
+/// A spelling as it was resolved, and what the file was then. As long as it leads to
+/// a file of the same inode, nothing on the way can have made it another one.
+struct Spelling {
+    whole: PathBuf,
+    canonical: PathBuf,
+    stamp: Stamp,
+}
+
+/// Spellings that are remembered per project.
+const SPELLINGS: usize = 4;
 
 impl<P> Projects<P> {
     pub fn new(root: &Path, size: usize, check_interval: Duration, broken_for: Duration) -> Self {
@@ -79,12 +94,29 @@ impl<P> Projects<P> {
             check_interval,
             broken_for,
             entries: LruCache::new(size),
+            spellings: LruCache::new(size.saturating_mul(NonZeroUsize::new(SPELLINGS).expect("4"))),
         }
     }
 
     /// The canonical path of the project's file. None if it does not exist or is
     /// not below the root, symbolic links followed: the client cannot tell which.
-    pub fn find(&self, project: &ProjectRef) -> Option<PathBuf> {
+    pub fn find(&mut self, project: &ProjectRef) -> Option<PathBuf> {
+        let known = self
+            .spellings
+            .get(&project.path)
+            .filter(|_| project.alias == "file");
+        if let Some(known) = known
+            && Stamp::of(&known.whole).is_ok_and(|stamp| stamp == known.stamp)
+        {
+            return Some(known.canonical.clone());
+        }
+        let found = self.resolve(project)?;
+        let canonical = found.canonical.clone();
+        self.spellings.put(project.path.clone(), found);
+        Some(canonical)
+    }
+
+    fn resolve(&self, project: &ProjectRef) -> Option<Spelling> {
         let path = Path::new(&project.path);
         let climbs = path
             .components()
@@ -100,8 +132,8 @@ impl<P> Projects<P> {
         [whole.clone(), suffixed(".qgs"), suffixed(".qgz")]
             .into_iter()
             .filter(|path| is_project(path))
-            .filter_map(|path| path.canonicalize().ok())
-            .find(|path| path.starts_with(&root) && path.is_file())
+            .filter_map(|whole| Spelling::of(whole).ok())
+            .find(|found| found.canonical.starts_with(&root) && found.canonical.is_file())
     }
 
     /// The project in `path`, loaded by `load` unless it is here and unchanged.
@@ -172,6 +204,18 @@ impl<P> Projects<P> {
     }
 }
 
+impl Spelling {
+    fn of(whole: PathBuf) -> std::io::Result<Self> {
+        let canonical = whole.canonicalize()?;
+        let stamp = Stamp::of(&canonical)?;
+        Ok(Self {
+            whole,
+            canonical,
+            stamp,
+        })
+    }
+}
+
 /// The project, its data included, is at fault, and not what ran while it was read.
 fn is_of_the_project(failure: Failure) -> bool {
     matches!(failure, Failure::ProjectUnreadable | Failure::BadLayers)
@@ -206,7 +250,7 @@ mod tests {
 
     #[test]
     fn every_spelling_of_a_project_is_one_file() {
-        let (folder, projects) = root();
+        let (folder, mut projects) = root();
         let whole = folder.path().join("root/city.qgs").canonicalize().unwrap();
         for spelling in [
             "city",
@@ -223,7 +267,7 @@ mod tests {
 
     #[test]
     fn nothing_outside_the_root_is_found() {
-        let (folder, projects) = root();
+        let (folder, mut projects) = root();
         let secret = folder.path().join("secret.qgs");
         std::os::unix::fs::symlink(&secret, folder.path().join("root/link.qgs")).unwrap();
         for path in [
@@ -246,6 +290,33 @@ mod tests {
             }),
             None
         );
+    }
+
+    /// A release switched by a symbolic link, and one that leads out.
+    #[test]
+    fn a_spelling_that_leads_elsewhere_is_resolved_again() {
+        let (folder, mut projects) = root();
+        let root = folder.path().join("root");
+        for name in ["one", "two"] {
+            fs::create_dir(root.join(name)).unwrap();
+            fs::write(root.join(name).join("map.qgs"), name).unwrap();
+        }
+        let current = root.join("current");
+        let switch = |to: &Path| {
+            let _ = fs::remove_file(&current);
+            std::os::unix::fs::symlink(to, &current).unwrap();
+        };
+        let canonical = root.canonicalize().unwrap();
+        for name in ["one", "two", "one"] {
+            switch(&root.join(name));
+            for _ in 0..2 {
+                let expected = canonical.join(name).join("map.qgs");
+                assert_eq!(projects.find(&at("current/map")), Some(expected));
+            }
+        }
+        fs::write(folder.path().join("map.qgs"), "secret").unwrap();
+        switch(folder.path());
+        assert_eq!(projects.find(&at("current/map")), None);
     }
 
     #[test]
