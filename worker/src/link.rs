@@ -1,4 +1,4 @@
-//! The link between a worker and the server: one thread with its own runtime.
+//! The link between a worker and the server: a task that never waits for QGIS.
 //!
 //! It keeps beating while QGIS works, owns the deadline of the running request
 //! and the credits of its stream, and ends the process when QGIS does not stop.
@@ -27,6 +27,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::board::{Board, Farewell};
 use crate::dealer::{Dealer, Event};
+use crate::drive::Drive;
 
 /// What the parent says through the control socket, one byte each.
 pub const PROMOTED: u8 = b'P';
@@ -58,7 +59,7 @@ pub struct Outlet {
     id: u64,
     flow: Mutex<Flow>,
     changed: Condvar,
-    out: Option<mpsc::UnboundedSender<Out>>,
+    out: Option<(mpsc::UnboundedSender<Out>, Arc<Drive>)>,
 }
 
 struct Flow {
@@ -67,7 +68,7 @@ struct Flow {
 }
 
 impl Outlet {
-    fn new(id: u64, credits: u32, out: mpsc::UnboundedSender<Out>) -> Self {
+    fn new(id: u64, credits: u32, out: mpsc::UnboundedSender<Out>, drive: Arc<Drive>) -> Self {
         let flow = Mutex::new(Flow {
             credits,
             cancelled: false,
@@ -76,7 +77,7 @@ impl Outlet {
             id,
             flow,
             changed: Condvar::new(),
-            out: Some(out),
+            out: Some((out, drive)),
         }
     }
 
@@ -108,7 +109,11 @@ impl Outlet {
         }
         flow.credits -= 1;
         drop(flow);
-        self.send(Out::Part(Partial { id: self.id, head }, bytes))
+        let sent = self.send(Out::Part(Partial { id: self.id, head }, bytes));
+        if let Some((_, drive)) = &self.out {
+            drive.step_in();
+        }
+        sent
     }
 
     /// Ends the answer.
@@ -130,7 +135,7 @@ impl Outlet {
 
     fn send(&self, out: Out) -> Result<(), Unwanted> {
         match &self.out {
-            Some(sender) => sender.send(out).map_err(|_| Unwanted),
+            Some((sender, _)) => sender.send(out).map_err(|_| Unwanted),
             None => Ok(()),
         }
     }
@@ -164,32 +169,31 @@ pub struct Settings {
     pub cancel_grace: Duration,
 }
 
-/// Runs the link until the process ends.
-pub fn run(
+/// The link, to be run until the process ends. Gives `jobs` away; tells `drive`
+/// when one begins and when its end is out.
+pub async fn run(
     settings: Settings,
     ready: Ready,
     board: Arc<Board>,
     control: std::os::unix::net::UnixStream,
-    jobs: std::sync::mpsc::Sender<Job>,
-) -> ! {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    let runtime = runtime.expect("a thread may have a runtime");
-    runtime.block_on(async {
-        control
-            .set_nonblocking(true)
-            .expect("a socket can be non-blocking");
-        let control = tokio::net::UnixStream::from_std(control).expect("inside the runtime");
-        Link::new(settings, ready, board, jobs).run(control).await
-    })
+    jobs: mpsc::UnboundedSender<Job>,
+    drive: Arc<Drive>,
+) {
+    control
+        .set_nonblocking(true)
+        .expect("a socket can be non-blocking");
+    let control = tokio::net::UnixStream::from_std(control).expect("inside the runtime");
+    Link::new(settings, ready, board, jobs, drive)
+        .run(control)
+        .await;
 }
 
 struct Link {
     settings: Settings,
     ready: Ready,
     board: Arc<Board>,
-    jobs: std::sync::mpsc::Sender<Job>,
+    jobs: mpsc::UnboundedSender<Job>,
+    drive: Arc<Drive>,
     out: (mpsc::UnboundedSender<Out>, mpsc::UnboundedReceiver<Out>),
     promoted: bool,
     leaving: bool,
@@ -205,7 +209,7 @@ struct Link {
     gone_at: Option<Instant>,
 }
 
-type Connecting = Pin<Box<dyn Future<Output = Result<Dealer, String>>>>;
+type Connecting = Pin<Box<dyn Future<Output = Result<Dealer, String>> + Send>>;
 
 struct Running {
     outlet: Arc<Outlet>,
@@ -224,7 +228,8 @@ impl Link {
         settings: Settings,
         ready: Ready,
         board: Arc<Board>,
-        jobs: std::sync::mpsc::Sender<Job>,
+        jobs: mpsc::UnboundedSender<Job>,
+        drive: Arc<Drive>,
     ) -> Self {
         let now = Instant::now();
         Self {
@@ -232,6 +237,7 @@ impl Link {
             ready,
             board,
             jobs,
+            drive,
             out: mpsc::unbounded_channel(),
             promoted: false,
             leaving: false,
@@ -360,7 +366,13 @@ impl Link {
         // It crossed our goodbye, which its end says again.
         self.gone_at = None;
         self.board.begin(&describe(&request));
-        let outlet = Arc::new(Outlet::new(request.id, request.window, self.out.0.clone()));
+        self.drive.running(true);
+        let outlet = Arc::new(Outlet::new(
+            request.id,
+            request.window,
+            self.out.0.clone(),
+            self.drive.clone(),
+        ));
         let first_byte = Duration::from_millis(request.first_byte_ms);
         self.running = Some(Running {
             outlet: outlet.clone(),
@@ -396,6 +408,7 @@ impl Link {
             }
             Out::End(mut end, bytes) => {
                 self.running = None;
+                self.drive.running(false);
                 self.board.end();
                 if end.leaving {
                     self.board.say_farewell(Farewell::Doubt);
@@ -585,7 +598,7 @@ mod tests {
     #[test]
     fn an_outlet_without_credits_holds_its_worker_until_the_client_takes_something() {
         let (sender, mut receiver) = mpsc::unbounded_channel();
-        let outlet = Arc::new(Outlet::new(1, 1, sender));
+        let outlet = Arc::new(Outlet::new(1, 1, sender, Drive::new().unwrap()));
         outlet.part(None, Bytes::from_static(b"1")).unwrap();
         let writer = std::thread::spawn({
             let outlet = outlet.clone();
@@ -602,7 +615,7 @@ mod tests {
     #[test]
     fn a_cancelled_outlet_lets_its_worker_go_at_once() {
         let (sender, _receiver) = mpsc::unbounded_channel();
-        let outlet = Arc::new(Outlet::new(1, 0, sender));
+        let outlet = Arc::new(Outlet::new(1, 0, sender, Drive::new().unwrap()));
         let writer = std::thread::spawn({
             let outlet = outlet.clone();
             move || outlet.part(None, Bytes::new())

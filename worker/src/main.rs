@@ -2,6 +2,7 @@
 
 mod board;
 mod dealer;
+mod drive;
 mod environment;
 mod link;
 mod pool;

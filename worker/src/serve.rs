@@ -1,20 +1,21 @@
 //! The life of one worker process, from the fork to its end.
 //!
 //! QGIS lives on the main thread, which serves one request at a time; the link
-//! lives on another thread and never waits for QGIS.
+//! never waits for QGIS (see `drive.rs`).
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use qgisserver::config;
 use qgisserver::protocol::{Failure, Final, Ready, Request, Timings, Versions};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::board::{Board, Farewell};
+use crate::drive::Drive;
 use crate::link::{self, Job, Outlet};
 use crate::projects::{Found, Projects, Stamp};
 use crate::qgis::{self, Project, Qgis, Served, Zygote};
@@ -49,8 +50,8 @@ pub fn run(birth: Birth<'_>) -> ! {
             unsafe { libc::_exit(1) }
         }
     };
-    let jobs = start_link(&birth, &qgis);
-    Server::new(qgis, birth.pool).run(&jobs)
+    let (drive, mut jobs) = start_link(&birth, &qgis);
+    Server::new(qgis, birth.pool).run(&drive, &mut jobs)
 }
 
 fn start_qgis(birth: &Birth<'_>) -> Result<Qgis, qgis::Error> {
@@ -72,7 +73,7 @@ fn die_of_panics(board: Arc<Board>) {
     }));
 }
 
-fn start_link(birth: &Birth<'_>, qgis: &Qgis) -> Receiver<Job> {
+fn start_link(birth: &Birth<'_>, qgis: &Qgis) -> (Arc<Drive>, UnboundedReceiver<Job>) {
     let pool = birth.pool;
     let settings = link::Settings {
         server: pool.server.clone(),
@@ -100,14 +101,19 @@ fn start_link(birth: &Birth<'_>, qgis: &Qgis) -> Receiver<Job> {
         birth.board.clone(),
         birth.control.try_clone().expect("another one"),
     );
-    let (sender, jobs) = channel();
-    std::thread::Builder::new()
-        .name("link".into())
-        .spawn(move || link::run(settings, ready, board, own, sender))
-        .expect("a worker may have two threads");
+    let (sender, jobs) = unbounded_channel();
+    let drive = Drive::new().expect("a runtime needs two descriptors");
+    drive.start(link::run(
+        settings,
+        ready,
+        board,
+        own,
+        sender,
+        drive.clone(),
+    ));
     // If the parent is gone the link notices, too.
     let _ = control.write_all(&[READY]);
-    jobs
+    (drive, jobs)
 }
 
 struct Server {
@@ -133,9 +139,9 @@ impl Server {
         }
     }
 
-    fn run(mut self, jobs: &Receiver<Job>) -> ! {
+    fn run(mut self, drive: &Drive, jobs: &mut UnboundedReceiver<Job>) -> ! {
         // Waiting does not hold the GIL: it is taken for each request alone.
-        while let Ok(job) = jobs.recv() {
+        while let Some(job) = drive.next_job(jobs) {
             self.serve(job);
         }
         // SAFETY: the link ended, which only the end of the process does.
