@@ -19,13 +19,17 @@ struct Reference {
     child: Child,
     questions: Option<ChildStdin>,
     answers: BufReader<ChildStdout>,
+    /// QGIS leaves folders behind.
+    _tmp: tempfile::TempDir,
 }
 
 impl Reference {
     fn start(projects: &Path) -> Self {
+        let tmp = tempfile::tempdir().unwrap();
         let mut child = Command::new("/usr/bin/python3")
             .arg(source("tests/reference.py"))
             .arg(projects)
+            .env("TMPDIR", tmp.path())
             .env("LANG", "C.UTF-8")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -38,6 +42,7 @@ impl Reference {
             child,
             questions,
             answers,
+            _tmp: tmp,
         }
     }
 

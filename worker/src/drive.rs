@@ -93,7 +93,8 @@ impl Drive {
         let mut running = self.running.subscribe();
         loop {
             let mut phase = self.phase.lock().expect("nobody panics while holding it");
-            while !phase.is_due() {
+            // Without a request there is nothing to hurry for, whatever QGIS does.
+            while !phase.is_due() || !*running.borrow() {
                 let waited = self.changed.wait_timeout(phase, LOOK);
                 phase = waited.expect("nobody panics while holding it").0;
             }
