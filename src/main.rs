@@ -54,6 +54,8 @@ fn serve(config: Config) -> Result<ExitCode, Failed> {
     // Before the ports: whoever sees us listen may tell us to stop.
     let stop = {
         let _inside = runtime.enter();
+        // Heard for good from now on; what it means is `restart.rs`'s to know.
+        drop(signal(SignalKind::hangup()));
         [SignalKind::terminate(), SignalKind::interrupt()]
             .map(|kind| signal(kind).expect("the signal can be handled"))
     };
