@@ -205,6 +205,14 @@ fn workers_see_no_environment_but_what_qgis_needs() {
             .any(|name| name.contains("SECRET") || name.contains("CARGO")),
         "{seen:?}"
     );
+    // Neither do those who can open files.
+    for pid in server.workers() {
+        let memory = std::fs::read(format!("/proc/{pid}/environ")).unwrap();
+        let secret = b"MY_SECRET=secret";
+        assert!(!memory.windows(secret.len()).any(|part| part == secret));
+        let path = b"PATH=/";
+        assert!(memory.windows(path.len()).any(|part| part == path));
+    }
     // The operator learns that something was held back, and the names only on request.
     let line = server.process.log.wait_line("workers do not inherit");
     assert!(

@@ -4,6 +4,7 @@
 //! worker inherits what QGIS and its libraries are known to need, and nothing else.
 
 use std::collections::BTreeMap;
+use std::ffi::CString;
 use std::path::{Path, PathBuf};
 
 /// Names, or prefixes with `*`, that are passed on.
@@ -93,10 +94,7 @@ pub fn prepare(set: &BTreeMap<String, String>, allow: &[String]) {
         .iter()
         .filter(|name| !is_allowed(name, allow))
         .collect();
-    for name in &refused {
-        // SAFETY: no other thread reads the environment yet.
-        unsafe { std::env::remove_var(name) };
-    }
+    refused.iter().for_each(|name| forget(name));
     if !refused.is_empty() {
         let n = refused.len();
         tracing::info!(
@@ -116,6 +114,23 @@ pub fn prepare(set: &BTreeMap<String, String>, allow: &[String]) {
         // SAFETY: as above.
         unsafe { std::env::set_var(name, value) };
     }
+}
+
+/// Takes a variable away, and its value out of the memory that `/proc/<pid>/environ`
+/// shows to whoever can open files.
+fn forget(name: &str) {
+    if let Ok(c_name) = CString::new(name) {
+        // SAFETY: no other thread reads the environment yet. A value is a string of
+        // the process's own, as long as it says, and removed right below.
+        unsafe {
+            let value = libc::getenv(c_name.as_ptr());
+            if !value.is_null() {
+                std::ptr::write_bytes(value, 0, libc::strlen(value));
+            }
+        }
+    }
+    // SAFETY: as above.
+    unsafe { std::env::remove_var(name) };
 }
 
 /// From now on temporary files belong into `folder`.
