@@ -454,6 +454,7 @@ fn sigterm_waits_no_longer_than_the_drain_timeout() {
 fn sigterm_during_the_start_ends_everything() {
     for milliseconds in [0, 30, 100, 200, 300, 500] {
         let server = Server::start(World::stub(), "");
+        // The moment of the signal is what is tried; nothing is waited for.
         std::thread::sleep(Duration::from_millis(milliseconds));
         drop(server);
     }

@@ -36,9 +36,6 @@ impl Exception<'_> {
     /// WMS 1.3.0 clause 7.3.3.11 and its ancestors.
     fn service_exception(&self, version: &str) -> String {
         let (code, locator, text) = self.escaped();
-        let locator = locator
-            .map(|name| format!(" locator=\"{name}\""))
-            .unwrap_or_default();
         format!(
             "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n\
              <ServiceExceptionReport version=\"{version}\" xmlns=\"http://www.opengis.net/ogc\">\n \
@@ -50,9 +47,6 @@ impl Exception<'_> {
     /// OWS Common clause 8.
     fn report(&self, namespace: &str, version: &str) -> String {
         let (code, locator, text) = self.escaped();
-        let locator = locator
-            .map(|name| format!(" locator=\"{name}\""))
-            .unwrap_or_default();
         format!(
             "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n\
              <ows:ExceptionReport xmlns:ows=\"{namespace}\" version=\"{version}\" xml:lang=\"en\">\n \
@@ -62,12 +56,13 @@ impl Exception<'_> {
         )
     }
 
-    fn escaped(&self) -> (String, Option<String>, String) {
-        (
-            escape(self.code),
-            self.locator.map(escape),
-            escape(self.text),
-        )
+    /// The code, the locator as an attribute if there is one, and the text.
+    fn escaped(&self) -> (String, String, String) {
+        let locator = self
+            .locator
+            .map(|name| format!(" locator=\"{}\"", escape(name)));
+        let locator = locator.unwrap_or_default();
+        (escape(self.code), locator, escape(self.text))
     }
 }
 

@@ -289,8 +289,7 @@ impl Link {
 
     /// Begins to connect when that is what is missing.
     fn seek(&mut self) {
-        let idle = self.running.is_none() && self.connecting.is_none();
-        if !self.promoted || self.dealer.is_some() || !idle || Instant::now() < self.seek_at {
+        if !self.lacks_connection() || Instant::now() < self.seek_at {
             return;
         }
         if self.leaving {
@@ -300,6 +299,12 @@ impl Link {
         self.connecting = Some(Box::pin(
             async move { Dealer::connect(&server, timeout).await },
         ));
+    }
+
+    /// It should have a connection, and makes none yet.
+    fn lacks_connection(&self) -> bool {
+        let has_one = self.dealer.is_some() || self.connecting.is_some();
+        self.promoted && self.running.is_none() && !has_one
     }
 
     /// The connection is made, or is not. True once READY is said.
@@ -507,8 +512,7 @@ impl Link {
             Some(kill_at) => Some(kill_at),
             None => (!running.outlet.is_blocked()).then_some(running.deadline),
         });
-        let seek =
-            (self.promoted && self.dealer.is_none() && running.is_none()).then_some(self.seek_at);
+        let seek = self.lacks_connection().then_some(self.seek_at);
         let gone = self.gone_at.filter(|_| running.is_none());
         overdue.into_iter().chain(seek).chain(gone).min()
     }
@@ -594,6 +598,27 @@ fn exit(board: &Board, farewell: Farewell) -> ! {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// An alarm in the past would ring without end, and a core would burn.
+    #[test]
+    fn no_alarm_rings_while_a_connection_is_made() {
+        let settings = Settings {
+            server: "tcp://127.0.0.1:1".into(),
+            heartbeat: Duration::from_secs(1),
+            heartbeat_misses: 3,
+            cancel_grace: Duration::from_secs(1),
+        };
+        let board = Arc::new(Board::new().unwrap());
+        let (jobs, _received) = mpsc::unbounded_channel();
+        let drive = Drive::new().unwrap();
+        let mut link = Link::new(settings, Ready::default(), board, jobs, drive);
+        assert_eq!(link.alarm(), None, "a reserve waits for its promotion");
+        link.promoted = true;
+        assert_eq!(link.alarm(), Some(link.seek_at));
+        link.seek();
+        assert!(link.connecting.is_some());
+        assert_eq!(link.alarm(), None);
+    }
 
     #[test]
     fn an_outlet_without_credits_holds_its_worker_until_the_client_takes_something() {

@@ -577,7 +577,6 @@ struct Parts {
     head: Option<Head>,
     pending: BytesMut,
     sent: bool,
-    unwanted: bool,
 }
 
 const FIRST_CHUNK: usize = 16 << 10;
@@ -592,7 +591,7 @@ impl Sink {
     }
 
     fn is_unwanted(&self) -> bool {
-        self.outlet.is_cancelled() || self.state().unwanted
+        self.outlet.is_cancelled()
     }
 
     /// Never held while anything waits.
@@ -650,10 +649,8 @@ impl Sink {
         while let Some((head, chunk)) = self.take(wanted) {
             // Other threads may need Python or our state while the client is slow.
             let sent = py.detach(|| self.outlet.part(head, chunk));
-            let mut state = self.state();
-            state.sent = true;
+            self.state().sent = true;
             if sent == Err(Unwanted) {
-                state.unwanted = true;
                 return Err(PyRuntimeError::new_err("the request was cancelled"));
             }
         }
