@@ -56,13 +56,14 @@ pub fn worker_program(config: &Config) -> PathBuf {
 }
 
 /// Serves `listeners` until `shutdown`, then lets running requests end. Restarts
-/// the workers at SIGHUP and when `server.restartmon` changes.
+/// the workers at SIGHUP and when `server.restartmon` changes. Must run on a
+/// current_thread runtime, as the broker does.
 pub async fn run(
     config: Config,
     listeners: Vec<TcpListener>,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), Error> {
-    let (handle, mut broker) = broker::start(&config.broker).map_err(Error::Broker)?;
+    let (handle, mut broker) = broker::start(&config.broker).await.map_err(Error::Broker)?;
     if let Some(gate) = broker.gate {
         tracing::info!("workers are welcome at tcp://{gate}");
     }

@@ -41,16 +41,10 @@ fn main() -> ExitCode {
 type Failed = (u8, String);
 
 fn serve(config: Config) -> Result<ExitCode, Failed> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(config.http.threads)
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|error| {
-            (
-                UNAVAILABLE,
-                format!("no threads (server.http_threads): {error}"),
-            )
-        })?;
+        .map_err(|error| (UNAVAILABLE, format!("no event loop: {error}")))?;
     // Before the ports: whoever sees us listen may tell us to stop.
     let stop = {
         let _inside = runtime.enter();

@@ -178,7 +178,7 @@ impl Drop for FastCgi {
     }
 }
 
-/// As in the manuals: defaults, and a cache of nothing. `user` only matters to root.
+/// As in the manuals: defaults, an access log as ours among them. `user` only matters to root.
 fn nginx_config(place: &Place, socket: &Path, address: SocketAddr) -> String {
     let (scratch, socket) = (place.scratch.display(), socket.display());
     let user = if fs::metadata("/proc/self")
@@ -192,7 +192,7 @@ fn nginx_config(place: &Place, socket: &Path, address: SocketAddr) -> String {
         "{user} daemon off; worker_processes 2; pid {scratch}/nginx.pid; error_log stderr crit;
 events {{ worker_connections 256; }}
 http {{
-  access_log off; keepalive_requests 1000000;
+  access_log {scratch}/access.log; keepalive_requests 1000000;
   client_body_temp_path {scratch}/body; proxy_temp_path {scratch}/proxy; fastcgi_temp_path {scratch}/fastcgi;
   uwsgi_temp_path {scratch}/uwsgi; scgi_temp_path {scratch}/scgi;
   server {{

@@ -81,9 +81,11 @@ class Response(QgsBufferServerResponse):
         self._recorder = recorder
         self._eager = eager
         self._wanted = 0 if eager else sink.wanted
-        self._device = self.io()
-        self._sent_status = None
-        self._broken = False
+
+    # Of an answer that is never flushed, which most are.
+    _device = None
+    _sent_status = None
+    _broken = False
 
     @property
     def started(self):
@@ -96,6 +98,8 @@ class Response(QgsBufferServerResponse):
         return self._broken or (self.started and self.statusCode() != self._sent_status)
 
     def flush(self):
+        if self._device is None:
+            self._device = self.io()
         if self._device.pos() < self._wanted or self._broken:
             return
         status = self.statusCode() if self._sent_status is None else self._sent_status

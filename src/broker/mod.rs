@@ -29,8 +29,8 @@ use crate::protocol::{Failure, Head, ProjectRef, Ready, Reason, Timings};
 pub use router::StartError;
 
 /// Starts the broker: when this returns, workers can connect.
-pub fn start(config: &config::Broker) -> Result<(Handle, Broker), StartError> {
-    router::start(config)
+pub async fn start(config: &config::Broker) -> Result<(Handle, Broker), StartError> {
+    router::start(config).await
 }
 
 /// The running broker. Dropping it stops it at once; [`Broker::stop`] lets requests end.

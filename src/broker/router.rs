@@ -1,10 +1,12 @@
 //! The broker's thread: acts on what `queue.rs` decides.
 //!
-//! One OS thread with a current_thread runtime owns the transport, the queue
-//! and the clock; handles and bodies talk to it through a channel. Nothing on
-//! it waits but the one `select!` of [`Driver::run`]: sends are queued or fail,
-//! and a reply goes to the front by `try_send` into a channel that the window
-//! bounds.
+//! One task owns the transport, the queue and the clock; handles and bodies talk
+//! to it through a channel. It lives on the main thread, whose runtime has no
+//! other, together with the HTTP connections that this thread serves: to pass a
+//! request from one thread to another costs more than all that happens to it
+//! here. Nothing in the task waits but the one `select!` of [`Driver::run`]:
+//! sends are queued or fail, and a reply goes to the front by `try_send` into a
+//! channel that the window bounds.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -14,7 +16,6 @@ use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -50,7 +51,6 @@ pub enum StartError {
         address: SocketAddr,
         error: io::Error,
     },
-    Thread(io::Error),
 }
 
 impl std::fmt::Display for StartError {
@@ -65,14 +65,14 @@ impl std::fmt::Display for StartError {
             }
             Self::Socket { path, error } => write!(f, "cannot bind {}: {error}", path.display()),
             Self::Gate { address, error } => write!(f, "cannot listen on {address}: {error}"),
-            Self::Thread(error) => write!(f, "cannot start a thread: {error}"),
         }
     }
 }
 
 impl std::error::Error for StartError {}
 
-pub fn start(config: &config::Broker) -> Result<(Handle, Broker), StartError> {
+/// Must be called on the one thread of a current_thread runtime, which the broker shares.
+pub async fn start(config: &config::Broker) -> Result<(Handle, Broker), StartError> {
     let directory = Directory::create(&config.runtime_dir, directory::SERVER).map_err(|error| {
         StartError::Directory {
             parent: config.runtime_dir.clone(),
@@ -86,30 +86,26 @@ pub fn start(config: &config::Broker) -> Result<(Handle, Broker), StartError> {
     };
     let listener = UnixListener::bind(&path).map_err(|error| refused(error.to_string()))?;
 
+    let router = Router::bind(listener)
+        .await
+        .map_err(|error| refused(error.to_string()))?;
+
     let shared = Arc::new(Shared::default());
     let (commands, inbox) = mpsc::unbounded_channel();
-    let (bound, binding) = std::sync::mpsc::channel();
     let (end, ended) = oneshot::channel();
     let (published, status) = watch::channel(Status::default());
-    let seat = Seat {
-        config: config.clone(),
-        shared: shared.clone(),
-        commands: commands.clone(),
-        inbox,
+    let driver = Driver::new(
+        router,
+        config.clone(),
+        shared.clone(),
+        commands.clone(),
         published,
-    };
-    thread::Builder::new()
-        .name("broker".into())
-        .spawn(move || {
-            seat.run(listener, bound);
-            drop(directory);
-            let _ = end.send(());
-        })
-        .map_err(StartError::Thread)?;
-    binding
-        .recv()
-        .unwrap_or_else(|_| Err("its thread ended".into()))
-        .map_err(refused)?;
+    );
+    tokio::spawn(async move {
+        driver.run(inbox).await;
+        drop(directory);
+        let _ = end.send(());
+    });
 
     let handle = Handle {
         commands: commands.clone(),
@@ -137,45 +133,6 @@ fn gate_limits(config: &config::Broker) -> gate::Limits {
         handshake: config.gate_handshake,
         idle: config.heartbeat * config.heartbeat_misses * 2,
         peers_max: config.gate_peers_max,
-    }
-}
-
-/// What the thread starts with.
-struct Seat {
-    config: config::Broker,
-    shared: Arc<Shared>,
-    commands: mpsc::UnboundedSender<Command>,
-    inbox: mpsc::UnboundedReceiver<Command>,
-    published: watch::Sender<Status>,
-}
-
-impl Seat {
-    fn run(self, listener: UnixListener, bound: std::sync::mpsc::Sender<Result<(), String>>) {
-        let runtime = match tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-        {
-            Ok(runtime) => runtime,
-            Err(error) => return drop(bound.send(Err(error.to_string()))),
-        };
-        runtime.block_on(async {
-            match Router::bind(listener).await {
-                Ok(router) => {
-                    let _ = bound.send(Ok(()));
-                    let Self {
-                        config,
-                        shared,
-                        commands,
-                        inbox,
-                        published,
-                    } = self;
-                    Driver::new(router, config, shared, commands, published)
-                        .run(inbox)
-                        .await;
-                }
-                Err(error) => drop(bound.send(Err(error.to_string()))),
-            }
-        });
     }
 }
 

@@ -21,14 +21,14 @@ struct Server {
 }
 
 impl Server {
-    fn start(adapt: impl FnOnce(&mut config::Broker)) -> Self {
+    async fn start(adapt: impl FnOnce(&mut config::Broker)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let mut config = config::Config::default().broker;
         config.runtime_dir = directory.path().to_owned();
         // Fakes do not beat unless the test is about it.
         config.heartbeat = LONG;
         adapt(&mut config);
-        let (handle, broker) = start(&config).unwrap();
+        let (handle, broker) = start(&config).await.unwrap();
         Self {
             handle,
             broker,
@@ -196,7 +196,7 @@ async fn read(body: &mut Body) -> Result<Vec<u8>, Error> {
 
 #[tokio::test]
 async fn a_small_reply_comes_whole() {
-    let server = Server::start(|_| {});
+    let server = Server::start(|_| {}).await;
     let mut worker = server.worker(1).await;
     let call = server.call(Call {
         body: "<x/>".into(),
@@ -220,7 +220,7 @@ async fn a_small_reply_comes_whole() {
 
 #[tokio::test]
 async fn a_stream_starts_before_it_ends() {
-    let server = Server::start(|_| {});
+    let server = Server::start(|_| {}).await;
     let mut worker = server.worker(1).await;
     let call = server.call(get("GetFeature"));
     let (request, _) = worker.request().await;
@@ -236,7 +236,7 @@ async fn a_stream_starts_before_it_ends() {
 
 #[tokio::test]
 async fn a_failure_has_no_reply() {
-    let server = Server::start(|_| {});
+    let server = Server::start(|_| {}).await;
     let mut worker = server.worker(1).await;
     let call = server.call(get("GetMap"));
     let (request, _) = worker.request().await;
@@ -255,7 +255,7 @@ async fn a_failure_has_no_reply() {
 
 #[tokio::test]
 async fn a_dead_worker_is_known_within_milliseconds() {
-    let server = Server::start(|_| {});
+    let server = Server::start(|_| {}).await;
     let mut worker = server.worker(1).await;
     let call = server.call(get("GetMap"));
     worker.request().await;
@@ -276,7 +276,7 @@ async fn a_dead_worker_is_known_within_milliseconds() {
 /// The worker may have `window` chunks under way, however slow the reader is.
 #[tokio::test]
 async fn a_slow_reader_stops_the_worker_at_the_window() {
-    let server = Server::start(|config| config.window = 4);
+    let server = Server::start(|config| config.window = 4).await;
     let mut worker = server.worker(1).await;
     let call = server.call(get("GetFeature"));
     let (request, _) = worker.request().await;
@@ -301,7 +301,7 @@ async fn a_slow_reader_stops_the_worker_at_the_window() {
 
 #[tokio::test]
 async fn a_worker_that_ignores_the_window_is_expelled() {
-    let server = Server::start(|config| config.window = 2);
+    let server = Server::start(|config| config.window = 2).await;
     let mut worker = server.worker(1).await;
     let call = server.call(get("GetFeature"));
     let (request, _) = worker.request().await;
@@ -321,7 +321,7 @@ async fn a_worker_that_ignores_the_window_is_expelled() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_long_stream_arrives_whole_and_in_order() {
     const N: u32 = 1024;
-    let server = Server::start(|_| {});
+    let server = Server::start(|_| {}).await;
     let mut worker = server.worker(1).await;
     let call = server.call(get("GetFeature"));
     let (request, _) = worker.request().await;
@@ -358,7 +358,7 @@ async fn a_long_stream_arrives_whole_and_in_order() {
 
 #[tokio::test]
 async fn a_stream_that_fails_half_way_is_not_ended_normally() {
-    let server = Server::start(|_| {});
+    let server = Server::start(|_| {}).await;
     let mut worker = server.worker(1).await;
     let call = server.call(Call {
         retry: true,
@@ -374,7 +374,7 @@ async fn a_stream_that_fails_half_way_is_not_ended_normally() {
 
 #[tokio::test]
 async fn a_failure_half_way_breaks_the_stream() {
-    let server = Server::start(|_| {});
+    let server = Server::start(|_| {}).await;
     let mut worker = server.worker(1).await;
     let call = server.call(get("GetFeature"));
     let (request, _) = worker.request().await;
@@ -398,7 +398,7 @@ async fn a_failure_half_way_breaks_the_stream() {
 
 #[tokio::test]
 async fn a_request_whose_worker_died_goes_to_another() {
-    let server = Server::start(|_| {});
+    let server = Server::start(|_| {}).await;
     let mut first = server.worker(1).await;
     let call = server.call(Call {
         retry: true,
@@ -417,7 +417,8 @@ async fn a_silent_worker_is_found_out() {
     let server = Server::start(|config| {
         config.heartbeat = Duration::from_millis(20);
         config.heartbeat_misses = 5;
-    });
+    })
+    .await;
     let mut silent = server.worker(1).await;
     let call = server.call(get("GetMap"));
     silent.request().await;
@@ -433,7 +434,8 @@ async fn heartbeats_go_both_ways_and_keep_a_worker() {
     let server = Server::start(|config| {
         config.heartbeat = Duration::from_millis(20);
         config.heartbeat_misses = 5;
-    });
+    })
+    .await;
     let mut worker = server.worker(1).await;
     for _ in 0..20 {
         let message = timeout(LONG, worker.socket.recv()).await.unwrap().unwrap();
@@ -445,7 +447,7 @@ async fn heartbeats_go_both_ways_and_keep_a_worker() {
 
 #[tokio::test]
 async fn an_overdue_request_is_a_timeout_and_its_worker_is_cancelled() {
-    let server = Server::start(|_| {});
+    let server = Server::start(|_| {}).await;
     let mut worker = server.worker(1).await;
     let after = Duration::from_millis(200);
     let started = Instant::now();
@@ -476,7 +478,7 @@ async fn an_overdue_request_is_a_timeout_and_its_worker_is_cancelled() {
 
 #[tokio::test]
 async fn a_client_that_leaves_cancels_its_request() {
-    let server = Server::start(|_| {});
+    let server = Server::start(|_| {}).await;
     let mut worker = server.worker(1).await;
     let running = server.call(get("GetMap"));
     let (request, _) = worker.request().await;
@@ -499,7 +501,7 @@ async fn a_client_that_leaves_cancels_its_request() {
 
 #[tokio::test]
 async fn a_body_that_is_dropped_cancels_its_request() {
-    let server = Server::start(|_| {});
+    let server = Server::start(|_| {}).await;
     let mut worker = server.worker(1).await;
     let call = server.call(get("GetFeature"));
     let (request, _) = worker.request().await;
@@ -516,7 +518,7 @@ async fn a_body_that_is_dropped_cancels_its_request() {
 
 #[tokio::test]
 async fn a_transaction_whose_client_left_runs_to_its_end() {
-    let server = Server::start(|config| config.window = 1);
+    let server = Server::start(|config| config.window = 1).await;
     let mut worker = server.worker(1).await;
     let call = server.call(Call {
         cancel: false,
@@ -543,7 +545,8 @@ async fn waiting_has_two_bounds() {
     let server = Server::start(|config| {
         config.queue_max = 1;
         config.queue_timeout = Duration::from_millis(50);
-    });
+    })
+    .await;
     let waiting = server.call(get("GetMap"));
     server.until(|status| status.n_waiting == 1).await;
     let refused = server.handle.call(get("GetMap")).await.unwrap_err();
@@ -559,7 +562,7 @@ async fn waiting_has_two_bounds() {
 
 #[tokio::test]
 async fn a_leaving_worker_is_acknowledged_and_not_assigned_again() {
-    let server = Server::start(|_| {});
+    let server = Server::start(|_| {}).await;
     let mut leaver = server.worker(1).await;
     let leaving = Message::Disconnect(Disconnect {
         reason: Reason::Leaving,
@@ -575,7 +578,7 @@ async fn a_leaving_worker_is_acknowledged_and_not_assigned_again() {
 
 #[tokio::test]
 async fn a_worker_that_connects_anew_replaces_its_old_self() {
-    let server = Server::start(|_| {});
+    let server = Server::start(|_| {}).await;
     let mut old = server.worker(1).await;
     let call = server.call(Call {
         retry: true,
@@ -590,7 +593,7 @@ async fn a_worker_that_connects_anew_replaces_its_old_self() {
 
 #[tokio::test]
 async fn one_worker_of_each_pool_is_told_to_restart() {
-    let server = Server::start(|config| config.heartbeat = Duration::from_millis(300));
+    let server = Server::start(|config| config.heartbeat = Duration::from_millis(300)).await;
     let mut workers = [server.worker(1).await, server.worker(2).await];
     server.until(|status| status.workers.len() == 2).await;
     server.handle.tell_pools(Reason::Restart);
@@ -606,7 +609,7 @@ async fn one_worker_of_each_pool_is_told_to_restart() {
 
 #[tokio::test]
 async fn a_stopping_broker_ends_what_it_has_and_leaves_nothing_behind() {
-    let server = Server::start(|config| config.heartbeat = Duration::from_secs(1));
+    let server = Server::start(|config| config.heartbeat = Duration::from_secs(1)).await;
     let mut worker = server.worker(1).await;
     let call = server.call(get("GetMap"));
     let (request, _) = worker.request().await;
@@ -647,7 +650,7 @@ async fn a_stopping_broker_ends_what_it_has_and_leaves_nothing_behind() {
 
 #[tokio::test]
 async fn a_drain_has_an_end() {
-    let server = Server::start(|config| config.heartbeat = Duration::from_millis(500));
+    let server = Server::start(|config| config.heartbeat = Duration::from_millis(500)).await;
     let mut worker = server.worker(1).await;
     let running = server.call(get("GetMap"));
     let waiting = server.call(get("GetMap"));
@@ -665,7 +668,7 @@ async fn a_drain_has_an_end() {
 
 #[tokio::test]
 async fn what_cannot_be_understood_is_refused_and_the_rest_goes_on() {
-    let server = Server::start(|_| {});
+    let server = Server::start(|_| {}).await;
     let mut worker = server.worker(1).await;
     let messages: [&[&'static str]; 6] = [
         &["qgisserver/2", "HEARTBEAT"],
@@ -694,7 +697,7 @@ async fn what_cannot_be_understood_is_refused_and_the_rest_goes_on() {
 
 #[tokio::test]
 async fn a_worker_that_speaks_nonsense_loses_its_request_to_another() {
-    let server = Server::start(|_| {});
+    let server = Server::start(|_| {}).await;
     let mut first = server.worker(1).await;
     let call = server.call(Call {
         retry: true,

@@ -1,9 +1,11 @@
 //! One log line per request, written when its reply is over.
 
 use std::net::IpAddr;
-use std::time::Instant;
+use std::ops::{Deref, DerefMut};
+use std::time::{Duration, Instant};
 
 use hyper::{Method, Uri};
+use tokio::runtime::Handle;
 
 use crate::protocol::Timings;
 
@@ -13,9 +15,14 @@ const TARGET_MAX: usize = 2048;
 /// 499 is what nginx calls a client that left before the answer.
 const CLIENT_LEFT: u16 = 499;
 
-/// The line; dropping it writes it.
+/// The line; dropping it leads to its being written, once the last bytes of the
+/// reply are with the kernel: a client need not wait for our log.
 #[derive(Debug)]
-pub struct Line {
+pub struct Line(Option<Entry>);
+
+/// What it says; dropping it writes it.
+#[derive(Debug)]
+pub struct Entry {
     pub request_id: String,
     pub client: IpAddr,
     pub method: Method,
@@ -26,6 +33,7 @@ pub struct Line {
     /// What the worker took, once it has said so.
     pub timings: Option<Timings>,
     since: Instant,
+    taken: Duration,
 }
 
 /// How a reply ended.
@@ -41,7 +49,7 @@ pub enum End {
 impl Line {
     /// A request without a reply so far.
     pub fn new(request_id: String, client: IpAddr, method: Method, uri: &Uri) -> Self {
-        Self {
+        Self(Some(Entry {
             request_id,
             client,
             method,
@@ -51,7 +59,24 @@ impl Line {
             end: End::ClientLeft,
             timings: None,
             since: Instant::now(),
-        }
+            taken: Duration::ZERO,
+        }))
+    }
+}
+
+const THERE: &str = "only dropping takes it away";
+
+impl Deref for Line {
+    type Target = Entry;
+
+    fn deref(&self) -> &Entry {
+        self.0.as_ref().expect(THERE)
+    }
+}
+
+impl DerefMut for Line {
+    fn deref_mut(&mut self) -> &mut Entry {
+        self.0.as_mut().expect(THERE)
     }
 }
 
@@ -62,7 +87,18 @@ fn target(uri: &Uri) -> String {
 
 impl Drop for Line {
     fn drop(&mut self) {
-        let ms = self.since.elapsed().as_secs_f64() * 1e3;
+        let mut entry = self.0.take().expect(THERE);
+        entry.taken = entry.since.elapsed();
+        // The task of a connection writes what it has before another task runs.
+        if let Ok(runtime) = Handle::try_current() {
+            drop(runtime.spawn(async { drop(entry) }));
+        }
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let ms = self.taken.as_secs_f64() * 1e3;
         let worker_ms = |part: fn(&Timings) -> u64| {
             self.timings
                 .as_ref()

@@ -16,6 +16,7 @@ mod respond;
 mod route;
 #[cfg(test)]
 mod tests;
+mod threads;
 mod tls;
 mod watch;
 
@@ -37,10 +38,10 @@ use tokio::time::{sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 
 pub use respond::Backend;
-pub use tls::Error;
 
 use crate::config::Http;
 use respond::{Front, Peer};
+use threads::Threads;
 use watch::{Limits, Verdict, Watch, Watched};
 
 /// Streams that a client reset before we took them; more end the connection.
@@ -54,6 +55,24 @@ const HEAD_MIN: usize = 8192;
 
 /// The longest pause after an accept that failed for want of descriptors.
 const ACCEPT_PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// Why the front does not start.
+#[derive(Debug)]
+pub enum Error {
+    Tls(tls::Error),
+    Threads(io::Error),
+}
+
+impl std::fmt::Display for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tls(error) => error.fmt(f),
+            Self::Threads(error) => write!(f, "no threads (server.http_threads): {error}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
 
 /// What a connection is allowed to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,10 +104,16 @@ pub async fn serve<B: Backend>(
     shutdown: impl Future<Output = ()> + Send,
     drain: Duration,
 ) -> Result<(), Error> {
+    let threads = Arc::new(Threads::start(config.threads).map_err(Error::Threads)?);
     let server = Arc::new(Server::new(config, backend)?);
     let (phase, phases) = channel::channel(Phase::Serving);
     for listener in listeners {
-        tokio::spawn(accept(server.clone(), listener, phases.clone()));
+        tokio::spawn(accept(
+            server.clone(),
+            threads.clone(),
+            listener,
+            phases.clone(),
+        ));
     }
     shutdown.await;
     phase.send_replace(Phase::Draining);
@@ -105,7 +130,12 @@ pub async fn serve<B: Backend>(
 
 impl<B: Backend> Server<B> {
     fn new(config: Arc<Http>, backend: B) -> Result<Self, Error> {
-        let tls = config.tls.as_ref().map(tls::acceptor).transpose()?;
+        let tls = config
+            .tls
+            .as_ref()
+            .map(tls::acceptor)
+            .transpose()
+            .map_err(Error::Tls)?;
         let n_permits = u32::try_from(config.connections_max)
             .unwrap_or(u32::MAX)
             .clamp(1, 1 << 20);
@@ -170,6 +200,7 @@ fn http2(config: &Http) -> auto::Builder<TokioExecutor> {
 /// the kernel's backlog.
 async fn accept<B: Backend>(
     server: Arc<Server<B>>,
+    threads: Arc<Threads>,
     listener: TcpListener,
     mut phases: channel::Receiver<Phase>,
 ) {
@@ -199,13 +230,10 @@ async fn accept<B: Backend>(
         };
         pause = match accepted {
             Ok((tcp, peer)) => {
-                tokio::spawn(connection(
-                    server.clone(),
-                    tcp,
-                    peer,
-                    permit,
-                    phases.clone(),
-                ));
+                let (server, phases) = (server.clone(), phases.clone());
+                threads.spawn(tcp, move |tcp| {
+                    connection(server, tcp, peer, permit, phases)
+                });
                 Duration::ZERO
             }
             Err(error) => pause_after(&error, pause),
