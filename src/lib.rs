@@ -38,6 +38,13 @@ pub enum Error {
     BrokerEnded,
 }
 
+impl Error {
+    /// What the operator has set is to blame.
+    pub fn is_configuration(&self) -> bool {
+        matches!(self, Self::Http(http::Error::Tls(_)))
+    }
+}
+
 impl std::fmt::Display for Error {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

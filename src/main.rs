@@ -5,7 +5,7 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use qgisserver::config::{self, Action, Config};
-use qgisserver::{Error, log};
+use qgisserver::log;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// The configuration is wrong (`EX_CONFIG`), as far as only trying shows.
@@ -60,9 +60,9 @@ fn serve(config: Config) -> Result<ExitCode, Failed> {
         runtime.block_on(async { qgisserver::run(config, listeners, stopped(stop)).await });
     outcome
         .map(|()| ExitCode::SUCCESS)
-        .map_err(|error| match error {
-            Error::Http(_) => (CONFIGURATION, error.to_string()),
-            Error::Broker(_) | Error::BrokerEnded => (UNAVAILABLE, error.to_string()),
+        .map_err(|error| match error.is_configuration() {
+            true => (CONFIGURATION, error.to_string()),
+            false => (UNAVAILABLE, error.to_string()),
         })
 }
 

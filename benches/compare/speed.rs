@@ -68,18 +68,27 @@ const OPERATIONS: [Operation; 6] = [
 ];
 
 pub fn compare(place: &Place, single: bool, crowd: bool, demands: &mut Demands) {
-    let mut alone = InProcess::start(place, "world");
-    let fastcgi = FastCgi::start(place, WORKERS);
-    let server = Server::start(place, WORKERS);
+    if single {
+        // One process each: a second one that takes turns has colder caches.
+        let mut alone = InProcess::start(place, "world");
+        with_both(place, 1, |theirs, ours| {
+            one_client(&mut alone, theirs, ours, demands);
+        });
+    }
+    if crowd {
+        with_both(place, WORKERS, |theirs, ours| {
+            many_clients(theirs, ours, demands)
+        });
+    }
+}
+
+fn with_both(place: &Place, workers: usize, measure: impl FnOnce(&Peer, &Peer)) {
+    let fastcgi = FastCgi::start(place, workers);
+    let server = Server::start(place, workers);
     let (theirs, ours) = (fastcgi.serving(place, "world"), server.serving("world"));
     warm(&theirs);
     warm(&ours);
-    if single {
-        one_client(&mut alone, &theirs, &ours, demands);
-    }
-    if crowd {
-        many_clients(&theirs, &ours, demands);
-    }
+    measure(&theirs, &ours);
 }
 
 /// Every process has served every operation before anything counts.
@@ -94,7 +103,9 @@ fn warm(peer: &Peer) {
 }
 
 fn one_client(alone: &mut InProcess, theirs: &Peer, ours: &Peer, demands: &mut Demands) {
-    println!("\nOne keep-alive client, {ROUNDS} rounds, milliseconds (median / 95th percentile)\n");
+    println!(
+        "\nOne keep-alive client, 1 process each, {ROUNDS} rounds, milliseconds (median / 95th percentile)\n"
+    );
     println!(
         "| operation | bytes | in-process | nginx + FastCGI | qgisserver | ours − in-process | ours : in-process | ours : FastCGI |"
     );

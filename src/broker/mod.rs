@@ -1,6 +1,6 @@
 //! The broker: takes requests from the front and gives them to workers.
 //!
-//! [`Handle`] is what the front sees. Behind it one OS thread (`router.rs`)
+//! [`Handle`] is what the front sees. Behind it one task (`router.rs`)
 //! holds the only ROUTER (`transport.rs`) and drives the pure decisions of
 //! `queue.rs`. Workers on this machine connect to a socket in a private
 //! directory (`crate::directory`), all others through `gate.rs`.
@@ -47,7 +47,7 @@ pub struct Broker {
 
 impl Broker {
     /// Refuses new calls, lets those that are here go on for `within`, and tells
-    /// the workers. When it returns, the thread has ended and the socket is gone.
+    /// the workers. When it returns, the task has ended and the socket is gone.
     pub async fn stop(mut self, within: Duration) {
         let _ = self.commands.send(Command::Stop { within });
         self.ended().await;
@@ -56,7 +56,7 @@ impl Broker {
         }
     }
 
-    /// Resolves when the thread has ended, which before `stop` is a bug.
+    /// Resolves when the task has ended, which before `stop` is a bug.
     pub async fn ended(&mut self) {
         if !self.ended.is_terminated() {
             let _ = (&mut self.ended).await;
@@ -72,7 +72,7 @@ impl Drop for Broker {
     }
 }
 
-/// What handles and bodies tell the thread. The channel is unbounded, but each
+/// What handles and bodies tell the task. The channel is unbounded, but each
 /// call has at most one `Call`, one `Took` and two `Withdraw` in it, and all
 /// who ask for the status share one `Status`.
 #[derive(Debug)]
@@ -238,7 +238,7 @@ impl Stream {
         }
     }
 
-    /// Credits gather in the counter while the thread has not seen the command.
+    /// Credits gather in the counter while the task has not seen the command.
     fn took_one(&self) {
         if self.taken.fetch_add(1, Ordering::AcqRel) == 0 {
             let _ = self.commands.send(Command::Took { id: self.id });

@@ -1,4 +1,4 @@
-//! The broker's thread: acts on what `queue.rs` decides.
+//! The broker's task: acts on what `queue.rs` decides.
 //!
 //! One task owns the transport, the queue and the clock; handles and bodies talk
 //! to it through a channel. It lives on the main thread, whose runtime has no

@@ -318,7 +318,7 @@ async fn a_worker_that_ignores_the_window_is_expelled() {
 }
 
 /// 64 MB through a window of 16 chunks: nobody ever holds more than the window.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test]
 async fn a_long_stream_arrives_whole_and_in_order() {
     const N: u32 = 1024;
     let server = Server::start(|_| {}).await;
@@ -572,7 +572,8 @@ async fn a_leaving_worker_is_acknowledged_and_not_assigned_again() {
     server.until(|_| !server.handle.is_ready()).await;
     let call = server.call(get("GetMap"));
     server.until(|status| status.n_waiting == 1).await;
-    server.worker(2).await.serve().await;
+    let mut other = server.worker(2).await;
+    other.serve().await;
     assert!(call.await.unwrap().is_ok());
 }
 
@@ -713,8 +714,8 @@ async fn a_worker_that_speaks_nonsense_loses_its_request_to_another() {
 
 // The gate.
 
-fn gated() -> Server {
-    Server::start(|config| config.gate = Some("127.0.0.1:0".parse().unwrap()))
+async fn gated() -> Server {
+    Server::start(|config| config.gate = Some("127.0.0.1:0".parse().unwrap())).await
 }
 
 impl Server {
@@ -725,7 +726,7 @@ impl Server {
 
 #[tokio::test]
 async fn a_worker_behind_the_gate_is_a_worker() {
-    let server = gated();
+    let server = gated().await;
     let mut worker = Fake::connect(&format!("tcp://{}", server.gate())).await;
     worker.ready(1).await;
     let call = server.call(get("GetFeature"));
@@ -752,7 +753,7 @@ async fn a_worker_behind_the_gate_is_a_worker() {
 /// Chunks of the largest size that can be set, and a request that is larger than any chunk.
 #[tokio::test]
 async fn what_may_be_large_passes_the_gate() {
-    let server = gated();
+    let server = gated().await;
     let mut worker = Fake::connect(&format!("tcp://{}", server.gate())).await;
     worker.ready(1).await;
     let body: Bytes = vec![7; 3 * BODY_MAX].into();
@@ -774,7 +775,7 @@ async fn what_may_be_large_passes_the_gate() {
 
 #[tokio::test]
 async fn a_worker_behind_the_gate_hears_that_the_server_stops() {
-    let server = gated();
+    let server = gated().await;
     let mut worker = Fake::connect(&format!("tcp://{}", server.gate())).await;
     worker.ready(1).await;
     server.until(|status| status.workers.len() == 1).await;
@@ -794,7 +795,7 @@ async fn whatever_comes_to_the_gate_real_workers_are_served() {
 
     use super::zmtp::tests::{greeting, opening};
 
-    let server = gated();
+    let server = gated().await;
     let mut worker = Fake::connect(&format!("tcp://{}", server.gate())).await;
     worker.ready(1).await;
     let long = |flags: u8, n: u64| [&[flags], &n.to_be_bytes()[..]].concat();

@@ -241,7 +241,7 @@ pub const SETTINGS: &[Setting] = &[
         .flags(&[Flag::value("bind", "IP", SERVER).short('b')]),
     row("server.workers", SMALL, "2", "worker processes of a pool, each serving one request at a time")
         .flags(&[Flag::value("workers", "NUM", BOTH).short('w')]),
-    row("server.http_threads", SMALL, "2", "threads that serve HTTP")
+    row("server.http_threads", SMALL, "2", "threads that serve HTTP; the first is the broker's, too")
         .flags(&[Flag::value("jobs", "NUM", SERVER).short('j')]),
     row("server.timeout", Kind::Seconds, "20", "seconds until a reply must begin, and between two parts of it")
         .flags(&[Flag::value("timeout", "SECONDS", SERVER)]),

@@ -101,3 +101,38 @@ impl Other {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn connections_spread_over_the_threads_and_the_first_is_ours() {
+        let threads = Threads::start(2).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (tell, mut told) = mpsc::unbounded_channel();
+        let ours = thread::current().id();
+        let mut clients = Vec::new();
+        for expected in [true, false, true, false] {
+            clients.push(TcpStream::connect(address).await.unwrap());
+            let (tcp, _) = listener.accept().await.unwrap();
+            let tell = tell.clone();
+            threads.spawn(tcp, move |mut tcp| async move {
+                let _ = tell.send(thread::current().id());
+                // Until the client hangs up.
+                let _ = tcp.read_u8().await;
+            });
+            assert_eq!(told.recv().await == Some(ours), expected);
+        }
+        let other = &threads.others[0].n_connections;
+        drop(clients);
+        while other.load(Ordering::Relaxed) > 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+}

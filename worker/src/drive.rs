@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
 
 use crate::link::Job;
 
@@ -19,6 +20,9 @@ const SOON: Duration = Duration::from_millis(2);
 
 /// How often the second thread looks whether it should have.
 const LOOK: Duration = Duration::from_millis(50);
+
+/// Without a job.
+const A_WHILE: Duration = Duration::from_secs(5);
 
 /// What the main thread does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,10 +71,20 @@ impl Drive {
         self.running.send_replace(running);
     }
 
-    /// The next job. Runs the link meanwhile.
-    pub fn next_job(&self, jobs: &mut mpsc::UnboundedReceiver<Job>) -> Option<Job> {
+    /// The next job. Runs the link meanwhile, and `rest` once there was none for a while.
+    pub fn next_job(
+        &self,
+        jobs: &mut mpsc::UnboundedReceiver<Job>,
+        rest: impl FnOnce(),
+    ) -> Option<Job> {
         self.enter(Phase::Idle);
-        let job = self.runtime.block_on(jobs.recv());
+        let job = self.runtime.block_on(async {
+            if let Ok(job) = timeout(A_WHILE, jobs.recv()).await {
+                return job;
+            }
+            rest();
+            jobs.recv().await
+        });
         self.enter(Phase::Busy(Instant::now()));
         job
     }

@@ -5,6 +5,7 @@ mod dealer;
 mod drive;
 mod environment;
 mod link;
+mod memory;
 mod pool;
 mod projects;
 mod qgis;

@@ -21,6 +21,7 @@ use qgisserver::config;
 use qgisserver::protocol::{Failure, Head, Request, Versions};
 
 use crate::link::{Outlet, Unwanted};
+use crate::memory;
 
 /// Why Python or QGIS did not start.
 #[derive(Debug)]
@@ -396,8 +397,7 @@ impl Qgis {
             Ok(Project { object, bad_layers })
         });
         // What the XML document took is free again, and glibc keeps it: half of it goes back.
-        // SAFETY: no arguments that could be wrong.
-        unsafe { libc::malloc_trim(0) };
+        memory::give_back();
         loaded
     }
 

@@ -17,6 +17,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use crate::board::{Board, Farewell};
 use crate::drive::Drive;
 use crate::link::{self, Job, Outlet};
+use crate::memory::{self, Resident};
 use crate::projects::{Found, Projects, Stamp};
 use crate::qgis::{self, Project, Qgis, Served, Zygote};
 
@@ -119,7 +120,7 @@ fn start_link(birth: &Birth<'_>, qgis: &Qgis) -> (Arc<Drive>, UnboundedReceiver<
 struct Server {
     qgis: Qgis,
     projects: Projects<Project>,
-    memory: Memory,
+    memory: Resident,
     chunk_bytes: usize,
 }
 
@@ -134,14 +135,14 @@ impl Server {
         Self {
             qgis,
             projects,
-            memory: Memory::default(),
+            memory: Resident::default(),
             chunk_bytes: pool.chunk_bytes,
         }
     }
 
     fn run(mut self, drive: &Drive, jobs: &mut UnboundedReceiver<Job>) -> ! {
         // Waiting does not hold the GIL: it is taken for each request alone.
-        while let Some(job) = drive.next_job(jobs) {
+        while let Some(job) = drive.next_job(jobs, memory::give_back) {
             self.serve(job);
         }
         // SAFETY: the link ended, which only the end of the process does.
@@ -250,35 +251,6 @@ fn finish(outlet: &Outlet, served: Served, report: Final, chunk_bytes: usize) {
     }
 }
 
-/// Resident memory, read at most once per second: reading costs as much as a small request.
-#[derive(Default)]
-struct Memory {
-    read_at: Option<Instant>,
-    kilobytes: u64,
-}
-
-impl Memory {
-    fn kilobytes(&mut self) -> u64 {
-        if self
-            .read_at
-            .is_none_or(|at| at.elapsed() > Duration::from_secs(1))
-        {
-            self.read_at = Some(Instant::now());
-            self.kilobytes = resident_kilobytes().unwrap_or(0);
-        }
-        self.kilobytes
-    }
-}
-
-/// The second field of `/proc/self/statm` counts pages.
-fn resident_kilobytes() -> Option<u64> {
-    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
-    let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
-    // SAFETY: asks for a constant.
-    let page_size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    Some(pages * page_size.max(0) as u64 / 1024)
-}
-
 fn micros(duration: Duration) -> u64 {
     duration.as_micros().try_into().unwrap_or(u64::MAX)
 }
@@ -307,10 +279,5 @@ mod tests {
                 assert_eq!(board.farewell(), Farewell::Panicked);
             }
         }
-    }
-
-    #[test]
-    fn a_process_has_memory() {
-        assert!(Memory::default().kilobytes() > 100);
     }
 }
