@@ -120,8 +120,10 @@ pub struct FastCgi {
 
 impl FastCgi {
     pub fn start(place: &Place, processes: usize) -> Self {
-        let socket = place.scratch.join("fcgi.sock");
-        let pids = place.scratch.join("fcgi.pids");
+        let address = free_address();
+        // Those of an earlier one may still be ending, and hold theirs.
+        let socket = place.scratch.join(format!("fcgi-{}.sock", address.port()));
+        let pids = socket.with_extension("pids");
         let spawned = place
             .command("spawn-fcgi")
             .args(["-M", "0666", "-F", &processes.to_string(), "-s"])
@@ -137,7 +139,6 @@ impl FastCgi {
             .split_whitespace()
             .map(|pid| pid.parse().expect("a pid"))
             .collect();
-        let address = free_address();
         let config = place.scratch.join("nginx.conf");
         fs::write(&config, nginx_config(place, &socket, address)).expect("scratch is writable");
         let nginx = place
