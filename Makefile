@@ -9,7 +9,7 @@
 export PYO3_PYTHON := /usr/bin/python3
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-BUILD := gcc pkg-config python3-dev
+BUILD := gcc make pkg-config python3-dev
 QGIS  := python3-qgis qgis-server qgis-providers
 TEST  := procps systemd supervisor
 BENCH := nginx-light spawn-fcgi

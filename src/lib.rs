@@ -14,6 +14,7 @@ mod ogc;
 mod pool;
 pub mod protocol;
 mod restart;
+mod thread;
 
 use std::future::Future;
 use std::net::TcpListener;
@@ -34,7 +35,7 @@ use protocol::Reason;
 pub enum Error {
     Broker(broker::StartError),
     Http(http::Error),
-    /// The broker's thread ended by itself, which is a bug.
+    /// The broker's task ended by itself, which is a bug.
     BrokerEnded,
 }
 

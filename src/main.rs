@@ -115,7 +115,7 @@ fn become_user(name: Option<&str>) -> Result<(), Failed> {
         ("USER", name.into()),
         ("LOGNAME", name.into()),
     ] {
-        // SAFETY: our own threads do not read the environment; the pool inherits it.
+        // SAFETY: there is no other thread yet. The pool inherits the environment.
         unsafe { std::env::set_var(variable, value) };
     }
     Ok(())

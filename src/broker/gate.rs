@@ -3,14 +3,13 @@
 //! The ZeroMQ crate believes every length a peer announces, so nothing a
 //! stranger sent gets to it unchecked. There is no authentication yet, so the
 //! gate listens on loopback only. It has a thread of its own: what it relays
-//! costs the broker's thread nothing.
+//! costs the broker nothing.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::{Arc, Mutex};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -21,6 +20,7 @@ use tokio::time::timeout;
 
 use super::throttle::Throttle;
 use super::zmtp::{Guard, Refusal};
+use crate::thread::Thread;
 
 const READ: usize = 64 << 10;
 
@@ -39,7 +39,7 @@ pub struct Limits {
 pub struct Gate {
     pub address: SocketAddr,
     stop: Option<oneshot::Sender<()>>,
-    closed: oneshot::Receiver<()>,
+    thread: Thread,
 }
 
 impl Gate {
@@ -53,29 +53,19 @@ impl Gate {
         let listener = TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
         let (stop, stopped) = oneshot::channel();
-        let (close, closed) = oneshot::channel();
-        thread::Builder::new().name("gate".into()).spawn(move || {
-            runtime.block_on(serve(listener, socket, limits, stopped));
-            drop(runtime);
-            let _ = close.send(());
-        })?;
+        let thread = Thread::start("gate", move || serve(listener, socket, limits, stopped))?;
         Ok(Self {
             address,
             stop: Some(stop),
-            closed,
+            thread,
         })
     }
 
     /// Lets no more in; those inside have `handshake` to see that the ROUTER is gone.
     pub async fn close(&mut self) {
         self.stop = None;
-        if !self.closed.is_terminated() {
-            let _ = (&mut self.closed).await;
-        }
+        self.thread.ended().await;
     }
 }
 

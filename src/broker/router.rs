@@ -1,10 +1,9 @@
 //! The broker's task: acts on what `queue.rs` decides.
 //!
 //! One task owns the transport, the queue and the clock; handles and bodies talk
-//! to it through a channel. It lives on the main thread, whose runtime has no
-//! other, together with the HTTP connections that this thread serves: to pass a
-//! request from one thread to another costs more than all that happens to it
-//! here. Nothing in the task waits but the one `select!` of [`Driver::run`]:
+//! to it through a channel. It lives on the main thread, beside a part of the HTTP
+//! connections: to pass a request from one thread to another costs more than all
+//! that happens to it here. So nothing on this thread may work for long. Nothing in the task waits but the one `select!` of [`Driver::run`]:
 //! sends are queued or fail, and a reply goes to the front by `try_send` into a
 //! channel that the window bounds.
 
@@ -73,6 +72,8 @@ impl std::error::Error for StartError {}
 
 /// Must be called on the one thread of a current_thread runtime, which the broker shares.
 pub async fn start(config: &config::Broker) -> Result<(Handle, Broker), StartError> {
+    let flavour = tokio::runtime::Handle::current().runtime_flavor();
+    debug_assert_eq!(flavour, tokio::runtime::RuntimeFlavor::CurrentThread);
     let directory = Directory::create(&config.runtime_dir, directory::SERVER).map_err(|error| {
         StartError::Directory {
             parent: config.runtime_dir.clone(),

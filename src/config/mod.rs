@@ -51,7 +51,7 @@ pub struct Http {
     pub interfaces: Vec<IpAddr>,
     /// 0 takes any free port, which the log then names.
     pub port: u16,
-    /// Threads of the HTTP runtime (`-j`).
+    /// Threads that serve HTTP, the main one among them (`-j`).
     pub threads: usize,
     pub tls: Option<Tls>,
     /// Honour forwarded headers.

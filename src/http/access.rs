@@ -15,8 +15,8 @@ const TARGET_MAX: usize = 2048;
 /// 499 is what nginx calls a client that left before the answer.
 const CLIENT_LEFT: u16 = 499;
 
-/// The line; dropping it leads to its being written, once the last bytes of the
-/// reply are with the kernel: a client need not wait for our log.
+/// The line; dropping it leads to its being written, after the connection had its
+/// turn to write the end of the reply: a client need not wait for our log.
 #[derive(Debug)]
 pub struct Line(Option<Entry>);
 

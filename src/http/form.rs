@@ -6,7 +6,7 @@ use hyper::header::{CONTENT_TYPE, HeaderMap};
 use memchr::memmem;
 
 /// More fields are not those of an OWS request.
-const FIELDS_MAX: usize = 1000;
+pub const FIELDS_MAX: usize = 1000;
 
 /// A form becomes part of the URL, and that of the head of a message.
 pub const FORM_MAX: usize = crate::protocol::HEAD_MAX / 2;
@@ -42,7 +42,12 @@ fn kind(headers: &HeaderMap) -> Option<(Kind, &str)> {
     }
 }
 
+/// How far into a body its first character is looked for, since that is done with each
+/// piece that comes.
+const BLANKS_MAX: usize = 1024;
+
 fn is_xml(body: &[u8]) -> bool {
+    let body = &body[..body.len().min(BLANKS_MAX)];
     let text = body.strip_prefix("\u{FEFF}".as_bytes()).unwrap_or(body);
     text.trim_ascii_start().starts_with(b"<")
 }
@@ -57,6 +62,11 @@ pub fn of<'a>(headers: &HeaderMap, body: &'a [u8]) -> Option<Cow<'a, [u8]>> {
             Some(fields.into_bytes().into())
         }
     }
+}
+
+/// Whether a form has more fields than anybody asks with.
+pub fn has_too_many_fields(form: &[u8]) -> bool {
+    memchr::memchr_iter(b'&', form).nth(FIELDS_MAX).is_some()
 }
 
 fn boundary(parameters: &str) -> Option<&str> {

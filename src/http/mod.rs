@@ -104,7 +104,8 @@ pub async fn serve<B: Backend>(
     shutdown: impl Future<Output = ()> + Send,
     drain: Duration,
 ) -> Result<(), Error> {
-    let threads = Arc::new(Threads::start(config.threads).map_err(Error::Threads)?);
+    let (threads, keeper) = Threads::start(config.threads).map_err(Error::Threads)?;
+    let threads = Arc::new(threads);
     let server = Arc::new(Server::new(config, backend)?);
     let (phase, phases) = channel::channel(Phase::Serving);
     for listener in listeners {
@@ -125,6 +126,7 @@ pub async fn serve<B: Backend>(
         phase.send_replace(Phase::Over);
         server.all_closed().await;
     }
+    keeper.end().await;
     Ok(())
 }
 

@@ -33,6 +33,9 @@ pub enum Refusal {
     FormTooLarge {
         limit: usize,
     },
+    TooManyFields {
+        limit: usize,
+    },
     BodyTimedOut,
     BodyBroken,
     /// No API of QGIS takes such a body.
@@ -135,6 +138,12 @@ impl Refusal {
                 "NoApplicableCode",
                 None,
                 format!("The fields of the form take more than {limit} bytes").into(),
+            ),
+            Self::TooManyFields { limit } => (
+                S::PAYLOAD_TOO_LARGE,
+                "NoApplicableCode",
+                None,
+                format!("The form has more than {limit} fields").into(),
             ),
             Self::BodyTimedOut => {
                 (S::REQUEST_TIMEOUT, "NoApplicableCode", None, "The body comes too slowly".into())

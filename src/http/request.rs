@@ -11,7 +11,7 @@ use hyper::http::request::Parts;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
-use super::form::{self, FORM_MAX};
+use super::form::{self, FIELDS_MAX, FORM_MAX};
 use super::forwarded::Base;
 use super::reply::{Dialect, Refusal};
 use crate::broker::Call;
@@ -164,6 +164,16 @@ pub async fn body(
     }
 }
 
+/// A long body takes a while to look through, which nobody else should wait for.
+async fn is_api_body(kind: &str, body: Bytes) -> bool {
+    if body.len() <= SMALL {
+        return guard::is_api_body(kind, &body);
+    }
+    let kind = kind.to_owned();
+    let looked = tokio::task::spawn_blocking(move || guard::is_api_body(&kind, &body));
+    looked.await.unwrap_or(false)
+}
+
 /// How the client wants to be refused: by what the query says or, for XML, the body.
 pub fn ows_dialect(kvp: &ows::Kvp, root: Option<&ows::Root>) -> Dialect {
     let of_root = |get: fn(&ows::Root) -> &Option<String>| root.and_then(|root| get(root).clone());
@@ -185,8 +195,11 @@ impl Incomplete<'_> {
             .then(|| form::of(&self.parts.headers, &body))
             .flatten();
         let is_form = form.is_some();
+        let is_absurd = form.as_deref().is_some_and(form::has_too_many_fields);
         if let Some(form) = form {
-            kvp.merge(&form);
+            if !is_absurd {
+                kvp.merge(&form);
+            }
             body = Bytes::new();
         }
         if !is_post {
@@ -201,6 +214,9 @@ impl Incomplete<'_> {
             dialect: dialect.clone(),
             map: map.clone(),
         };
+        if is_absurd {
+            return Err(refused(Refusal::TooManyFields { limit: FIELDS_MAX }));
+        }
         // The rest of an XML request stands in its body, where only QGIS looks.
         if body.is_empty() {
             for parameter in ["SERVICE", "REQUEST"] {
@@ -238,7 +254,7 @@ impl Incomplete<'_> {
     }
 
     /// A request for an API, which keeps its own grammar.
-    pub fn api(&self, body: Bytes) -> Result<Asked, Refused> {
+    pub async fn api(&self, body: Bytes) -> Result<Asked, Refused> {
         let map = ows::map_of(self.query()).or_else(|| self.project_header());
         let refused = |refusal| Refused {
             refusal,
@@ -250,7 +266,7 @@ impl Incomplete<'_> {
             .headers
             .get(CONTENT_TYPE)
             .and_then(|kind| kind.to_str().ok());
-        if !guard::is_api_body(kind.unwrap_or_default(), &body) {
+        if !is_api_body(kind.unwrap_or_default(), body.clone()).await {
             return Err(refused(Refusal::BodyType));
         }
         let project = self.project(map.as_deref()).map_err(refused)?;

@@ -240,7 +240,7 @@ impl<B: Backend> Front<B> {
         let asked = if route == Route::Ows {
             request.ows(held.body.clone())
         } else {
-            request.api(held.body.clone())
+            request.api(held.body.clone()).await
         };
         let Asked { call, map, dialect } = match asked {
             Ok(asked) => asked,

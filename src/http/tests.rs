@@ -649,7 +649,13 @@ async fn a_path_of_an_api_is_no_way_to_a_web_service() {
         broker.only_call().url,
         "http://example.org/wfs3/?MAP=city&REQUEST=GetMap"
     );
-    for body in ["SERVICE=WMS&REQUEST=GetMap", "<GetFeature service='WFS'/>"] {
+    let long = format!("{}SERVICE=WMS", "a=&".repeat(50_000));
+    let bodies = [
+        "SERVICE=WMS&REQUEST=GetMap",
+        "<GetFeature service='WFS'/>",
+        &long,
+    ];
+    for body in bodies {
         assert_eq!(
             server
                 .send("POST", "/wfs3/?MAP=city", "", body)
@@ -1161,6 +1167,31 @@ async fn a_form_that_no_message_could_carry_is_a_413() {
     );
     assert_eq!(server.send("POST", "/ows/", kind, &body).await.status, 413);
     assert!(broker.calls().is_empty());
+}
+
+#[tokio::test]
+async fn a_form_of_a_thousand_fields_is_a_413() {
+    let broker = Broker::saying("x");
+    let server = Server::start(&broker, |_| {});
+    let kind = "Content-Type: application/x-www-form-urlencoded\r\n";
+    let form = |n: usize| {
+        let fields: String = (0..n).map(|i| format!("&F{i}=")).collect();
+        format!("SERVICE=WMS&REQUEST=GetMap&MAP=city{fields}")
+    };
+    let refused = server.send("POST", "/ows/", kind, &form(1000)).await;
+    assert_eq!(refused.status, 413, "{}", refused.body);
+    assert!(broker.calls().is_empty());
+    let taken = server.send("POST", "/ows/", kind, &form(900)).await;
+    assert_eq!(taken.status, 200);
+}
+
+/// A form is one from its first character on, and that is looked for near the start.
+#[tokio::test]
+async fn a_form_of_blanks_is_no_xml() {
+    let server = Server::start(&Broker::saying("x"), |_| {});
+    let kind = "Content-Type: application/x-www-form-urlencoded\r\n";
+    let body = format!("{}<a/>", " ".repeat(600 << 10));
+    assert_eq!(server.send("POST", "/ows/", kind, &body).await.status, 413);
 }
 
 /// Each raw byte of a value takes three in the URL.
@@ -1876,7 +1907,7 @@ impl Log {
     }
 }
 
-/// The test runtime has one thread, so its subscriber hears the server.
+/// All on one thread, so its subscriber hears the server.
 #[tokio::test]
 async fn each_request_is_one_line_of_the_access_log() {
     let log = Log::default();
@@ -1886,7 +1917,7 @@ async fn each_request_is_one_line_of_the_access_log() {
         .with_writer(move || writer.clone());
     let _heard = tracing::subscriber::set_default(subscriber.finish());
     let (broker, mut senders) = streaming();
-    let server = Server::start(&broker, |_| {});
+    let server = Server::start(&broker, |http| http.threads = 1);
 
     server
         .send("GET", "/ping?x=%0a", "X-Request-Id: one\r\n", "")

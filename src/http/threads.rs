@@ -9,13 +9,13 @@ use std::future::Future;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
 
 use tokio::net::TcpStream;
-use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
-/// Dropping it ends all threads but the caller's.
+use crate::thread::Thread;
+
+/// Where connections can go.
 pub struct Threads {
     own: Arc<AtomicUsize>,
     others: Vec<Other>,
@@ -23,8 +23,21 @@ pub struct Threads {
 
 struct Other {
     n_connections: Arc<AtomicUsize>,
-    handle: Handle,
-    _running: oneshot::Sender<()>,
+    runtime: tokio::runtime::Handle,
+}
+
+/// Keeps the threads that are not the caller's.
+pub struct Keeper(Vec<(oneshot::Sender<()>, Thread)>);
+
+impl Keeper {
+    /// Ends the threads: what is left of their connections, access log lines
+    /// among it, is over when this returns.
+    pub async fn end(self) {
+        for (running, mut thread) in self.0 {
+            drop(running);
+            thread.ended().await;
+        }
+    }
 }
 
 /// Counts a connection as long as it lives.
@@ -45,10 +58,21 @@ impl Drop for Seat {
 
 impl Threads {
     /// `n` threads, of which `n - 1` are new.
-    pub fn start(n: usize) -> io::Result<Self> {
-        let others = (1..n).map(Other::start).collect::<io::Result<_>>()?;
+    pub fn start(n: usize) -> io::Result<(Self, Keeper)> {
+        let (mut others, mut kept) = (Vec::new(), Vec::new());
+        for number in 1..n {
+            let (running, ended) = oneshot::channel::<()>();
+            let thread = Thread::start(&format!("http-{number}"), move || async {
+                let _ = ended.await;
+            })?;
+            others.push(Other {
+                n_connections: Arc::default(),
+                runtime: thread.runtime.clone(),
+            });
+            kept.push((running, thread));
+        }
         let own = Arc::default();
-        Ok(Self { own, others })
+        Ok((Self { own, others }, Keeper(kept)))
     }
 
     /// Lets `serve` run with `tcp` on the thread that has the fewest connections.
@@ -68,7 +92,7 @@ impl Threads {
         // A stream belongs to the runtime in which it was made. If it cannot move, its
         // client sees it closed.
         let Ok(tcp) = tcp.into_std() else { return };
-        other.handle.spawn(async move {
+        other.runtime.spawn(async move {
             if let Ok(tcp) = TcpStream::from_std(tcp) {
                 serve(tcp).await;
             }
@@ -84,24 +108,6 @@ impl Threads {
     }
 }
 
-impl Other {
-    fn start(number: usize) -> io::Result<Self> {
-        let runtime = Builder::new_current_thread().enable_all().build()?;
-        let handle = runtime.handle().clone();
-        let (running, ended) = oneshot::channel::<()>();
-        thread::Builder::new()
-            .name(format!("http-{number}"))
-            .spawn(move || {
-                let _ = runtime.block_on(ended);
-            })?;
-        Ok(Self {
-            n_connections: Arc::default(),
-            handle,
-            _running: running,
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use tokio::io::AsyncReadExt;
@@ -112,18 +118,18 @@ mod tests {
 
     #[tokio::test]
     async fn connections_spread_over_the_threads_and_the_first_is_ours() {
-        let threads = Threads::start(2).unwrap();
+        let (threads, keeper) = Threads::start(2).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (tell, mut told) = mpsc::unbounded_channel();
-        let ours = thread::current().id();
+        let ours = std::thread::current().id();
         let mut clients = Vec::new();
         for expected in [true, false, true, false] {
             clients.push(TcpStream::connect(address).await.unwrap());
             let (tcp, _) = listener.accept().await.unwrap();
             let tell = tell.clone();
             threads.spawn(tcp, move |mut tcp| async move {
-                let _ = tell.send(thread::current().id());
+                let _ = tell.send(std::thread::current().id());
                 // Until the client hangs up.
                 let _ = tcp.read_u8().await;
             });
@@ -134,5 +140,6 @@ mod tests {
         while other.load(Ordering::Relaxed) > 0 {
             tokio::task::yield_now().await;
         }
+        keeper.end().await;
     }
 }

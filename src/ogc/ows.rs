@@ -102,10 +102,17 @@ pub fn api_query(query: &str) -> String {
 pub fn names_service(form: &[u8]) -> bool {
     form.split(|byte| *byte == b'&').any(|pair| {
         let key = pair.split(|byte| *byte == b'=').next().unwrap_or_default();
-        key.len() <= SERVICE_KEY_MAX
-            && key.len() < pair.len()
-            && decode(key).to_uppercase() == "SERVICE"
+        key.len() <= SERVICE_KEY_MAX && key.len() < pair.len() && is_service(key)
     })
+}
+
+fn is_service(key: &[u8]) -> bool {
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric();
+    match key.iter().all(is_plain) {
+        // Most keys are, and there may be millions of them.
+        true => key.eq_ignore_ascii_case(b"SERVICE"),
+        false => decode(key).to_uppercase() == "SERVICE",
+    }
 }
 
 /// The first MAP of a query whose other keys keep their case.

@@ -21,8 +21,8 @@ const SOON: Duration = Duration::from_millis(2);
 /// How often the second thread looks whether it should have.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Without a job.
-const A_WHILE: Duration = Duration::from_secs(5);
+/// So long without a job, a worker rests.
+const REST_AFTER: Duration = Duration::from_secs(5);
 
 /// What the main thread does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,7 +79,7 @@ impl Drive {
     ) -> Option<Job> {
         self.enter(Phase::Idle);
         let job = self.runtime.block_on(async {
-            if let Ok(job) = timeout(A_WHILE, jobs.recv()).await {
+            if let Ok(job) = timeout(REST_AFTER, jobs.recv()).await {
                 return job;
             }
             rest();

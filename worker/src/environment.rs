@@ -8,7 +8,7 @@ use std::ffi::CString;
 use std::path::{Path, PathBuf};
 
 /// Names, or prefixes with `*`, that are passed on.
-const ALLOWED: [&str; 51] = [
+const ALLOWED: [&str; 50] = [
     // For the pool's parent alone; `application.py` takes it away from its children.
     "NOTIFY_SOCKET",
     "PATH",
@@ -25,7 +25,6 @@ const ALLOWED: [&str; 51] = [
     "LC_*",
     "XDG_*",
     "LD_LIBRARY_PATH",
-    "MALLOC_*",
     "RUST_BACKTRACE",
     // QGIS, Qt and what they are made of; QGSRV_* is ours and may hold passwords.
     "QGIS_*",

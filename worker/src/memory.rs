@@ -2,15 +2,15 @@
 //!
 //! QGIS spends much of a request on allocating, two fifths of a GetFeature for
 //! GeoJSON. So the worker brings jemalloc, under the names of libc's functions,
-//! which makes QGIS, GDAL and Python use it, too. It keeps what was freed for a
-//! while, because pages that come and go cost more than what is done with them.
+//! which makes QGIS, GDAL and Python use it, too. jemalloc keeps what was freed for
+//! a while, because pages that come and go cost more than what is done with them.
 
 use std::time::{Duration, Instant};
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// Returns to the kernel all that is free.
+/// Returns to the kernel what is free, but for what threads keep at hand.
 pub fn give_back() {
     // `arena.MALLCTL_ARENAS_ALL.purge` of jemalloc(3).
     let (none, nothing) = (std::ptr::null_mut(), std::ptr::null_mut());

@@ -396,7 +396,7 @@ impl Qgis {
                 .map_err(|error: PyErr| unloaded(py, path, &error))?;
             Ok(Project { object, bad_layers })
         });
-        // What the XML document took is free again, and glibc keeps it: half of it goes back.
+        // What the XML document took is free again, and the allocator keeps it for a while.
         memory::give_back();
         loaded
     }

@@ -60,23 +60,23 @@ class _Device(io.BytesIO):
 
 class QgsBufferServerResponse:
     def __init__(self):
-        self._device = _Device()
+        self._buffer = _Device()
         self._status, self._headers = 200, {}
 
     def io(self):
-        return self._device
+        return self._buffer
 
     def write(self, data):
-        self._device.write(data.encode() if isinstance(data, str) else data)
+        self._buffer.write(data.encode() if isinstance(data, str) else data)
 
     def data(self):
-        return self._device.getvalue()
+        return self._buffer.getvalue()
 
     body = data
 
     def truncate(self):
-        self._device.seek(0)
-        self._device.truncate()
+        self._buffer.seek(0)
+        self._buffer.truncate()
 
     def clear(self):
         self._headers.clear()
