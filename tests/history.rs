@@ -17,6 +17,7 @@
 //! |---|---|
 //! | `HISTORY_REQUESTS` | how many, instead of what fits in a minute: `make soak` asks a million |
 //! | `HISTORY_SEED` | repeats questions and faults of an earlier run, though not their timing |
+//! | `HISTORY_SECONDS` | how long a worker is killed every second |
 
 #[path = "history/chaos.rs"]
 mod chaos;
@@ -39,7 +40,9 @@ use chaos::{Faults, Plan, Targets};
 use check::{End, Evidence, Judge, Record, tally};
 use client::Client;
 use common::process::Process;
-use common::{Pool, Server, World, source};
+use common::{Pool, Server, World};
+use dice::Dice;
+use nix::sys::signal::Signal;
 use question::{CHUNK, Kind, Question};
 use relay::Relay;
 
@@ -68,20 +71,13 @@ fn seed() -> u64 {
 }
 
 /// What server and pool are told: short silences, no pause before a replacement.
-fn settings(world: &World) -> String {
+fn settings() -> String {
     format!(
         "server.timeout = {}\nzmq.timeout = 60000\nzmq.heartbeat = 0.2\nzmq.heartbeat_misses = 5\n\
-         server.pluginpath = {}\nworker.young = 0\nworker.chunk_bytes = {CHUNK}\nzmq.window = 4\n\
+         worker.young = 0\nworker.chunk_bytes = {CHUNK}\nzmq.window = 4\n\
          projects.cache.check_interval = 60\n",
         TIMEOUT.as_secs(),
-        world.path("plugins").display(),
     )
-}
-
-fn with_plugin(world: World) -> World {
-    std::fs::create_dir(world.path("journal")).unwrap();
-    common::copy(&source("tests/data/echo"), &world.path("plugins"));
-    world
 }
 
 /// What a history is made on, and how.
@@ -148,7 +144,7 @@ impl Stage<'_> {
         // What was lost at last is in the log before the status says that all is well.
         self.server.wait_ready();
         let log = self.server.process.log.text();
-        let evidence = Evidence::gather(&self.server.world.path("journal"), &log);
+        let evidence = Evidence::gather(&self.server.world.journal(), &log);
         let judge = Judge {
             seed: self.plan.seed,
             n: self.n,
@@ -201,8 +197,8 @@ fn plan(pause: u64) -> Plan {
 /// Over a bad network, as from another machine.
 #[test]
 fn each_request_has_its_own_answer_while_workers_die_and_connections_break() {
-    let world = with_plugin(World::stub());
-    let own = settings(&world);
+    let world = World::stub().with_echo();
+    let own = settings();
     let server = Server::proxy(world, &own);
     let relay = Relay::before(server.gate.unwrap());
     let pool = Pool::start(
@@ -220,4 +216,94 @@ fn each_request_has_its_own_answer_while_workers_die_and_connections_break() {
         n: variable("HISTORY_REQUESTS").unwrap_or(100_000),
     };
     stage.play();
+}
+
+/// One pool on the machine of the server; the process that forks workers dies, too.
+#[test]
+fn each_request_has_its_own_answer_while_the_local_pool_dies() {
+    let world = World::stub().with_echo();
+    let own = settings();
+    let local = format!("{own}server.workers = 3\nworker.spares = 1");
+    let server = Server::start(world, &local).ready();
+    let stage = Stage {
+        server: &server,
+        pool: &server.process,
+        relay: None,
+        project: "city",
+        plan: Plan {
+            parents: true,
+            ..plan(200)
+        },
+        n: variable("HISTORY_REQUESTS").unwrap_or(10_000),
+    };
+    stage.play();
+}
+
+/// QGIS is slower to start and to answer, and no other while it is killed.
+#[test]
+fn each_request_has_its_own_answer_while_qgis_dies() {
+    let world = World::real().with_echo();
+    let own = settings();
+    let server = Server::proxy(world, &own);
+    let relay = Relay::before(server.gate.unwrap());
+    let pool = Pool::start(
+        &server.world,
+        relay.address,
+        &format!("{own}server.workers = 2\nworker.spares = 1"),
+    );
+    server.wait_workers(2);
+    let stage = Stage {
+        server: &server,
+        pool: &pool.process,
+        relay: Some(&relay),
+        project: "world",
+        plan: plan(1000),
+        n: variable("HISTORY_REQUESTS").map_or(3_000, |n| n / 30),
+    };
+    stage.play();
+}
+
+const GET_MAP: &str = "/ows/?MAP=world&SERVICE=WMS&VERSION=1.3.0&REQUEST=GetMap&LAYERS=land&STYLES=\
+                       &CRS=EPSG:4326&BBOX=-90,-180,90,180&WIDTH=256&HEIGHT=256&FORMAT=image/png";
+
+/// Maps are asked for 50 times a second, however long the answers take.
+#[test]
+fn a_worker_killed_every_second_costs_no_map() {
+    let server = Server::start(World::real(), "server.workers = 2").ready();
+    let n_seconds = variable("HISTORY_SECONDS").unwrap_or(15);
+    let mut dice = Dice::new(seed(), 0);
+    let png = server.get(GET_MAP).body;
+    let start = Instant::now();
+    let (failures, n_killed) = std::thread::scope(|scope| {
+        let mut maps = Vec::new();
+        let mut n_killed = 0;
+        for i in 0..n_seconds * 50 {
+            let due = start + Duration::from_millis(i * 20);
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            maps.push(scope.spawn(|| server.try_get(GET_MAP)));
+            if i % 50 == 25 {
+                // Nobody to kill: the last one is still being replaced.
+                if let Some(pid) = dice.pick(&server.workers()) {
+                    common::kill(*pid, Signal::SIGKILL);
+                    n_killed += 1;
+                }
+            }
+        }
+        let maps = maps.into_iter().map(|map| map.join().unwrap());
+        let failures = maps
+            .filter(|map| !matches!(map, Ok(reply) if reply.status == 200 && reply.body == png));
+        (failures.collect::<Vec<_>>(), n_killed)
+    });
+    println!(
+        "{} maps, {n_killed} workers killed, {:.1?}",
+        n_seconds * 50,
+        start.elapsed()
+    );
+    assert!(
+        failures.is_empty(),
+        "{} maps lost: {:?}",
+        failures.len(),
+        failures.first()
+    );
+    assert!(n_killed * 2 > n_seconds, "only {n_killed} were killed");
 }

@@ -84,6 +84,21 @@ impl World {
         world
     }
 
+    /// Workers that have the service ECHO, too, and note in a journal what they run.
+    pub fn with_echo(self) -> Self {
+        std::fs::create_dir(self.path("journal")).unwrap();
+        copy(&source("tests/data/echo"), &self.path("plugins"));
+        self
+    }
+
+    /// What ECHO noted: `+` and the tag of a request that began, `-` of one that ended.
+    pub fn journal(&self) -> Vec<String> {
+        let files = std::fs::read_dir(self.path("journal")).unwrap().flatten();
+        let notes = files.map(|file| std::fs::read_to_string(file.path()).unwrap());
+        let lines = notes.map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>());
+        lines.flatten().collect()
+    }
+
     /// For programs that become another user.
     pub fn open_to_everybody(&self) {
         use std::os::unix::fs::PermissionsExt;
@@ -147,6 +162,10 @@ impl World {
             ),
             ("projects.cache.rootdir".to_owned(), text(&self.projects())),
         ]);
+        if self.path("journal").exists() {
+            let path = text(&self.path("plugins"));
+            all.insert("server.pluginpath".to_owned(), path);
+        }
         for line in own.lines().map(str::trim).filter(|line| !line.is_empty()) {
             let (name, value) = line.split_once('=').expect("settings are `name = value`");
             all.insert(name.trim().to_owned(), value.trim().to_owned());
@@ -168,7 +187,7 @@ fn text(path: &Path) -> String {
         .to_owned()
 }
 
-pub fn copy(from: &Path, to: &Path) {
+fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap().flatten() {
         let (path, target) = (entry.path(), to.join(entry.file_name()));
