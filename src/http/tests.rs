@@ -1637,6 +1637,19 @@ async fn a_connection_too_many_waits_for_its_turn() {
     read_until(&mut second, "ok\"}").await;
 }
 
+/// Nobody is accepted here, so all wait in the kernel; if it has no room for
+/// one, that one is not heard for a second, and not at all if the burst goes on.
+#[tokio::test]
+async fn a_burst_of_connections_finds_room() {
+    let broker = Broker::saying("x");
+    let server = Server::start(&broker, |http| http.connections_max = 1);
+    let mut waiting = Vec::new();
+    for _ in 0..600 {
+        let connected = timeout(BOUND, server.connect()).await;
+        waiting.push(connected.expect("there is room"));
+    }
+}
+
 #[test]
 fn a_shortage_of_descriptors_makes_accept_wait_longer_and_longer() {
     let shortage = std::io::Error::from_raw_os_error(libc::EMFILE);
