@@ -50,15 +50,14 @@ fn of_500_requests_at_once_each_is_served_or_refused_in_time_and_none_runs_for_n
     )
     .ready();
     let at_once = Barrier::new(500);
+    let ask = &|i: usize| {
+        let tag = format!("t{i}x");
+        at_once.wait();
+        let start = Instant::now();
+        let came = Client::new(server.address).ask(&echo(&tag, "&STALL=1"));
+        (tag, status(&came), start.elapsed())
+    };
     let answers: Vec<(String, u16, Duration)> = std::thread::scope(|scope| {
-        let ask = |i: usize| {
-            let tag = format!("t{i}x");
-            at_once.wait();
-            let start = Instant::now();
-            let came = Client::new(server.address).ask(&echo(&tag, "&STALL=1"));
-            (tag, status(&came), start.elapsed())
-        };
-        let ask = &ask;
         let clients: Vec<_> = (0..500).map(|i| scope.spawn(move || ask(i))).collect();
         clients
             .into_iter()
@@ -129,8 +128,8 @@ fn overload(server: &Server, time: Duration) -> (Vec<Duration>, Vec<Duration>) {
         }
         answers
     };
+    let client = &client;
     let answers: Vec<_> = std::thread::scope(|scope| {
-        let client = &client;
         let clients: Vec<_> = (0..N_CLIENTS)
             .map(|i| scope.spawn(move || client(i)))
             .collect();

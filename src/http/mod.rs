@@ -8,7 +8,7 @@
 mod access;
 mod body;
 mod form;
-mod forwarded;
+pub(crate) mod forwarded;
 mod pages;
 mod reply;
 mod request;

@@ -54,7 +54,9 @@ class Echo(QgsService):
             response.write(fill(f"{tag}/{i}of{chunks}", size))
             response.flush()
         if not chunks:
-            response.write(fill(tag, size) + bytes(request.data()))
+            # PyQt gives us a copy of the request that has lost its body.
+            body = bytes(request.data()) or asked.get("REQUEST_BODY", "").encode()
+            response.write(fill(tag, size) + body)
         self._note("-", tag)
 
     def _note(self, what, tag):
