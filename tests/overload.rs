@@ -42,6 +42,7 @@ fn ran(world: &World) -> (HashSet<String>, HashSet<String>) {
 
 #[test]
 fn of_500_requests_at_once_each_is_served_or_refused_in_time_and_none_runs_for_nobody() {
+    let _alone = common::alone();
     const LIMIT: Duration = Duration::from_secs(6);
     let n_workers = 2;
     let server = Server::start(
@@ -150,6 +151,7 @@ fn overload(server: &Server, time: Duration) -> (Vec<Duration>, Vec<Duration>) {
 /// The exact time of a refusal is for the bench; here it is far from any timeout.
 #[test]
 fn ten_times_more_than_can_be_served_is_refused_at_once_and_memory_stays_flat() {
+    let _alone = common::alone();
     let server = Server::start(World::stub().with_echo(), "zmq.maxqueue = 20").ready();
     overload(&server, Duration::from_secs(1));
     let before = server.process.memory_kb();
@@ -193,6 +195,7 @@ fn probe(server: &Server, done: &AtomicBool) -> (Vec<Duration>, u64) {
 /// A thousand connections of slowhttptest in one of its modes, for some seconds.
 fn assert_available(mode: &[&str], path: &str) {
     const SECONDS: &str = "8";
+    let _alone = common::alone();
     let server = Server::start(World::stub().with_echo(), "").ready();
     // Each worker has served before.
     (0..20).for_each(|_| assert_eq!(server.act("DO=echo").status, 200));

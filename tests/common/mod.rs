@@ -13,7 +13,7 @@ pub mod wire;
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -39,6 +39,13 @@ fn program(name: &str) -> PathBuf {
         path.display()
     );
     path
+}
+
+/// Held by tests that need the whole machine, against others of the same program.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static MACHINE: Mutex<()> = Mutex::new(());
+    // Another test that failed has nothing to do with this one.
+    MACHINE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The value that `question` finally has, asked again and again up to the bound.

@@ -223,6 +223,19 @@ pub fn try_parent(pid: i32) -> Option<i32> {
     line.trim().parse().ok()
 }
 
+/// Processor time that it has used so far.
+pub fn cpu_time(pid: i32) -> Duration {
+    let text = String::from_utf8_lossy(&read(pid, "stat")).into_owned();
+    let (_, fields) = text.rsplit_once(") ").expect("a living process");
+    let fields: Vec<&str> = fields.split(' ').collect();
+    // proc(5): utime and stime, in hundredths of a second.
+    let ticks: u64 = fields[11..13]
+        .iter()
+        .map(|it| it.parse::<u64>().unwrap())
+        .sum();
+    Duration::from_millis(ticks * 10)
+}
+
 pub fn n_threads(pid: i32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/task"))
         .unwrap()

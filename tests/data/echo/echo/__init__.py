@@ -6,6 +6,7 @@
 | `SIZE` | bytes of the answer, or of each chunk |
 | `CHUNKS` | so many chunks, each with its number, flushed one by one |
 | `STALL` | seconds before anything is said |
+| `PAUSE` | seconds before each chunk |
 
 The body of the request follows the answer. Each request is noted in the folder
 `journal` beside the one that plugins are in, one file per process, before it is
@@ -51,6 +52,7 @@ class Echo(QgsService):
         time.sleep(float(asked.get("STALL", 0)))
         chunks = int(asked.get("CHUNKS", 0))
         for i in range(chunks):
+            time.sleep(float(asked.get("PAUSE", 0)))
             response.write(fill(f"{tag}/{i}of{chunks}", size))
             response.flush()
         if not chunks:
