@@ -8,6 +8,8 @@
 mod broker;
 pub mod config;
 pub mod directory;
+#[doc(hidden)]
+pub mod fuzzing;
 mod http;
 pub mod log;
 mod ogc;

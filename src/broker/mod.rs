@@ -12,7 +12,7 @@ mod router;
 mod tests;
 mod throttle;
 mod transport;
-mod zmtp;
+pub(crate) mod zmtp;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

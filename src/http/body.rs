@@ -178,6 +178,8 @@ pub struct Outgoing<C> {
     content: Content<C>,
     line: Line,
     running: Running,
+    /// Why it will be cut off when hyper asks the next time.
+    broken: Option<broker::Error>,
 }
 
 /// The reply is cut off: the connection or stream ends without its proper end.
@@ -201,7 +203,27 @@ impl<C: Chunks> Outgoing<C> {
             content,
             line,
             running,
+            broken: None,
         }
+    }
+
+    /// hyper throws away what it has not written when a body fails. So that the client
+    /// sees at least the head, and what came, it is let write first.
+    fn fails(
+        &mut self,
+        error: broker::Error,
+        cx: &Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, CutOff>>> {
+        self.broken = Some(error);
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn cut_off(&mut self, error: broker::Error) -> Poll<Option<Result<Frame<Bytes>, CutOff>>> {
+        tracing::warn!(request_id = self.line.request_id, %error, "reply cut off");
+        self.running.cut_off();
+        self.ended(End::CutOff);
+        Poll::Ready(Some(Err(CutOff(error))))
     }
 
     fn sent(&mut self, chunk: Bytes) -> Poll<Option<Result<Frame<Bytes>, CutOff>>> {
@@ -228,6 +250,9 @@ impl<C: Chunks> hyper::body::Body for Outgoing<C> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, CutOff>>> {
         self.running.asked();
+        if let Some(error) = self.broken.take() {
+            return self.cut_off(error);
+        }
         match self.content.poll_next(cx) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Some(Ok(chunk))) => {
@@ -240,12 +265,7 @@ impl<C: Chunks> hyper::body::Body for Outgoing<C> {
                 self.ended(End::Whole);
                 Poll::Ready(None)
             }
-            Poll::Ready(Some(Err(error))) => {
-                tracing::warn!(request_id = self.line.request_id, %error, "reply cut off");
-                self.running.cut_off();
-                self.ended(End::CutOff);
-                Poll::Ready(Some(Err(CutOff(error))))
-            }
+            Poll::Ready(Some(Err(error))) => self.fails(error, cx),
         }
     }
 

@@ -8,7 +8,7 @@
 mod access;
 mod body;
 mod form;
-mod forwarded;
+pub(crate) mod forwarded;
 mod pages;
 mod reply;
 mod request;
@@ -24,6 +24,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsRawFd;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -49,6 +50,9 @@ const RESETS_MAX: usize = 20;
 
 /// Bytes of a reply that one HTTP/2 stream may hold back.
 const STREAM_BUFFER: usize = 256 << 10;
+
+/// Connections that the kernel keeps for us; it may be set to keep fewer.
+const BACKLOG: libc::c_int = 4096;
 
 /// hyper takes no smaller bound for a request head.
 const HEAD_MIN: usize = 8192;
@@ -206,8 +210,8 @@ async fn accept<B: Backend>(
     listener: TcpListener,
     mut phases: channel::Receiver<Phase>,
 ) {
-    let listener = match listener
-        .set_nonblocking(true)
+    let listener = match deepen(&listener)
+        .and_then(|()| listener.set_nonblocking(true))
         .and_then(|()| tokio::net::TcpListener::from_std(listener))
     {
         Ok(listener) => listener,
@@ -240,6 +244,16 @@ async fn accept<B: Backend>(
             }
             Err(error) => pause_after(&error, pause),
         };
+    }
+}
+
+/// The standard library asks for 128. Of a burst of more some would be heard only
+/// when they try again, which is a second later.
+fn deepen(listener: &TcpListener) -> io::Result<()> {
+    // SAFETY: of a socket that listens it changes the length of the queue, and nothing else.
+    match unsafe { libc::listen(listener.as_raw_fd(), BACKLOG) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

@@ -1453,6 +1453,30 @@ async fn a_reply_that_is_cut_off_does_not_end_properly() {
     assert_eq!(rest, b"", "no last chunk");
 }
 
+/// Not even a head would look like a server that went away.
+#[tokio::test]
+async fn what_came_of_a_reply_leaves_before_it_is_cut_off() {
+    let broker = Broker::new(async |_| {
+        let (tx, chunks) = mpsc::channel(2);
+        let items = [Ok("first".into()), Err(Error::WorkerDied)];
+        items.map(|item| tx.try_send(item).expect("room for two"));
+        let outcome = None;
+        Ok((head(200), FakeBody { chunks, outcome }))
+    });
+    let server = Server::start(&broker, |_| {});
+    let mut tcp = server.connect().await;
+    tcp.write_all(format!("GET {GET_MAP} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes())
+        .await
+        .expect("written");
+    let mut all = Vec::new();
+    _ = timeout(BOUND, tcp.read_to_end(&mut all))
+        .await
+        .expect("closed");
+    let all = String::from_utf8_lossy(&all).into_owned();
+    assert!(all.starts_with("HTTP/1.1 200 OK\r\n"), "{all:?}");
+    assert!(all.ends_with("first\r\n"), "no last chunk: {all:?}");
+}
+
 /// To HTTP/1.0 a closed connection is a proper end, so it must be a reset.
 #[tokio::test]
 async fn a_reply_that_is_cut_off_is_a_reset_for_http_1_0() {
@@ -1642,6 +1666,19 @@ async fn a_connection_too_many_waits_for_its_turn() {
     assert!(waits.is_err(), "not answered yet");
     drop(first);
     read_until(&mut second, "ok\"}").await;
+}
+
+/// Nobody is accepted here, so all wait in the kernel; if it has no room for
+/// one, that one is not heard for a second, and not at all if the burst goes on.
+#[tokio::test]
+async fn a_burst_of_connections_finds_room() {
+    let broker = Broker::saying("x");
+    let server = Server::start(&broker, |http| http.connections_max = 1);
+    let mut waiting = Vec::new();
+    for _ in 0..600 {
+        let connected = timeout(BOUND, server.connect()).await;
+        waiting.push(connected.expect("there is room"));
+    }
 }
 
 #[test]

@@ -13,7 +13,7 @@ pub mod wire;
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -39,6 +39,13 @@ fn program(name: &str) -> PathBuf {
         path.display()
     );
     path
+}
+
+/// Held by tests that need the whole machine, against others of the same program.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static MACHINE: Mutex<()> = Mutex::new(());
+    // Another test that failed has nothing to do with this one.
+    MACHINE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The value that `question` finally has, asked again and again up to the bound.
@@ -82,6 +89,21 @@ impl World {
         };
         copy(&source("examples/projects"), &world.path("projects"));
         world
+    }
+
+    /// Workers that have the service ECHO, too, and note in a journal what they run.
+    pub fn with_echo(self) -> Self {
+        std::fs::create_dir(self.path("journal")).unwrap();
+        copy(&source("tests/data/echo"), &self.path("plugins"));
+        self
+    }
+
+    /// What ECHO noted: `+` and the tag of a request that began, `-` of one that ended.
+    pub fn journal(&self) -> Vec<String> {
+        let files = std::fs::read_dir(self.path("journal")).unwrap().flatten();
+        let notes = files.map(|file| std::fs::read_to_string(file.path()).unwrap());
+        let lines = notes.map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>());
+        lines.flatten().collect()
     }
 
     /// For programs that become another user.
@@ -147,6 +169,10 @@ impl World {
             ),
             ("projects.cache.rootdir".to_owned(), text(&self.projects())),
         ]);
+        if self.path("journal").exists() {
+            let path = text(&self.path("plugins"));
+            all.insert("server.pluginpath".to_owned(), path);
+        }
         for line in own.lines().map(str::trim).filter(|line| !line.is_empty()) {
             let (name, value) = line.split_once('=').expect("settings are `name = value`");
             all.insert(name.trim().to_owned(), value.trim().to_owned());

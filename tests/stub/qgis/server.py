@@ -15,6 +15,8 @@
 | `DO=stream&N=4&SIZE=1000` | N flushed chunks of SIZE bytes, then `THEN` |
 | `TICK=name` | a line for each of these chunks |
 | `THEN=signal`, `exit`, `raise`, `hang`, `wait` | instead of the end of the stream |
+
+A service that a plugin registered carries out its own requests.
 """
 
 import ctypes
@@ -51,6 +53,9 @@ class QgsBufferServerRequest(QgsServerRequest):
 
     def data(self):
         return self._data
+
+    def parameters(self):
+        return dict(parse_qsl(urlsplit(self._url).query, keep_blank_values=True))
 
 
 class _Device(io.BytesIO):
@@ -110,9 +115,25 @@ class QgsServerProjectUtils:
         return []
 
 
+class QgsService:
+    """What a plugin may bring."""
+
+
+class _Registry:
+    def __init__(self):
+        self.services = {}
+
+    def registerService(self, service):
+        self.services[service.name()] = service
+
+
 class _Interface:
     def __init__(self):
         self._filters = {}
+        self._registry = _Registry()
+
+    def serviceRegistry(self):
+        return self._registry
 
     def filters(self):
         return self._filters
@@ -133,7 +154,11 @@ class QgsServer:
 
     def handleRequest(self, request, response, project=None):
         response.clear()
-        asked = dict(parse_qsl(urlsplit(request.url()).query, keep_blank_values=True))
+        asked = request.parameters()
+        service = self._interface.serviceRegistry().services.get(asked.get("SERVICE"))
+        if service is not None:
+            service.executeRequest(request, response, project)
+            return response.finish()
         if "MARK" in asked:
             control.note(asked["MARK"])
         do = asked.get("DO", "echo")

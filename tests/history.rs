@@ -1,0 +1,316 @@
+//! Thousands of requests whose right answer is known, while all that is below
+//! them breaks: each gets exactly one answer, its own, in time.
+//!
+//! Workers are killed, stopped, frozen; their connections are cut, torn in the
+//! middle of a frame, slow and silent (`history/relay.rs`, `history/chaos.rs`).
+//! Clients keep their connections and ask one question after the other
+//! (`history/question.rs`, `history/client.rs`): GETs, which a second worker may
+//! answer, POSTs, which only one may see, streams whose every chunk names its
+//! request, requests that never end, and some whose client leaves. What they
+//! saw, what the workers noted and what the server lost is the history, and
+//! `history/check.rs` is its judge.
+//!
+//! The programs are the real ones; the workers run the plugin `tests/data/echo`
+//! in the stub or in QGIS.
+//!
+//! | variable | meaning |
+//! |---|---|
+//! | `HISTORY_REQUESTS` | how many, instead of what fits in a minute: `make soak` asks a million |
+//! | `HISTORY_SEED` | repeats questions and faults of an earlier run, though not their timing |
+//! | `HISTORY_SECONDS` | how long a worker is killed every second |
+
+#[path = "history/chaos.rs"]
+mod chaos;
+#[path = "history/check.rs"]
+mod check;
+#[path = "history/client.rs"]
+mod client;
+mod common;
+#[path = "history/dice.rs"]
+mod dice;
+#[path = "history/question.rs"]
+mod question;
+#[path = "history/relay.rs"]
+mod relay;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use chaos::{Faults, Plan, Targets};
+use check::{End, Evidence, Judge, Record, tally};
+use client::Client;
+use common::process::Process;
+use common::{Pool, Server, World};
+use dice::Dice;
+use nix::sys::signal::Signal;
+use question::{CHUNK, Kind, Question};
+use relay::Relay;
+
+/// A request is late after this, and its worker is ended a second later.
+const TIMEOUT: Duration = Duration::from_secs(6);
+
+/// Answers are due at the deadline; this is for a machine that does other things, too.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+const SILENCE: Duration = Duration::from_secs(1);
+
+/// More clients than workers, so that requests wait.
+const N_CLIENTS: usize = 16;
+
+fn variable(name: &str) -> Option<u64> {
+    std::env::var(name)
+        .ok()
+        .map(|text| text.parse().expect("a number"))
+}
+
+fn seed() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let seed = variable("HISTORY_SEED").unwrap_or(now.as_nanos() as u64);
+    println!("HISTORY_SEED={seed}");
+    seed
+}
+
+/// What server and pool are told: short silences, no pause before a replacement.
+fn settings() -> String {
+    format!(
+        "server.timeout = {}\nzmq.timeout = 60000\nzmq.heartbeat = 0.2\nzmq.heartbeat_misses = 5\n\
+         worker.young = 0\nworker.chunk_bytes = {CHUNK}\nzmq.window = 4\n\
+         projects.cache.check_interval = 60\n",
+        TIMEOUT.as_secs(),
+    )
+}
+
+/// What a history is made on, and how.
+struct Stage<'a> {
+    server: &'a Server,
+    pool: &'a Process,
+    relay: Option<&'a Relay>,
+    project: &'a str,
+    plan: Plan,
+    n: u64,
+}
+
+impl Stage<'_> {
+    /// Asks, breaks, and judges.
+    fn play(&self) {
+        let (done, next) = (AtomicBool::new(false), AtomicU64::new(0));
+        let start = Instant::now();
+        let (history, faults) = std::thread::scope(|scope| {
+            let chaos = scope.spawn(|| {
+                let targets = Targets {
+                    server: self.server,
+                    pool: self.pool,
+                    relay: self.relay,
+                };
+                chaos::run(&self.plan, targets, &done)
+            });
+            let clients: Vec<_> = (0..N_CLIENTS)
+                .map(|_| scope.spawn(|| self.ask(&next)))
+                .collect();
+            let asked: Vec<_> = clients.into_iter().map(|client| client.join()).collect();
+            done.store(true, Ordering::Relaxed);
+            let faults = chaos.join();
+            let history: Vec<Record> = asked.into_iter().flat_map(Result::unwrap).collect();
+            (history, faults.unwrap())
+        });
+        self.judge(&history, &faults, start.elapsed());
+    }
+
+    /// One client.
+    fn ask(&self, next: &AtomicU64) -> Vec<Record> {
+        let mut client = Client::new(self.server.address);
+        let mut records = Vec::new();
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            if index >= self.n {
+                return records;
+            }
+            let question = Question::new(self.plan.seed, index);
+            let bytes = question.bytes(self.project);
+            let start = Instant::now();
+            let end = match question.kind {
+                Kind::Left => {
+                    client.ask_and_leave(&bytes);
+                    End::Left
+                }
+                _ => End::of(&question, client.ask(&bytes)),
+            };
+            let took = start.elapsed();
+            records.push(Record { index, end, took });
+        }
+    }
+
+    fn judge(&self, history: &[Record], faults: &Faults, took: Duration) {
+        // What was lost at last is in the log before the status says that all is well.
+        self.server.wait_ready();
+        let log = self.server.process.log.text();
+        let evidence = Evidence::gather(&self.server.world.journal(), &log);
+        let judge = Judge {
+            seed: self.plan.seed,
+            n: self.n,
+            bound: TIMEOUT + PATIENCE,
+            evidence: &evidence,
+            faults,
+        };
+        let complaints = judge.complaints(history);
+        let twice = evidence
+            .runs
+            .values()
+            .filter(|(begun, _)| *begun > 1)
+            .count();
+        let slowest = history
+            .iter()
+            .map(|record| record.took)
+            .max()
+            .unwrap_or_default();
+        println!(
+            "{} requests in {took:.1?}, the slowest took {slowest:.1?}",
+            history.len()
+        );
+        println!("faults: {:?}", faults.by_kind);
+        println!("ends: {:#?}", tally(self.plan.seed, history));
+        println!(
+            "{} requests lost a worker, {twice} ran twice",
+            evidence.deaths.len()
+        );
+        assert!(
+            complaints.is_empty(),
+            "{} complaints, seed {}:\n{}",
+            complaints.len(),
+            self.plan.seed,
+            complaints[..complaints.len().min(20)].join("\n")
+        );
+        let n_lethal: usize = faults.by_pid.values().sum();
+        assert!(n_lethal > 0, "nothing was broken, so nothing was shown");
+    }
+}
+
+fn plan(pause: u64) -> Plan {
+    Plan {
+        seed: seed(),
+        pause: Duration::from_millis(pause),
+        silence: SILENCE,
+        parents: false,
+    }
+}
+
+/// Over a bad network, as from another machine.
+#[test]
+fn each_request_has_its_own_answer_while_workers_die_and_connections_break() {
+    let _alone = common::alone();
+    let world = World::stub().with_echo();
+    let own = settings();
+    let server = Server::proxy(world, &own);
+    let relay = Relay::before(server.gate.unwrap());
+    let pool = Pool::start(
+        &server.world,
+        relay.address,
+        &format!("{own}server.workers = 4\nworker.spares = 2"),
+    );
+    server.wait_workers(4);
+    let stage = Stage {
+        server: &server,
+        pool: &pool.process,
+        relay: Some(&relay),
+        project: "city",
+        plan: plan(variable("HISTORY_PAUSE").unwrap_or(250)),
+        n: variable("HISTORY_REQUESTS").unwrap_or(100_000),
+    };
+    stage.play();
+}
+
+/// One pool on the machine of the server; the process that forks workers dies, too.
+#[test]
+fn each_request_has_its_own_answer_while_the_local_pool_dies() {
+    let _alone = common::alone();
+    let world = World::stub().with_echo();
+    let own = settings();
+    let local = format!("{own}server.workers = 3\nworker.spares = 1");
+    let server = Server::start(world, &local).ready();
+    let stage = Stage {
+        server: &server,
+        pool: &server.process,
+        relay: None,
+        project: "city",
+        plan: Plan {
+            parents: true,
+            ..plan(200)
+        },
+        n: variable("HISTORY_REQUESTS").unwrap_or(10_000),
+    };
+    stage.play();
+}
+
+/// QGIS is slower to start and to answer, and no other while it is killed.
+#[test]
+fn each_request_has_its_own_answer_while_qgis_dies() {
+    let _alone = common::alone();
+    let world = World::real().with_echo();
+    let own = settings();
+    let server = Server::proxy(world, &own);
+    let relay = Relay::before(server.gate.unwrap());
+    let pool = Pool::start(
+        &server.world,
+        relay.address,
+        &format!("{own}server.workers = 2\nworker.spares = 1"),
+    );
+    server.wait_workers(2);
+    let stage = Stage {
+        server: &server,
+        pool: &pool.process,
+        relay: Some(&relay),
+        project: "world",
+        plan: plan(1000),
+        n: variable("HISTORY_REQUESTS").map_or(3_000, |n| n / 30),
+    };
+    stage.play();
+}
+
+const GET_MAP: &str = "/ows/?MAP=world&SERVICE=WMS&VERSION=1.3.0&REQUEST=GetMap&LAYERS=places&STYLES=\
+                       &CRS=EPSG:4326&BBOX=40,0,60,20&WIDTH=256&HEIGHT=256&FORMAT=image/png";
+
+/// Maps are asked for 50 times a second, however long the answers take: on a machine
+/// that is busy otherwise they may be late, but they come.
+#[test]
+fn a_worker_killed_every_second_costs_no_map() {
+    let _alone = common::alone();
+    let patience = "server.timeout = 60\nzmq.timeout = 60000\nzmq.maxqueue = 3000";
+    let server = Server::start(World::real(), &format!("server.workers = 2\n{patience}")).ready();
+    let n_seconds = variable("HISTORY_SECONDS").unwrap_or(15);
+    let mut dice = Dice::new(seed(), 0);
+    let png = server.get(GET_MAP).body;
+    let start = Instant::now();
+    let (failures, n_killed) = std::thread::scope(|scope| {
+        let mut maps = Vec::new();
+        let mut n_killed = 0;
+        for i in 0..n_seconds * 50 {
+            let due = start + Duration::from_millis(i * 20);
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            maps.push(scope.spawn(|| server.try_get(GET_MAP)));
+            if i % 50 == 25 {
+                // One of two: on a busy machine the last one may not be replaced yet.
+                let workers = server.workers();
+                if workers.len() == 2 {
+                    common::kill(*dice.pick(&workers).unwrap(), Signal::SIGKILL);
+                    n_killed += 1;
+                }
+            }
+        }
+        let maps = maps.into_iter().map(|map| map.join().unwrap());
+        let failures = maps
+            .filter(|map| !matches!(map, Ok(reply) if reply.status == 200 && reply.body == png));
+        (failures.collect::<Vec<_>>(), n_killed)
+    });
+    println!(
+        "{} maps, {n_killed} workers killed, {:.1?}",
+        n_seconds * 50,
+        start.elapsed()
+    );
+    assert!(
+        failures.is_empty(),
+        "{} maps lost: {:?}",
+        failures.len(),
+        failures.first()
+    );
+    assert!(n_killed * 5 > n_seconds, "only {n_killed} were killed");
+}
