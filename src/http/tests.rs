@@ -1459,7 +1459,9 @@ async fn what_came_of_a_reply_leaves_before_it_is_cut_off() {
     let broker = Broker::new(async |_| {
         let (tx, chunks) = mpsc::channel(2);
         let items = [Ok("first".into()), Err(Error::WorkerDied)];
-        items.map(|item| tx.try_send(item).expect("room for two"));
+        for item in items {
+            tx.try_send(item).expect("room for two");
+        }
         let outcome = None;
         Ok((head(200), FakeBody { chunks, outcome }))
     });
