@@ -2,10 +2,13 @@
 //!
 //! [`Handle`] is what the front sees. Behind it one task (`router.rs`)
 //! holds the only ROUTER (`transport.rs`) and drives the pure decisions of
-//! `queue.rs`. Workers on this machine connect to a socket in a private
+//! `queue.rs`, `quarantine.rs`, `breaker.rs` and `deaths.rs`. Workers on this machine connect to a socket in a private
 //! directory (`crate::directory`), all others through `gate.rs`.
 
+mod breaker;
+mod deaths;
 mod gate;
+mod quarantine;
 mod queue;
 mod router;
 #[cfg(test)]
@@ -26,6 +29,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::config;
 use crate::protocol::{Failure, Head, ProjectRef, Ready, Reason, Timings};
 
+pub use breaker::Open;
+pub use deaths::Departures;
+pub use quarantine::Quarantined;
 pub use router::StartError;
 
 /// Starts the broker: when this returns, workers can connect.
@@ -103,6 +109,8 @@ struct Shared {
     next_id: AtomicU64,
     n_serving: AtomicUsize,
     stopping: AtomicBool,
+    /// Workers die faster than they answer.
+    storm: AtomicBool,
     /// A `Command::Status` is on its way.
     status_wanted: AtomicBool,
 }
@@ -124,6 +132,16 @@ pub struct Call {
     /// Cancelled when the client leaves; otherwise it runs to its end.
     pub cancel: bool,
     pub timeout: Duration,
+}
+
+impl Call {
+    /// For status and log; empty without a project.
+    fn project_name(&self) -> String {
+        self.project
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default()
+    }
 }
 
 /// The answer: its head at once, its body as it comes.
@@ -272,6 +290,18 @@ pub enum Error {
     RequestTooLarge {
         limit: usize,
     },
+    /// Ended too many workers; refused for so long.
+    Quarantined {
+        left: Duration,
+    },
+    /// The project did not answer in time again and again.
+    BreakerOpen {
+        retry_after: Duration,
+    },
+    /// The project did not answer in time lately, and holds its share of the workers.
+    ShareTaken {
+        limit: usize,
+    },
     /// The server is stopping.
     Stopping,
     /// The worker answered, and there is nothing from QGIS in it.
@@ -291,6 +321,20 @@ impl std::fmt::Display for Error {
             Self::RequestTooLarge { limit } => {
                 write!(f, "URL and headers have more than {limit} bytes")
             }
+            Self::Quarantined { left } => write!(
+                f,
+                "it ended its workers and is refused for {:.1} s",
+                left.as_secs_f64()
+            ),
+            Self::BreakerOpen { retry_after } => write!(
+                f,
+                "the project did not answer in time; another try in {:.1} s",
+                retry_after.as_secs_f64()
+            ),
+            Self::ShareTaken { limit } => write!(
+                f,
+                "the project did not answer in time and holds {limit} workers already"
+            ),
             Self::Stopping => write!(f, "the server is stopping"),
             Self::Failed(failure) => write!(f, "{failure:?}"),
         }
@@ -305,6 +349,16 @@ pub struct Status {
     pub n_waiting: usize,
     pub n_running: usize,
     pub workers: Vec<Worker>,
+    /// The latest first, at most a hundred.
+    pub quarantined: Vec<Quarantined>,
+    /// Projects whose breaker is not closed, the latest first.
+    pub breakers: Vec<Open>,
+    /// Workers that went, by reason.
+    pub departures: Departures,
+    /// Workers die faster than they answer, so the server is not ready.
+    pub storm: bool,
+    /// Requests that were sent once more, to another worker.
+    pub n_retried: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -346,10 +400,11 @@ impl Handle {
         result
     }
 
-    /// At least one worker serves, and the server is not stopping.
+    /// At least one worker serves, workers stay alive, and the server is not stopping.
     pub fn is_ready(&self) -> bool {
         let shared = &self.shared;
-        !shared.stopping.load(Ordering::Relaxed) && shared.n_serving.load(Ordering::Relaxed) > 0
+        let is = |flag: &AtomicBool| flag.load(Ordering::Relaxed);
+        !is(&shared.stopping) && !is(&shared.storm) && shared.n_serving.load(Ordering::Relaxed) > 0
     }
 
     /// As it is now. Those who ask at the same time get the same one.

@@ -451,7 +451,7 @@ impl Queue {
     fn forgive_a_pause(&mut self, now: Instant) {
         let pause = now.duration_since(self.ticked);
         self.ticked = now;
-        if pause <= self.limits.heartbeat * 2 {
+        if pause <= self.limits.heartbeat * 5 / 4 {
             return;
         }
         for worker in self.workers.values_mut() {
@@ -534,7 +534,7 @@ impl Queue {
 
     /// The longest idle of those that missed no heartbeat, if there is one.
     fn best_idle(&self, now: Instant) -> usize {
-        let fresh = self.limits.heartbeat * 2;
+        let fresh = self.limits.heartbeat * 3 / 2;
         let is_fresh = |peer: &Peer| now.duration_since(self.workers[peer].heard) < fresh;
         self.idle.iter().position(is_fresh).unwrap_or(0)
     }

@@ -1,4 +1,5 @@
-//! The broker's task: acts on what `queue.rs` decides.
+//! The broker's task: acts on what `queue.rs`, `quarantine.rs`, `breaker.rs` and
+//! `deaths.rs` decide.
 //!
 //! One task owns the transport, the queue and the clock; handles and bodies talk
 //! to it through a channel. It lives on the main thread, beside a part of the HTTP
@@ -21,7 +22,10 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{self, MissedTickBehavior};
 
+use super::breaker::{self, Breakers, Change, Verdict};
+use super::deaths::{self, Departure, Departures, Storm};
 use super::gate::{self, Gate};
+use super::quarantine::{self, Fingerprint, Quarantine};
 use super::queue::{Effect, Fate, Id, Limits, Peer, Queue, Ticket, Why};
 use super::throttle::Throttle;
 use super::transport::{Event, Router, Transport, Undeliverable};
@@ -32,7 +36,8 @@ use super::{
 use crate::config;
 use crate::directory::{self, Directory};
 use crate::protocol::{
-    Cancel, Credit, Disconnect, Final, HEAD_MAX, Message, Partial, Ready, Reason, Request,
+    Cancel, Credit, Disconnect, Failure, Final, HEAD_MAX, Message, Partial, ProjectRef, Ready,
+    Reason, Request,
 };
 
 /// Why the broker did not start.
@@ -144,6 +149,13 @@ struct Driver<T> {
     queue: Queue,
     calls: HashMap<Id, Pending>,
     workers: HashMap<Peer, Member>,
+    quarantine: Quarantine,
+    breakers: Breakers,
+    storm: Storm,
+    departures: Departures,
+    n_retried: u64,
+    /// Some of those that wait may not run any more.
+    recheck: bool,
     refusals: Throttle,
     shared: Arc<Shared>,
     /// For the bodies of streams.
@@ -156,6 +168,12 @@ struct Driver<T> {
 struct Pending {
     call: Box<Call>,
     answer: Answer,
+    /// While its body is here or when it is needed, whichever is earlier.
+    fingerprint: Option<Fingerprint>,
+    /// Who has it; None while it waits.
+    peer: Option<Peer>,
+    /// The next one is its second worker.
+    again: bool,
 }
 
 /// Where its answer goes.
@@ -174,13 +192,20 @@ struct Member {
     serving: Option<Serving>,
     n_served: u64,
     memory_kb: u64,
+    /// It said that it leaves.
+    leaving: Option<Departure>,
 }
 
 /// For status and log, until FINAL.
 struct Serving {
+    id: Id,
     request_id: String,
     operation: String,
-    project: String,
+    project: Option<ProjectRef>,
+    since: Instant,
+    timeout: Duration,
+    /// Its time-out was counted.
+    timed_out: bool,
 }
 
 impl std::fmt::Display for Member {
@@ -206,6 +231,12 @@ impl<T: Transport> Driver<T> {
     ) -> Self {
         Self {
             queue: Queue::new(limits(&config), Instant::now()),
+            quarantine: Quarantine::new(quarantine_rules(&config)),
+            breakers: Breakers::new(breaker_rules(&config)),
+            storm: Storm::new(storm_rules(&config)),
+            departures: Departures::default(),
+            n_retried: 0,
+            recheck: false,
             config,
             transport,
             calls: HashMap::new(),
@@ -274,6 +305,13 @@ impl<T: Transport> Driver<T> {
         for peer in peers {
             self.send(&peer, Message::Heartbeat);
         }
+        let now = Instant::now();
+        self.quarantine.tick(now);
+        self.breakers.tick(now);
+        if self.storm.tick(now) {
+            tracing::warn!("no worker died for a while: the server may be ready again");
+            self.shared.storm.store(false, Ordering::Relaxed);
+        }
         self.tick();
     }
 
@@ -318,14 +356,67 @@ impl<T: Transport> Driver<T> {
             cancel: call.cancel,
             timeout: call.timeout,
         };
-        self.calls.insert(
-            id,
-            Pending {
-                call,
-                answer: Answer::Whole(answer),
-            },
-        );
-        self.queue.submit(id, ticket, Instant::now());
+        let now = Instant::now();
+        if let Some(project) = &call.project {
+            self.breakers.asked(project, now);
+        }
+        let mut pending = Pending::new(call, Answer::Whole(answer));
+        if !pending.call.body.is_empty() && self.quarantine.is_enabled() {
+            pending.fingerprint(&self.quarantine);
+        }
+        self.calls.insert(id, pending);
+        match self.objection(id, now) {
+            Some(error) => self.answer(id, error),
+            None => self.queue.submit(id, ticket, now),
+        }
+    }
+
+    /// Why the request may not run now.
+    fn objection(&mut self, id: Id, now: Instant) -> Option<Error> {
+        if self.quarantine.is_empty() && self.breakers.is_quiet() {
+            return None;
+        }
+        let pending = self.calls.get_mut(&id)?;
+        let fingerprint = pending.fingerprint(&self.quarantine);
+        if let Some(left) = self.quarantine.refuses(fingerprint, now) {
+            return Some(Error::Quarantined { left });
+        }
+        let project = pending.call.project.as_ref()?;
+        let holds = |worker: &&Member| {
+            let serving = worker.serving.as_ref();
+            serving.is_some_and(|serving| serving.project.as_ref() == Some(project))
+        };
+        let running = self.workers.values().filter(holds).count();
+        let crowd = (running, self.workers.len());
+        match self.breakers.admits(project, id, crowd, now) {
+            Verdict::Admitted => None,
+            Verdict::Probe => {
+                let request_id = &pending.call.request_id;
+                tracing::warn!(%project, request_id, "this request tries whether the project answers again");
+                None
+            }
+            Verdict::Open { retry_after } => Some(Error::BreakerOpen { retry_after }),
+            Verdict::Crowded { limit } => Some(Error::ShareTaken { limit }),
+        }
+    }
+
+    /// Those that wait and are not let in any more need not wait for it.
+    fn recheck_waiting(&mut self) {
+        let now = Instant::now();
+        let is_waiting = |pending: &Pending| pending.peer.is_none();
+        let waiting = self.calls.iter().filter(|(_, it)| is_waiting(it));
+        let mut waiting: Vec<Id> = waiting.map(|(id, _)| *id).collect();
+        waiting.sort_unstable();
+        for id in waiting {
+            match self.objection(id, now) {
+                // Workers may be free when it is its turn.
+                None | Some(Error::ShareTaken { .. }) => {}
+                Some(error) => {
+                    self.answer(id, error);
+                    self.queue.withdraw(id, now);
+                }
+            }
+        }
     }
 
     /// The request will not be sent again, and its body may be large.
@@ -375,6 +466,7 @@ impl<T: Transport> Driver<T> {
     }
 
     fn status(&self) -> Status {
+        let now = Instant::now();
         let mut workers: Vec<Worker> = self.workers.values().map(Member::status).collect();
         workers
             .sort_by(|a, b| (&a.ready.pool, a.ready.number).cmp(&(&b.ready.pool, b.ready.number)));
@@ -382,6 +474,11 @@ impl<T: Transport> Driver<T> {
             n_waiting: self.queue.n_waiting(),
             n_running: self.queue.n_running(),
             workers,
+            quarantined: self.quarantine.list(now),
+            breakers: self.breakers.list(now),
+            departures: self.departures,
+            storm: self.storm.is_on(),
+            n_retried: self.n_retried,
         }
     }
 
@@ -393,7 +490,7 @@ impl<T: Transport> Driver<T> {
                 Ok(message) => self.received(peer, message),
                 Err(error) => self.refuse(&peer, &error.to_string()),
             },
-            Event::Gone(peer) => self.lost(&peer, "its connection ended"),
+            Event::Gone(peer) => self.lost(&peer, "its connection ended", None),
         }
         self.act();
     }
@@ -408,11 +505,18 @@ impl<T: Transport> Driver<T> {
                     self.send_away(&peer);
                 }
             }
-            Message::Disconnect(_) => self.queue.leaving(&peer, Instant::now()),
+            Message::Disconnect(_) => self.leaving(&peer),
             message @ (Message::Request(..) | Message::Credit(_) | Message::Cancel(_)) => {
                 self.refuse(&peer, &format!("{} is the server's to say", message.word()));
             }
         }
+    }
+
+    fn leaving(&mut self, peer: &Peer) {
+        if let Some(worker) = self.workers.get_mut(peer) {
+            worker.leaving.get_or_insert(Departure::Left);
+        }
+        self.queue.leaving(peer, Instant::now());
     }
 
     fn ready(&mut self, peer: Peer, ready: Ready) {
@@ -420,7 +524,8 @@ impl<T: Transport> Driver<T> {
             **other != peer && !ready.instance.is_empty() && worker.ready.instance == ready.instance
         });
         if let Some((earlier, _)) = earlier.map(|(peer, worker)| (peer.clone(), worker)) {
-            self.lost(&earlier, "it connected anew");
+            let departure = Some(Departure::Reconnected);
+            self.lost(&earlier, "it connected anew", departure);
             self.transport.close(&earlier);
         }
         if !self.queue.ready(&peer, Instant::now()) {
@@ -492,7 +597,14 @@ impl<T: Transport> Driver<T> {
             worker.serving = None;
             worker.n_served += 1;
             worker.memory_kb = last.memory_kb;
+            if last.leaving {
+                worker.leaving = Some(match last.failure {
+                    Some(Failure::QgisFailed) => Departure::Doubt,
+                    _ => Departure::Left,
+                });
+            }
         }
+        self.clear(last.id, last.failure.is_none());
         if fate == Fate::Deliver {
             let pending = self
                 .calls
@@ -502,13 +614,31 @@ impl<T: Transport> Driver<T> {
         }
     }
 
+    /// A worker ended a request by itself; `well`: with an answer from QGIS.
+    fn clear(&mut self, id: Id, well: bool) {
+        self.storm.answered();
+        // Of one that was cancelled there is nothing left.
+        let Some(pending) = self.calls.get_mut(&id) else {
+            return;
+        };
+        if well && !self.quarantine.is_empty() {
+            let fingerprint = pending.fingerprint(&self.quarantine);
+            self.quarantine.answered(fingerprint);
+        }
+        if let Some(project) = &pending.call.project
+            && self.breakers.answered(project, id) == Some(Change::Closed)
+        {
+            tracing::warn!(%project, "the project answers again: its breaker is closed");
+        }
+    }
+
     /// From a peer that we do not know, or do not understand.
     fn refuse(&mut self, peer: &Peer, why: &str) {
         if let Some(suppressed) = self.refusals.allow(Instant::now()) {
             let name = Name(self.workers.get(peer));
             tracing::warn!(peer = %hex(peer), worker = %name, why, suppressed, "refused a message");
         }
-        self.lost(peer, why);
+        self.lost(peer, why, Some(Departure::Refused));
         self.send_away(peer);
     }
 
@@ -520,25 +650,91 @@ impl<T: Transport> Driver<T> {
         self.transport.close(peer);
     }
 
-    /// A worker is gone, or as good as gone.
-    fn lost(&mut self, peer: &Peer, why: &str) {
+    /// A worker is gone, or as good as gone. Without a departure it is seen from what it did.
+    fn lost(&mut self, peer: &Peer, why: &str, departure: Option<Departure>) {
         self.queue.gone(peer, Instant::now());
-        self.bury(peer, why);
+        self.bury(peer, why, departure);
     }
 
-    fn bury(&mut self, peer: &Peer, why: &str) {
+    fn bury(&mut self, peer: &Peer, why: &str, departure: Option<Departure>) {
         let Some(worker) = self.workers.remove(peer) else {
             return;
         };
+        let departure = self.departure(&worker, departure);
+        self.departures.note(departure);
+        let reason = departure.name();
         match &worker.serving {
-            None => tracing::info!(%worker, why, n_served = worker.n_served, "gone"),
+            None => tracing::info!(%worker, why, reason, n_served = worker.n_served, "gone"),
             Some(Serving {
                 request_id,
                 operation,
                 project,
+                ..
             }) => {
-                tracing::warn!(%worker, why, request_id, operation, project, "gone while serving");
+                let project = project.as_ref().map(ToString::to_string);
+                tracing::warn!(%worker, why, reason, request_id, operation, project, "gone while serving");
             }
+        }
+        self.blame(&worker, departure);
+    }
+
+    fn departure(&self, worker: &Member, seen: Option<Departure>) -> Departure {
+        match (seen, worker.leaving, &worker.serving) {
+            (None | Some(Departure::Silent | Departure::Left), Some(announced), _) => announced,
+            (Some(seen), ..) => seen,
+            (None, None, None) => Departure::Idle,
+            (None, None, Some(serving)) if self.calls.contains_key(&serving.id) => {
+                Departure::Serving
+            }
+            // It was cancelled, and a worker that cannot stop ends itself.
+            (None, None, Some(_)) => Departure::Stuck,
+        }
+    }
+
+    /// What its end says about its request, its project and the server.
+    fn blame(&mut self, worker: &Member, departure: Departure) {
+        let now = Instant::now();
+        if departure.is_death() && self.storm.died(&worker.ready.pool_instance, now) {
+            tracing::error!(
+                "workers die faster than they answer: the server is not ready until none died for {:.1} s",
+                self.config.storm_period.as_secs_f64()
+            );
+            self.shared.storm.store(true, Ordering::Relaxed);
+        }
+        let Some(serving) = &worker.serving else {
+            return;
+        };
+        if departure == Departure::Stuck && !serving.timed_out && serving.had_its_time(now) {
+            self.timed_out(serving.project.as_ref(), now);
+        }
+        let Some(pending) = self.calls.get_mut(&serving.id) else {
+            return;
+        };
+        let fingerprint = pending.fingerprint(&self.quarantine);
+        if departure.is_death() && self.quarantine.died(fingerprint, &pending.call, now) {
+            self.recheck = true;
+            tracing::warn!(
+                request_id = serving.request_id,
+                operation = serving.operation,
+                project = pending.call.project_name(),
+                %fingerprint,
+                "it ended its workers: quarantined for {:.1} s",
+                self.config.quarantine.as_secs_f64()
+            );
+        }
+    }
+
+    fn timed_out(&mut self, project: Option<&ProjectRef>, now: Instant) {
+        let Some(project) = project else {
+            return;
+        };
+        if self.breakers.timed_out(project, now) == Some(Change::Opened) {
+            self.recheck = true;
+            tracing::warn!(
+                %project,
+                "the project does not answer in time: its breaker is open for {:.1} s",
+                self.config.breaker_pause.as_secs_f64()
+            );
         }
     }
 
@@ -547,6 +743,10 @@ impl<T: Transport> Driver<T> {
     fn act(&mut self) {
         loop {
             let effects = self.queue.effects();
+            if effects.is_empty() && std::mem::take(&mut self.recheck) {
+                self.recheck_waiting();
+                continue;
+            }
             if effects.is_empty() {
                 break;
             }
@@ -562,7 +762,7 @@ impl<T: Transport> Driver<T> {
             Effect::Assign { id, peer, left } => self.assign(id, &peer, left),
             Effect::Requeued { id } => self.requeued(id),
             Effect::Answer { id, error } => self.answer(id, error),
-            Effect::Forget { id } => drop(self.calls.remove(&id)),
+            Effect::Forget { id } => self.forget(id),
             Effect::Credit { peer, id, n } => self.send(&peer, Message::Credit(Credit { id, n })),
             Effect::Cancel { peer, id, grace } => {
                 let grace_ms = grace.as_millis() as u64;
@@ -583,9 +783,14 @@ impl<T: Transport> Driver<T> {
     fn assign(&mut self, id: Id, peer: &Peer, left: Duration) {
         // Both are there, unless an effect before this one found the worker gone;
         // then the queue knows, and has decided anew.
-        let (Some(pending), Some(worker)) = (self.calls.get(&id), self.workers.get(peer)) else {
+        if !self.calls.contains_key(&id) || !self.workers.contains_key(peer) {
             return;
-        };
+        }
+        let now = Instant::now();
+        if let Some(error) = self.objection(id, now) {
+            return self.queue.refused(id, error, now);
+        }
+        let (pending, worker) = (&self.calls[&id], &self.workers[peer]);
         let call = &pending.call;
         let request = Request {
             id,
@@ -599,7 +804,7 @@ impl<T: Transport> Driver<T> {
             project: call.project.clone(),
             operation: call.operation.clone(),
         };
-        let serving = Serving::of(call);
+        let serving = Serving::of(id, call);
         let frames = Message::Request(request, call.body.clone()).encode();
         if frames[2].len() > HEAD_MAX {
             let error = Error::RequestTooLarge { limit: HEAD_MAX };
@@ -623,27 +828,27 @@ impl<T: Transport> Driver<T> {
         if !self.queue.sent(id) {
             self.drop_body(id);
         }
+        if let Some(pending) = self.calls.get_mut(&id) {
+            pending.peer = Some(peer.clone());
+            if std::mem::take(&mut pending.again) {
+                self.n_retried += 1;
+                let (request_id, operation) = (&serving.request_id, &serving.operation);
+                tracing::warn!(
+                    request_id,
+                    operation,
+                    "is sent once more, to another worker"
+                );
+            }
+        }
         if let Some(worker) = self.workers.get_mut(peer) {
             worker.serving = Some(serving);
         }
     }
 
     fn requeued(&mut self, id: Id) {
-        let call = &self
-            .calls
-            .get(&id)
-            .expect("the queue knows only calls")
-            .call;
-        let Call {
-            request_id,
-            operation,
-            ..
-        } = &**call;
-        tracing::warn!(
-            request_id,
-            operation,
-            "is sent once more, to another worker"
-        );
+        let pending = self.calls.get_mut(&id);
+        let pending = pending.expect("the queue knows only calls");
+        (pending.peer, pending.again) = (None, true);
     }
 
     fn answer(&mut self, id: Id, error: Error) {
@@ -654,11 +859,46 @@ impl<T: Transport> Driver<T> {
             ..
         } = &*pending.call;
         tracing::debug!(request_id, operation, %error, "ended without a reply");
+        let now = Instant::now();
+        match matches!(error, Error::TimedOut { .. }) && self.was_stalled(&pending, now) {
+            true => self.timed_out(pending.call.project.as_ref(), now),
+            false => self.ended(id, &pending.call, now),
+        }
         pending.answer.fail(error);
     }
 
+    /// Whether the overdue request is its project's time-out.
+    fn was_stalled(&mut self, pending: &Pending, now: Instant) -> bool {
+        let worker = pending.peer.as_ref();
+        let worker = worker.and_then(|peer| self.workers.get_mut(peer));
+        let Some(serving) = worker.and_then(|worker| worker.serving.as_mut()) else {
+            return false;
+        };
+        serving.timed_out = serving.had_its_time(now);
+        serving.timed_out
+    }
+
+    fn forget(&mut self, id: Id) {
+        if let Some(pending) = self.calls.remove(&id) {
+            self.ended(id, &pending.call, Instant::now());
+        }
+    }
+
+    /// In a way that says nothing about its project.
+    fn ended(&mut self, id: Id, call: &Call, now: Instant) {
+        if let Some(project) = &call.project {
+            self.breakers.ended(project, id, now);
+        }
+    }
+
     fn expel(&mut self, peer: &Peer, why: Why) {
-        self.bury(peer, &why.to_string());
+        let departure = match why {
+            Why::Silent { .. } => Departure::Silent,
+            Why::Stuck => Departure::Stuck,
+            Why::Left => Departure::Left,
+            Why::NotHeld | Why::Headless | Why::Overrun { .. } => Departure::Refused,
+        };
+        self.bury(peer, &why.to_string(), Some(departure));
         self.send_away(peer);
     }
 
@@ -671,7 +911,8 @@ impl<T: Transport> Driver<T> {
     }
 
     fn undeliverable(&mut self, peer: &Peer, word: &str, error: &Undeliverable) {
-        self.lost(peer, &format!("{word} cannot be sent: {}", error.why));
+        let why = format!("{word} cannot be sent: {}", error.why);
+        self.lost(peer, &why, None);
         self.transport.close(peer);
     }
 }
@@ -684,6 +925,48 @@ fn limits(config: &config::Broker) -> Limits {
         silence: config.heartbeat * config.heartbeat_misses,
         window: config.window,
         cancel_grace: config.cancel_grace,
+    }
+}
+
+fn quarantine_rules(config: &config::Broker) -> quarantine::Rules {
+    quarantine::Rules {
+        period: config.quarantine,
+        deaths: config.quarantine_deaths,
+    }
+}
+
+fn breaker_rules(config: &config::Broker) -> breaker::Rules {
+    breaker::Rules {
+        timeouts: config.breaker_timeouts,
+        window: config.breaker_window,
+        pause: config.breaker_pause,
+        share: config.breaker_share,
+    }
+}
+
+fn storm_rules(config: &config::Broker) -> deaths::Rules {
+    deaths::Rules {
+        deaths: config.storm_deaths,
+        period: config.storm_period,
+    }
+}
+
+impl Pending {
+    fn new(call: Box<Call>, answer: Answer) -> Self {
+        Self {
+            call,
+            answer,
+            fingerprint: None,
+            peer: None,
+            again: false,
+        }
+    }
+
+    fn fingerprint(&mut self, quarantine: &Quarantine) -> Fingerprint {
+        let known = self.fingerprint;
+        let fingerprint = known.unwrap_or_else(|| quarantine.fingerprint(&self.call));
+        self.fingerprint = Some(fingerprint);
+        fingerprint
     }
 }
 
@@ -721,16 +1004,22 @@ impl Answer {
 }
 
 impl Serving {
-    fn of(call: &Call) -> Self {
+    fn of(id: Id, call: &Call) -> Self {
         Self {
+            id,
             request_id: call.request_id.clone(),
             operation: call.operation.clone(),
-            project: call
-                .project
-                .as_ref()
-                .map(ToString::to_string)
-                .unwrap_or_default(),
+            project: call.project.clone(),
+            since: Instant::now(),
+            timeout: call.timeout,
+            timed_out: false,
         }
+    }
+
+    /// Whether its worker had it for a good part of its time. Otherwise it had
+    /// waited for too long, which is not its project's fault.
+    fn had_its_time(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.since) >= self.timeout / 2
     }
 }
 
@@ -742,6 +1031,7 @@ impl Member {
             serving: None,
             n_served: 0,
             memory_kb: 0,
+            leaving: None,
         }
     }
 
@@ -1004,5 +1294,271 @@ mod tests {
         assert_eq!(driver.workers.len(), 1);
         driver.finish("c", 1);
         assert!(answered.try_recv().unwrap().is_ok());
+    }
+
+    /// Project `path`, so that breakers have something to look at.
+    fn of_project(path: &str) -> Call {
+        Call {
+            project: Some(ProjectRef {
+                alias: "file".into(),
+                path: path.into(),
+            }),
+            ..get("GetMap")
+        }
+    }
+
+    impl Driver<Wire> {
+        fn gone(&mut self, peer: &'static str) {
+            self.event(Event::Gone(peer.into()));
+        }
+
+        fn n_sent(&self) -> usize {
+            let is_request = |(_, message): &&(Peer, Message)| message.word() == "REQUEST";
+            self.transport.sent.iter().filter(is_request).count()
+        }
+
+        fn count(&self, departure: Departure) -> u64 {
+            self.departures.of(departure)
+        }
+    }
+
+    fn refusal(answered: &mut Answered) -> Error {
+        answered.try_recv().unwrap().unwrap_err()
+    }
+
+    #[test]
+    fn a_get_that_was_killed_twice_is_refused_without_a_third_worker() {
+        let mut driver = Driver::with_workers(&["a", "b", "c"]);
+        let poison = || Call {
+            retry: true,
+            ..of_project("city")
+        };
+        let mut first = driver.call(1, poison());
+        driver.gone("a");
+        let lines = logged(|| driver.gone("b"));
+        assert_eq!(refusal(&mut first), Error::WorkerDied);
+        assert_eq!(lines.matches("quarantined").count(), 1, "{lines}");
+        let lines = logged(|| {
+            let mut second = driver.call(2, poison());
+            assert!(matches!(refusal(&mut second), Error::Quarantined { .. }));
+        });
+        assert!(!lines.contains("WARN"), "said once: {lines}");
+        assert_eq!((driver.n_sent(), driver.n_retried), (2, 1));
+        let status = driver.status();
+        assert_eq!(status.quarantined.len(), 1);
+        assert_eq!(status.quarantined[0].n_refused, 1);
+        assert_eq!(status.quarantined[0].project, "file:city");
+        let _other = driver.call(3, of_project("lake"));
+        assert_eq!(driver.n_sent(), 3, "others are served");
+    }
+
+    #[test]
+    fn copies_that_wait_when_a_quarantine_begins_are_refused_with_it() {
+        let mut driver = Driver::with_workers(&["a"]);
+        let mut calls = [1, 2, 3].map(|id| driver.call(id, of_project("city")));
+        driver.gone("a");
+        driver.hear("b", Message::Ready(Ready::default()));
+        driver.gone("b");
+        assert_eq!(refusal(&mut calls[0]), Error::WorkerDied);
+        assert_eq!(refusal(&mut calls[1]), Error::WorkerDied);
+        assert!(matches!(refusal(&mut calls[2]), Error::Quarantined { .. }));
+        assert!(driver.calls.is_empty() && driver.queue.n_waiting() == 0);
+    }
+
+    #[test]
+    fn a_post_is_known_again_after_its_body_was_dropped() {
+        let mut driver = Driver::with_workers(&["a", "b", "c"]);
+        let mut calls = [1, 2, 3].map(|id| {
+            let answered = driver.call(id, post(false).0);
+            if let Some(peer) = ["a", "b"].get(id as usize - 1) {
+                driver.gone(peer);
+            }
+            answered
+        });
+        assert!(matches!(refusal(&mut calls[2]), Error::Quarantined { .. }));
+        let other = Call {
+            body: "<other/>".into(),
+            ..post(false).0
+        };
+        let _answered = driver.call(4, other);
+        assert_eq!(driver.n_sent(), 3);
+    }
+
+    /// Whoever kills workers at random must not make all requests look guilty.
+    #[test]
+    fn a_request_whose_second_worker_answers_is_not_suspected() {
+        let mut driver = Driver::with_workers(&["a", "b", "c"]);
+        for (id, peer) in [(1, "a"), (2, "b")] {
+            let retried = Call {
+                retry: true,
+                ..of_project("city")
+            };
+            let mut answered = driver.call(id, retried);
+            driver.gone(peer);
+            let next = if peer == "a" { "b" } else { "c" };
+            driver.finish(next, id);
+            assert!(answered.try_recv().unwrap().is_ok());
+        }
+        assert!(driver.quarantine.is_empty());
+    }
+
+    #[test]
+    fn a_worker_that_said_goodbye_or_was_expelled_accuses_nobody() {
+        let mut driver = Driver::with_workers(&["a", "b", "c"]);
+        let _calls = [1, 2, 3].map(|id| driver.call(id, of_project("city")));
+        let reason = Reason::Leaving;
+        driver.hear("a", Message::Disconnect(Disconnect { reason }));
+        driver.gone("a");
+        driver.finish("b", 77);
+        driver.obey(Command::Withdraw { id: 3 });
+        driver.gone("c");
+        assert!(driver.quarantine.is_empty());
+        let counts = [Departure::Left, Departure::Refused, Departure::Stuck];
+        assert_eq!(counts.map(|departure| driver.count(departure)), [1; 3]);
+    }
+
+    #[test]
+    fn departures_are_counted_by_reason() {
+        let mut driver = Driver::with_workers(&["a", "b", "c"]);
+        driver.gone("b");
+        let _answered = driver.call(1, get("GetMap"));
+        driver.gone("a");
+        let _answered = driver.call(2, get("GetMap"));
+        let doubt = Final {
+            id: 2,
+            failure: Some(Failure::QgisFailed),
+            leaving: true,
+            ..Final::default()
+        };
+        driver.hear("c", Message::Final(doubt, Bytes::new()));
+        driver.gone("c");
+        let counts: Vec<_> = driver.status().departures.iter().collect();
+        for (name, n) in counts {
+            let expected = u64::from(["doubt", "idle", "serving"].contains(&name));
+            assert_eq!(n, expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_storm_of_deaths_turns_readiness_off_and_calm_turns_it_on_again() {
+        let mut driver = Driver::with_workers(&[]);
+        driver.storm = Storm::new(deaths::Rules {
+            deaths: 2,
+            period: Duration::from_millis(50),
+        });
+        let (commands, _inbox) = mpsc::unbounded_channel();
+        let handle = Handle {
+            commands,
+            shared: driver.shared.clone(),
+            status: driver.published.subscribe(),
+        };
+        let of_pool = |pool: &str| {
+            Message::Ready(Ready {
+                pool_instance: pool.into(),
+                ..Ready::default()
+            })
+        };
+        for (peer, pool) in [("a", "p"), ("b", "q"), ("c", "p")] {
+            driver.hear(peer, of_pool(pool));
+        }
+        assert!(handle.is_ready());
+        driver.gone("a");
+        let lines = logged(|| driver.gone("b"));
+        assert!(lines.contains("ERROR") && lines.contains("not ready"));
+        assert!(!handle.is_ready() && driver.status().storm);
+        let _served = driver.call(1, get("GetMap"));
+        assert_eq!(driver.n_sent(), 1, "it serves what it can");
+        let end = Instant::now() + Duration::from_secs(10);
+        while !handle.is_ready() {
+            assert!(Instant::now() < end, "it never calms down");
+            driver.beat();
+        }
+        assert!(!driver.status().storm);
+    }
+
+    /// What runs has run for ten seconds; a driver reads the real clock.
+    fn age(driver: &mut Driver<Wire>) {
+        for worker in driver.workers.values_mut() {
+            if let Some(serving) = &mut worker.serving {
+                serving.since -= Duration::from_secs(10);
+            }
+        }
+    }
+
+    fn time_out(driver: &mut Driver<Wire>, id: Id) {
+        driver.queue.tick(Instant::now() + Duration::from_secs(10));
+        driver.act();
+        assert!(!driver.calls.contains_key(&id));
+    }
+
+    #[test]
+    fn time_outs_open_a_breaker_and_a_probe_closes_it() {
+        let mut driver = Driver::with_workers(&[]);
+        let mut config = driver.config.clone();
+        config.breaker_timeouts = 1;
+        config.breaker_pause = Duration::from_millis(100);
+        driver.breakers = Breakers::new(breaker_rules(&config));
+        driver.hear("a", Message::Ready(Ready::default()));
+        let mut late = driver.call(1, of_project("city"));
+        let mut waits = driver.call(2, of_project("city"));
+        age(&mut driver);
+        let lines = logged(|| time_out(&mut driver, 1));
+        assert!(matches!(refusal(&mut late), Error::TimedOut { .. }));
+        // By then its own time had come, too; the next one has not even that to wait for.
+        assert!(waits.try_recv().unwrap().is_err());
+        assert_eq!(lines.matches("its breaker is open").count(), 1, "{lines}");
+        let mut refused = driver.call(3, of_project("city"));
+        let Error::BreakerOpen { retry_after } = refusal(&mut refused) else {
+            panic!("it is let in");
+        };
+        assert!(retry_after <= config.breaker_pause);
+        assert_eq!(driver.status().breakers[0].n_refused, 1);
+        driver.gone("a");
+        driver.hear("b", Message::Ready(Ready::default()));
+        let mut id = 3;
+        while driver.n_sent() < 2 {
+            id += 1;
+            drop(driver.call(id, of_project("city")));
+        }
+        let lines = logged(|| driver.finish("b", id));
+        assert!(lines.contains("answers again"), "{lines}");
+        assert_eq!(driver.status().breakers, []);
+        assert!(driver.breakers.is_quiet());
+    }
+
+    /// A client's own time-out may be shorter than ours.
+    #[test]
+    fn a_worker_that_is_stuck_after_its_client_left_counts_as_a_time_out() {
+        let mut driver = Driver::with_workers(&["a"]);
+        let _answered = driver.call(1, of_project("city"));
+        driver.obey(Command::Withdraw { id: 1 });
+        age(&mut driver);
+        assert!(driver.breakers.is_quiet());
+        driver.gone("a");
+        assert!(!driver.breakers.is_quiet());
+    }
+
+    #[test]
+    fn a_request_that_spent_its_time_in_the_queue_accuses_no_project() {
+        let mut driver = Driver::with_workers(&["a"]);
+        let mut late = driver.call(1, of_project("city"));
+        time_out(&mut driver, 1);
+        assert!(matches!(refusal(&mut late), Error::TimedOut { .. }));
+        driver.gone("a");
+        assert!(driver.breakers.is_quiet());
+    }
+
+    #[test]
+    fn a_project_with_a_time_out_holds_its_share_of_the_workers() {
+        let mut driver = Driver::with_workers(&["a", "b", "c", "d"]);
+        let _others = driver.call(1, of_project("lake"));
+        driver.timed_out(of_project("city").project.as_ref(), Instant::now());
+        let mut calls = [2, 3, 4].map(|id| driver.call(id, of_project("city")));
+        assert_eq!(driver.n_sent(), 3);
+        assert_eq!(refusal(&mut calls[2]), Error::ShareTaken { limit: 2 });
+        driver.finish("b", 2);
+        assert!(calls[0].try_recv().unwrap().is_ok());
+        let _again = driver.call(5, of_project("city"));
+        assert_eq!(driver.n_sent(), 4);
     }
 }

@@ -365,9 +365,17 @@ pub const SETTINGS: &[Setting] = &[
     row("zmq.maxqueue", ANY, "1000", "requests that may wait for a worker"),
     row("zmq.timeout", Kind::Milliseconds, "15000", "milliseconds that a request may wait for a worker"),
     row("zmq.heartbeat", Kind::Seconds, "1", "seconds between two heartbeats of server and worker"),
-    row("zmq.heartbeat_misses", SMALL, "3", "heartbeats in a row that may be missing"),
+    row("zmq.heartbeat_misses", SMALL, "2", "heartbeats after which a worker that says nothing is dead"),
     row("zmq.window", SMALL, "16", "parts of a streamed reply that may be under way"),
     row("zmq.cancel_grace", Kind::SecondsOrZero, "1", "seconds for a worker to stop a cancelled request by itself"),
+    row("zmq.quarantine_seconds", Kind::SecondsOrZero, "300", "seconds that a request which ended its workers is refused; 0: never"),
+    row("zmq.quarantine_deaths", SMALL, "2", "workers that a request ends, without an answer in between, before it is refused"),
+    row("zmq.breaker_timeouts", SMALL_OR_NONE, "3", "time-outs, less the answers, after which a project is refused for a while; 0: never"),
+    row("zmq.breaker_window", Kind::Seconds, "60", "seconds without another time-out after which those before are forgotten"),
+    row("zmq.breaker_pause", Kind::Seconds, "30", "seconds until one request tries whether such a project answers again"),
+    row("zmq.breaker_share", Kind::Fraction, "0.5", "part of the workers that a project may hold after a time-out, while others are asked for; one at least"),
+    row("zmq.storm_deaths", SMALL_OR_NONE, "5", "workers that die in a row, without a reply in between, until /ready says no; 0: any number"),
+    row("zmq.storm_seconds", Kind::Seconds, "30", "seconds without a death after which it may say yes again"),
     row("zmq.identity", Kind::Text, "", "name of the front towards the broker")
         .moot(State::Moot("front and broker are one process; worker.identity names a pool")),
     row("zmq.broadcastaddr", Kind::Text, "", "address of broadcasts to workers")

@@ -122,12 +122,24 @@ pub struct Broker {
     /// `zmq.timeout`: how long a request may wait for a worker.
     pub queue_timeout: Duration,
     pub heartbeat: Duration,
-    /// Heartbeats a peer may miss before it is dead.
+    /// After so many heartbeats without a sign of life a worker is dead.
     pub heartbeat_misses: u32,
     /// Unacknowledged chunks of a stream.
     pub window: u32,
     /// Between CANCEL and the exit of a worker that did not stop.
     pub cancel_grace: Duration,
+    /// How long a request that ended its workers is refused; zero: never.
+    pub quarantine: Duration,
+    pub quarantine_deaths: u32,
+    /// Time-outs that open the breaker of a project; zero: none do.
+    pub breaker_timeouts: u32,
+    pub breaker_window: Duration,
+    pub breaker_pause: Duration,
+    /// Of the workers, for a project that had a time-out.
+    pub breaker_share: f64,
+    /// Deaths in a row that are a storm; zero: none are.
+    pub storm_deaths: u32,
+    pub storm_period: Duration,
 }
 
 /// The pool and its workers.
@@ -228,9 +240,17 @@ impl Default for Config {
                 queue_max: 1000,
                 queue_timeout: seconds(15),
                 heartbeat: seconds(1),
-                heartbeat_misses: 3,
+                heartbeat_misses: 2,
                 window: 16,
                 cancel_grace: seconds(1),
+                quarantine: seconds(300),
+                quarantine_deaths: 2,
+                breaker_timeouts: 3,
+                breaker_window: seconds(60),
+                breaker_pause: seconds(30),
+                breaker_share: 0.5,
+                storm_deaths: 5,
+                storm_period: seconds(30),
             },
             pool: Pool {
                 workers: 2,
@@ -245,7 +265,7 @@ impl Default for Config {
                 young: seconds(5),
                 backoff_max: seconds(30),
                 heartbeat: seconds(1),
-                heartbeat_misses: 3,
+                heartbeat_misses: 2,
                 chunk_bytes: 256 << 10,
                 cancel_grace: seconds(1),
                 drain_timeout: seconds(20),
@@ -361,6 +381,14 @@ impl Broker {
             heartbeat_misses: settings.small("zmq.heartbeat_misses"),
             window: settings.small("zmq.window"),
             cancel_grace: settings.duration("zmq.cancel_grace"),
+            quarantine: settings.duration("zmq.quarantine_seconds"),
+            quarantine_deaths: settings.small("zmq.quarantine_deaths"),
+            breaker_timeouts: settings.small("zmq.breaker_timeouts"),
+            breaker_window: settings.duration("zmq.breaker_window"),
+            breaker_pause: settings.duration("zmq.breaker_pause"),
+            breaker_share: settings.fraction("zmq.breaker_share"),
+            storm_deaths: settings.small("zmq.storm_deaths"),
+            storm_period: settings.duration("zmq.storm_seconds"),
         }
     }
 }
@@ -470,6 +498,7 @@ typed! {
     bool, Bool -> bool;
     count, Count -> u64;
     duration, Duration -> Duration;
+    fraction, Fraction -> f64;
     words, Words -> Vec<String>;
     paths, Paths -> Vec<PathBuf>;
     addresses, Addresses -> Vec<IpAddr>;

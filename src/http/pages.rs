@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::body::Content;
 use super::reply::text_response;
-use crate::broker::{Status, Worker};
+use crate::broker::{Open, Quarantined, Status, Worker};
 
 const JSON: &str = "application/json;charset=utf-8";
 
@@ -74,13 +74,13 @@ pub fn ping<C>() -> Response<Content<C>> {
     response
 }
 
-/// `/ready`: a request would find a worker.
+/// `/ready`: a request would find a worker that stays alive.
 pub fn ready<C>(is_ready: bool) -> Response<Content<C>> {
     match is_ready {
         true => fresh(StatusCode::OK, r#"{"status": "ready"}"#.into()),
         false => fresh(
             StatusCode::SERVICE_UNAVAILABLE,
-            r#"{"status": "no worker is ready"}"#.into(),
+            r#"{"status": "no worker is ready, or none stays alive"}"#.into(),
         ),
     }
 }
@@ -91,7 +91,12 @@ pub fn status<C>(status: &Status) -> Response<Content<C>> {
         "version": env!("CARGO_PKG_VERSION"),
         "waiting": status.n_waiting,
         "running": status.n_running,
+        "retried": status.n_retried,
         "workers": status.workers.iter().map(worker).collect::<Vec<_>>(),
+        "departures": status.departures.iter().collect::<BTreeMap<_, _>>(),
+        "storm": status.storm,
+        "quarantined": status.quarantined.iter().map(quarantined).collect::<Vec<_>>(),
+        "breakers": status.breakers.iter().map(breaker).collect::<Vec<_>>(),
     });
     fresh(StatusCode::OK, page.to_string())
 }
@@ -110,6 +115,27 @@ fn worker(worker: &Worker) -> Value {
         "served": worker.n_served,
         "connected_seconds": worker.connected_for.as_secs(),
         "memory_kb": worker.memory_kb,
+    })
+}
+
+fn quarantined(it: &Quarantined) -> Value {
+    json!({
+        "fingerprint": it.fingerprint,
+        "operation": it.operation,
+        "project": it.project,
+        "since_seconds": it.since.as_secs(),
+        "left_seconds": it.left.as_secs(),
+        "refused": it.n_refused,
+    })
+}
+
+fn breaker(it: &Open) -> Value {
+    json!({
+        "project": it.project,
+        "probing": it.is_probing,
+        "since_seconds": it.since.as_secs(),
+        "left_seconds": it.left.as_secs(),
+        "refused": it.n_refused,
     })
 }
 

@@ -191,6 +191,25 @@ impl Refusal {
             Self::Broker(Error::WorkerDied) => {
                 (S::BAD_GATEWAY, "NoApplicableCode", None, "The worker died before it answered".into())
             }
+            Self::Broker(Error::Quarantined { left }) => (
+                S::BAD_GATEWAY,
+                "NoApplicableCode",
+                None,
+                format!("This request ended the workers that served it; it is refused for {} s", seconds(*left)).into(),
+            ),
+            Self::Broker(Error::BreakerOpen { retry_after }) => (
+                S::SERVICE_UNAVAILABLE,
+                "ServerBusy",
+                None,
+                format!("The data of project '{name}' does not answer in time; it is tried again in {} s", seconds(*retry_after))
+                    .into(),
+            ),
+            Self::Broker(Error::ShareTaken { .. }) => (
+                S::SERVICE_UNAVAILABLE,
+                "ServerBusy",
+                None,
+                format!("The data of project '{name}' does not answer in time; it has its share of the workers").into(),
+            ),
             Self::Broker(Error::RequestTooLarge { limit }) => (
                 S::PAYLOAD_TOO_LARGE,
                 "NoApplicableCode",
@@ -224,6 +243,7 @@ impl Refusal {
         };
         let retry_after = match self {
             Self::Broker(Error::Stopping) => Some(5),
+            Self::Broker(Error::BreakerOpen { retry_after }) => Some(seconds(*retry_after)),
             _ => (status == S::SERVICE_UNAVAILABLE).then_some(1),
         };
         Facts {
@@ -398,6 +418,11 @@ pub fn map_id(project: &str) -> HeaderValue {
     HeaderValue::from_str(&name).expect("controls and non-ASCII are encoded")
 }
 
+/// Rounded up, so that who waits for so long does not come too early.
+fn seconds(wait: Duration) -> u32 {
+    u32::try_from(wait.as_millis().div_ceil(1000)).unwrap_or(u32::MAX)
+}
+
 fn named(project: Option<&str>) -> &str {
     project.map_or("default", short)
 }
@@ -433,6 +458,15 @@ mod tests {
             (Error::QueueTimedOut { after: second }, 504, None),
             (Error::TimedOut { after: second }, 504, None),
             (Error::WorkerDied, 502, None),
+            (Error::Quarantined { left: second }, 502, None),
+            (
+                Error::BreakerOpen {
+                    retry_after: second * 5 / 2,
+                },
+                503,
+                Some("3"),
+            ),
+            (Error::ShareTaken { limit: 1 }, 503, Some("1")),
             (Error::RequestTooLarge { limit: 1 }, 413, None),
             (Error::Failed(Failure::ProjectNotFound), 404, None),
             (Error::Failed(Failure::ProjectUnreadable), 422, None),

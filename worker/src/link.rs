@@ -485,7 +485,8 @@ impl Link {
     async fn beat(&mut self) {
         self.board.beat();
         self.forgive_a_pause();
-        let limit = self.settings.heartbeat * self.settings.heartbeat_misses;
+        // One more than the server waits for us: to leave costs the running request.
+        let limit = self.settings.heartbeat * (self.settings.heartbeat_misses + 1);
         if self.dealer.is_some() && self.heard_at.elapsed() > limit {
             tracing::warn!(
                 server = self.settings.server,

@@ -45,6 +45,8 @@ class QgsApplication:
         control.note("started")
         if control.exists("crash-at-start"):
             os.kill(os.getpid(), signal.SIGKILL)
+        if control.exists("freeze-at-start"):
+            os.kill(os.getpid(), signal.SIGSTOP)
         if control.exists("hang-at-start"):
             control.wait_for("never")
 

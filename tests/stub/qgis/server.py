@@ -12,6 +12,7 @@
 | `DO=segfault` | read where nothing is |
 | `DO=exit&N=3` | exit with this status |
 | `DO=raise` | a Python exception that nobody catches |
+| `DO=memory` | as if memory had run out |
 | `DO=stream&N=4&SIZE=1000` | N flushed chunks of SIZE bytes, then `THEN` |
 | `TICK=name` | a line for each of these chunks |
 | `THEN=signal`, `exit`, `raise`, `hang`, `wait` | instead of the end of the stream |
@@ -187,6 +188,8 @@ def _act(do, asked, request, response, project):
         os._exit(int(asked.get("N", 1)))
     elif do == "raise":
         raise RuntimeError("as the request wished")
+    elif do == "memory":
+        raise MemoryError
     elif do == "stream":
         _stream(asked, request, response, project)
     else:

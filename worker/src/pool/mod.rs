@@ -104,7 +104,9 @@ impl Parent {
             young: pool.young,
             backoff_max: pool.backoff_max,
             heartbeat: pool.heartbeat,
-            silence_max: pool.heartbeat * pool.heartbeat_misses,
+            // One more than the server waits before its request goes elsewhere: it
+            // may come back, and ending it would cost its open projects.
+            silence_max: pool.heartbeat * (pool.heartbeat_misses + 1),
         };
         Ok(Self {
             versions: zygote.versions(),

@@ -241,8 +241,10 @@ impl Pool {
             late_starts += u32::from(worker.state == State::Starting);
             let verdict = match worker.state {
                 State::Starting => Verdict::StartTimedOut,
-                State::Leaving => Verdict::DrainTimedOut,
-                State::Spare | State::Serving | State::Doomed => Verdict::Frozen,
+                State::Leaving if now - worker.since >= self.rules.drain_timeout => {
+                    Verdict::DrainTimedOut
+                }
+                State::Leaving | State::Spare | State::Serving | State::Doomed => Verdict::Frozen,
             };
             effects.push(Effect::Kill(*number, verdict));
             worker.enter(State::Doomed, now);
@@ -406,7 +408,11 @@ impl Worker {
     fn overdue_at(&self, rules: &Rules) -> Option<Instant> {
         match self.state {
             State::Starting => Some(self.since + rules.start_timeout),
-            State::Leaving => Some(self.since + rules.drain_timeout),
+            // Frozen, it would neither end its request nor leave.
+            State::Leaving => {
+                let silent = self.beat_at + rules.silence_max;
+                Some(silent.min(self.since + rules.drain_timeout))
+            }
             State::Spare | State::Serving => Some(self.beat_at + rules.silence_max),
             State::Doomed => None,
         }
@@ -622,12 +628,27 @@ mod tests {
             pool.died(number, true, now);
         }
         assert!(!pool.is_finished());
-        assert_eq!(
-            later(&mut pool, now),
-            [Effect::Kill(2, Verdict::DrainTimedOut)]
-        );
+        for beats in 1..20 {
+            let now = now + Duration::from_secs(beats);
+            pool.beats(2, beats, now);
+            assert_eq!(pool.step(now), []);
+        }
+        let now = now + Duration::from_secs(20);
+        assert_eq!(pool.step(now), [Effect::Kill(2, Verdict::DrainTimedOut)]);
         pool.died(2, true, now);
         assert!(pool.is_finished());
+    }
+
+    #[test]
+    fn a_frozen_worker_does_not_hold_up_the_end_until_the_drain_timeout() {
+        let (mut pool, now) = settled();
+        pool.stop();
+        pool.step(now);
+        let effects = later(&mut pool, now);
+        assert_eq!(
+            effects,
+            [1, 2].map(|number| Effect::Kill(number, Verdict::Frozen))
+        );
     }
 
     #[derive(Debug, Clone)]

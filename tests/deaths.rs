@@ -1,0 +1,491 @@
+//! However a worker, its pool or a data source ends, it is found out at once or
+//! within two heartbeats, and costs others nothing.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use common::http::{ask, read_all, send_get};
+use common::process::is_alive;
+use common::{Pool, Server, World, eventually, kill, path_of};
+use nix::sys::signal::Signal;
+
+/// Clearly less than any time-out in these tests, and bearable for a busy machine.
+const AT_ONCE: Duration = Duration::from_secs(1);
+
+/// With the heartbeat of a second that is the default, and the same patience.
+const TWO_HEARTBEATS: Duration = Duration::from_secs(3);
+
+fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
+    let start = Instant::now();
+    (work(), start.elapsed())
+}
+
+/// The path of a request of another project than `path_of`.
+fn lake(what: &str) -> String {
+    format!("/ows/?MAP=lake&SERVICE=WMS&REQUEST=GetMap&{what}")
+}
+
+fn two_projects(settings: &str) -> Server {
+    let world = World::stub();
+    std::fs::write(world.path("projects/lake.qgs"), "<qgis/>").unwrap();
+    Server::start(world, settings).ready()
+}
+
+fn departures(server: &Server, reason: &str) -> u64 {
+    server.status()["departures"][reason].as_u64().unwrap()
+}
+
+/// Stuck workers count until they are gone.
+fn replaced(server: &Server, n_stuck: u64) {
+    eventually("stuck workers are replaced", || {
+        (departures(server, "stuck") == n_stuck).then_some(())
+    });
+    server.wait_workers(2);
+}
+
+/// Asks for the same again and again; each answer must be a 200, and soon.
+struct Others {
+    stop: Arc<AtomicBool>,
+    asking: std::thread::JoinHandle<(usize, Vec<String>)>,
+}
+
+impl Others {
+    fn of(server: &Server, path: &str) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (until, url) = (stop.clone(), server.url(path));
+        let asking = std::thread::spawn(move || {
+            let (mut n, mut failures) = (0, Vec::new());
+            while !until.load(Ordering::Relaxed) {
+                n += 1;
+                let (reply, took) = timed(|| ask("GET", &url, &[], b""));
+                if took > TWO_HEARTBEATS || !reply.as_ref().is_ok_and(|it| it.status == 200) {
+                    failures.push(format!("{reply:?} after {took:?}"));
+                }
+            }
+            (n, failures)
+        });
+        Self { stop, asking }
+    }
+
+    fn assert_served(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let (n, failures) = self.asking.join().unwrap();
+        assert!(n > 0 && failures.is_empty(), "{n} asked, {failures:?}");
+    }
+}
+
+// Quarantine.
+
+#[test]
+fn a_request_that_kills_two_workers_is_a_502_at_once_the_third_time() {
+    let server = two_projects("");
+    let before = server.workers();
+    let others = Others::of(&server, &lake("DO=echo"));
+    let poison = "DO=segfault&MARK=tries";
+    assert_eq!(server.act(poison).status, 502);
+    assert_eq!(server.world.count("tries"), 2, "once more, elsewhere");
+    let (again, took) = timed(|| server.act(&format!("{poison}&_=1234")));
+    assert_eq!(again.status, 502);
+    assert!(again.text().contains("refused for"), "{}", again.text());
+    assert!(took < AT_ONCE, "{took:?}");
+    assert_eq!(server.world.count("tries"), 2, "no third worker");
+    assert_eq!(server.act("DO=echo").status, 200, "the project is served");
+    eventually("both are replaced", || {
+        let now = server.workers();
+        (now.len() == 2 && now.iter().all(|pid| !before.contains(pid))).then_some(())
+    });
+    others.assert_served();
+    let status = server.status();
+    let listed = &status["quarantined"][0];
+    assert_eq!(listed["operation"], "GetMap");
+    assert_eq!(listed["project"], "file:city");
+    assert_eq!(listed["refused"], 1);
+    assert_eq!(
+        (&status["retried"], &status["departures"]["serving"]),
+        (&1.into(), &2.into())
+    );
+    let line = server.process.log.wait_line("quarantined for 300.0 s");
+    assert!(line.contains("WARN") && line.contains("GetMap"), "{line}");
+    assert_eq!(server.process.log.count("quarantined for"), 1);
+}
+
+#[test]
+fn after_its_quarantine_a_request_that_kills_again_costs_one_worker_only() {
+    let server = Server::stub("zmq.quarantine_seconds = 1");
+    let poison = "DO=signal&N=9&MARK=tries";
+    assert_eq!(server.act(poison).status, 502);
+    eventually("it is tried again", || {
+        assert_eq!(server.act(poison).status, 502);
+        (server.world.count("tries") > 2).then_some(())
+    });
+    assert_eq!(server.world.count("tries"), 3);
+    server.wait_workers(2);
+    assert_eq!(server.act("DO=echo").status, 200);
+}
+
+#[test]
+fn without_quarantine_each_time_costs_its_workers() {
+    let server = Server::stub("zmq.quarantine_seconds = 0");
+    for n in [2, 4] {
+        assert_eq!(server.act("DO=signal&N=9&MARK=tries").status, 502);
+        assert_eq!(server.world.count("tries"), n);
+        server.wait_workers(2);
+    }
+}
+
+// Deaths at each step.
+
+#[test]
+fn a_get_survives_a_crash_of_its_worker() {
+    let server = Server::stub("");
+    for (n, end) in ["segfault", "signal&N=6", "signal&N=9", "exit&N=3"]
+        .iter()
+        .enumerate()
+    {
+        let what = format!("DO={end}&ONCE=victim{n}&MARK=tries{n}&ID={n}");
+        let (reply, took) = timed(|| server.act(&what));
+        assert_eq!(reply.status, 200, "{end}: {}", reply.text());
+        assert!(took < AT_ONCE, "{end}: {took:?}");
+        assert_eq!(server.world.count(&format!("tries{n}")), 2);
+        server.wait_workers(2);
+    }
+}
+
+#[test]
+fn a_get_whose_worker_freezes_is_answered_by_another_within_two_heartbeats() {
+    let server = Server::stub("server.timeout = 60");
+    let (reply, took) = timed(|| server.act("DO=signal&N=19&ONCE=frozen&MARK=tries"));
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    assert!(took < TWO_HEARTBEATS, "{took:?}");
+    assert_eq!(server.world.count("tries"), 2);
+    assert_eq!(departures(&server, "silent"), 1);
+    server.process.log.wait_line("no sign of life for 2.0 s");
+}
+
+#[test]
+fn a_post_whose_worker_freezes_is_a_502_within_two_heartbeats() {
+    let server = Server::stub("server.timeout = 60");
+    let path = path_of("DO=signal&N=19&MARK=tries");
+    let (reply, took) = timed(|| server.post(&path, "text/xml", b"<Transaction/>"));
+    assert_eq!(reply.status, 502, "{}", reply.text());
+    assert!(took < TWO_HEARTBEATS, "{took:?}");
+    assert_eq!(server.world.count("tries"), 1);
+}
+
+#[test]
+fn an_idle_worker_that_freezes_is_found_out_within_two_heartbeats() {
+    let server = Server::stub("");
+    let frozen = server.workers()[0];
+    kill(frozen, Signal::SIGSTOP);
+    let ((), took) = timed(|| {
+        eventually("it is dropped", || {
+            (!server.workers().contains(&frozen)).then_some(())
+        })
+    });
+    assert!(took < TWO_HEARTBEATS, "{took:?}");
+    server.wait_workers(2);
+    eventually("its pool ends it", || (!is_alive(frozen)).then_some(()));
+}
+
+#[test]
+fn a_worker_that_freezes_half_way_through_a_stream_cuts_it_within_two_heartbeats() {
+    let server = Server::stub("server.timeout = 60");
+    let mut client = server.connect();
+    let stream = "DO=stream&N=100&SIZE=100000&THEN=signal&THEN_N=19&MARK=running";
+    send_get(&mut client, &path_of(stream));
+    server.world.wait_count("running", 1);
+    let ((all, _), took) = timed(|| read_all(&mut client));
+    assert!(all.starts_with(b"HTTP/1.1 200 ") && !all.ends_with(b"0\r\n\r\n"));
+    assert!(took < TWO_HEARTBEATS, "{took:?}");
+    assert_eq!(server.act("DO=echo").status, 200);
+}
+
+#[test]
+fn a_worker_that_freezes_before_it_is_ready_is_replaced() {
+    let world = World::stub();
+    world.tell("freeze-at-start");
+    let settings = "worker.start_timeout = 1\nworker.backoff_max = 1";
+    let server = Server::start(world, settings);
+    server.world.wait_count("started", 3);
+    assert_eq!(server.get("/ready").status, 503);
+    server.world.untell("freeze-at-start");
+    server.wait_ready();
+    assert_eq!(server.act("DO=echo").status, 200);
+}
+
+#[test]
+fn a_worker_that_dies_right_after_its_answer_costs_nobody_anything() {
+    let server = Server::stub("");
+    for i in 0..10 {
+        let reply = server.act(&format!("DO=echo&ID={i}"));
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        let pid = reply.json()["pid"].as_i64().unwrap() as i32;
+        kill(pid, Signal::SIGKILL);
+        // May be on its way to the dead one before anybody knows.
+        let next = server.act(&format!("DO=echo&ID=next{i}"));
+        assert_eq!(next.status, 200, "{}", next.text());
+        eventually("it is replaced", || {
+            let now = server.workers();
+            (now.len() == 2 && !now.contains(&pid)).then_some(())
+        });
+    }
+    assert_eq!(server.status()["quarantined"], serde_json::json!([]));
+}
+
+#[test]
+fn a_request_that_runs_out_of_memory_is_a_500_and_its_worker_is_replaced() {
+    let server = Server::stub("server.workers = 1");
+    let before = server.workers();
+    let reply = server.act("DO=memory");
+    assert_eq!(reply.status, 500, "{}", reply.text());
+    eventually("another worker", || {
+        let now = server.workers();
+        (now.len() == 1 && now != before).then_some(())
+    });
+    assert_eq!(departures(&server, "doubt"), 1);
+    assert_eq!(server.act("DO=echo").status, 200);
+}
+
+/// A wire between a pool and the gate that can be cut, or go dead without a word.
+struct Relay {
+    address: SocketAddr,
+    is_dead: Arc<AtomicBool>,
+    ends: Arc<Mutex<Vec<TcpStream>>>,
+}
+
+impl Relay {
+    fn to(gate: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let relay = Self {
+            address: listener.local_addr().unwrap(),
+            is_dead: Arc::default(),
+            ends: Arc::default(),
+        };
+        let (is_dead, ends) = (relay.is_dead.clone(), relay.ends.clone());
+        std::thread::spawn(move || {
+            for here in listener.incoming().flatten() {
+                let Ok(there) = TcpStream::connect(gate) else {
+                    continue;
+                };
+                for (from, to) in [(&here, &there), (&there, &here)] {
+                    let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                    let is_dead = is_dead.clone();
+                    std::thread::spawn(move || copy(from, to, &is_dead));
+                }
+                ends.lock().unwrap().extend([here, there]);
+            }
+        });
+        relay
+    }
+
+    fn cut(&self) {
+        for end in self.ends.lock().unwrap().drain(..) {
+            let _ = end.shutdown(Shutdown::Both);
+        }
+    }
+
+    fn go_dead(&self, is_dead: bool) {
+        self.is_dead.store(is_dead, Ordering::Relaxed);
+    }
+}
+
+fn copy(mut from: TcpStream, mut to: TcpStream, is_dead: &AtomicBool) {
+    let mut bytes = [0; 64 << 10];
+    while let Ok(n @ 1..) = from.read(&mut bytes) {
+        while is_dead.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        if to.write_all(&bytes[..n]).is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown(Shutdown::Both);
+}
+
+fn far_away(settings: &str) -> (Server, Relay, Pool) {
+    let server = Server::proxy(World::stub(), &format!("server.timeout = 60\n{settings}"));
+    let relay = Relay::to(server.gate.unwrap());
+    let pool = Pool::start(&server.world, relay.address, settings);
+    server.wait_workers(2);
+    (server, relay, pool)
+}
+
+#[test]
+fn a_worker_that_is_cut_off_loses_its_request_at_once_and_joins_again() {
+    let (server, relay, _pool) = far_away("");
+    let path = server.url(&path_of("DO=wait&FOR=go&MARK=running"));
+    let post = std::thread::spawn(move || {
+        let kind = [("Content-Type", "text/xml")];
+        ask("POST", &path, &kind, b"<Transaction/>").unwrap()
+    });
+    let get = server.act_later("DO=wait&FOR=go&MARK=running&ID=get");
+    server.world.wait_count("running", 2);
+    let (reply, took) = timed(|| {
+        relay.cut();
+        post.join().unwrap()
+    });
+    assert_eq!(reply.status, 502, "{}", reply.text());
+    assert!(took < AT_ONCE, "{took:?}");
+    server.world.tell("go");
+    assert_eq!(get.join().unwrap().unwrap().status, 200);
+    server.wait_workers(2);
+    assert_eq!(server.act("DO=echo").status, 200);
+}
+
+#[test]
+fn a_worker_whose_network_is_dead_is_found_out_within_two_heartbeats() {
+    let (server, relay, _pool) = far_away("");
+    let path = server.url(&path_of("DO=wait&FOR=go&MARK=running"));
+    let post = std::thread::spawn(move || {
+        let kind = [("Content-Type", "text/xml")];
+        ask("POST", &path, &kind, b"<Transaction/>").unwrap()
+    });
+    server.world.wait_count("running", 1);
+    let (reply, took) = timed(|| {
+        relay.go_dead(true);
+        post.join().unwrap()
+    });
+    assert_eq!(reply.status, 502, "{}", reply.text());
+    assert!(took < TWO_HEARTBEATS, "{took:?}");
+    server.world.tell("go");
+    relay.go_dead(false);
+    server.wait_workers(2);
+    assert_eq!(server.act("DO=echo").status, 200);
+}
+
+#[test]
+fn when_the_parent_of_the_pool_dies_requests_wait_for_the_next_pool() {
+    let server = Server::stub("");
+    let running = [1, 2].map(|i| {
+        let what = format!("DO=wait&FOR=go&ONCE=victim{i}&MARK=running&ID={i}");
+        server.act_later(&what)
+    });
+    server.world.wait_count("running", 2);
+    let waiting = [3, 4].map(|i| server.act_later(&format!("DO=echo&ID={i}")));
+    eventually("two wait", || {
+        (server.status()["waiting"] == 2).then_some(())
+    });
+    let parent = common::process::parent(server.workers()[0]);
+    kill(parent, Signal::SIGKILL);
+    for (reply, id) in running.into_iter().chain(waiting).zip(1..) {
+        let reply = reply.join().unwrap().unwrap();
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        assert_eq!(reply.json()["id"], id.to_string());
+    }
+    server.wait_workers(2);
+    assert_eq!(server.status()["storm"], false, "it was one death");
+    assert_eq!(server.get("/ready").status, 200);
+}
+
+// Storms.
+
+#[test]
+fn a_crash_storm_turns_readiness_off_until_it_is_over_and_the_server_serves_on() {
+    let server =
+        Server::stub("zmq.storm_deaths = 3\nzmq.storm_seconds = 3\nworker.backoff_max = 1");
+    let mut n = 0;
+    eventually("it is not ready", || {
+        n += 1;
+        let body = format!("<Transaction n='{n}'/>");
+        server.post(&path_of("DO=segfault"), "text/xml", body.as_bytes());
+        (server.get("/ready").status == 503 && server.status()["storm"] == true).then_some(())
+    });
+    assert_eq!(server.act("DO=echo").status, 200, "what it can");
+    assert_eq!(server.get("/ping").status, 200);
+    let ((), took) = timed(|| server.wait_ready());
+    assert!(took > AT_ONCE, "not as soon as there is a worker: {took:?}");
+    assert_eq!(server.status()["storm"], false);
+    assert_eq!(server.process.log.count("die faster than they answer"), 1);
+    server.process.log.wait_line("no worker died for a while");
+}
+
+#[test]
+fn workers_that_are_killed_between_two_answers_are_no_storm() {
+    let server = Server::stub("zmq.storm_deaths = 3");
+    let others = Others::of(&server, &path_of("DO=echo"));
+    for _ in 0..5 {
+        let victim = server.workers()[0];
+        kill(victim, Signal::SIGKILL);
+        eventually("it is gone", || {
+            let now = server.workers();
+            (now.len() == 2 && !now.contains(&victim)).then_some(())
+        });
+        assert_eq!(server.get("/ready").status, 200);
+    }
+    others.assert_served();
+    assert_eq!(server.status()["quarantined"], serde_json::json!([]));
+}
+
+// Sources that stall.
+
+#[test]
+fn a_project_that_hangs_opens_its_breaker_while_another_one_answers_and_a_probe_closes_it() {
+    let server = two_projects(
+        "server.timeout = 1\nzmq.breaker_timeouts = 2\nzmq.breaker_pause = 2\nzmq.cancel_grace = 0.2",
+    );
+    let others = Others::of(&server, &lake("DO=echo"));
+    for n in 1..=2 {
+        assert_eq!(server.act("DO=hang&MARK=tries").status, 504);
+        replaced(&server, n);
+    }
+    let (refused, took) = timed(|| server.act("DO=hang&MARK=tries"));
+    assert_eq!(refused.status, 503);
+    assert!(took < AT_ONCE / 2, "{took:?}");
+    assert!(
+        refused.text().contains("does not answer in time"),
+        "{}",
+        refused.text()
+    );
+    let retry: u32 = refused.header("retry-after").unwrap().parse().unwrap();
+    assert!((1..=2).contains(&retry), "{retry}");
+    assert_eq!(server.status()["breakers"][0]["project"], "file:city");
+    // Whatever the request: the project is tried by one only, and not before its time.
+    eventually("the probe is let in", || {
+        (server.act("DO=echo&MARK=probe").status == 200).then_some(())
+    });
+    assert_eq!(server.world.count("probe"), 1);
+    assert_eq!(server.world.count("tries"), 2);
+    assert_eq!(server.status()["breakers"], serde_json::json!([]));
+    assert_eq!(server.act("DO=echo").status, 200);
+    others.assert_served();
+    for part in [
+        "its breaker is open",
+        "tries whether",
+        "its breaker is closed",
+    ] {
+        assert_eq!(server.process.log.count(part), 1, "{part}");
+    }
+}
+
+#[test]
+fn a_project_that_hangs_holds_no_more_than_its_share_of_the_workers() {
+    let server = two_projects("server.timeout = 2\nzmq.cancel_grace = 0.2");
+    assert_eq!(server.get(&lake("DO=echo")).status, 200);
+    assert_eq!(server.act("DO=hang").status, 504);
+    replaced(&server, 1);
+    let others = Others::of(&server, &lake("DO=echo"));
+    let asked = [1, 2, 3, 4].map(|i| server.act_later(&format!("DO=hang&MARK=running&ID={i}")));
+    let mut statuses = asked.map(|asked| asked.join().unwrap().unwrap().status);
+    statuses.sort();
+    assert_eq!(statuses, [503, 503, 503, 504]);
+    assert_eq!(server.world.count("running"), 1);
+    others.assert_served();
+}
+
+#[test]
+fn a_project_that_hangs_opens_its_breaker_though_its_clients_leave_earlier() {
+    let server =
+        two_projects("server.timeout = 1\nzmq.breaker_timeouts = 2\nzmq.cancel_grace = 0.2");
+    for n in 1..=2 {
+        let mut leaver = server.connect();
+        send_get(&mut leaver, &path_of("DO=hang&MARK=running"));
+        server.world.wait_count("running", n);
+    }
+    replaced(&server, 2);
+    assert_eq!(server.act("DO=echo").status, 503);
+}
