@@ -656,10 +656,23 @@ fn a_worker_that_does_not_become_ready_is_replaced() {
     world.tell("hang-at-start");
     let server = Server::start(
         world,
-        "worker.start_timeout = 1\nworker.backoff_max = 1\nserver.workers = 1\nworker.spares = 0",
+        "worker.start_timeout = 2\nworker.backoff_max = 1\nserver.workers = 1\nworker.spares = 0",
     );
     server.world.wait_count("started", 2);
     server.world.untell("hang-at-start");
+    server.wait_ready();
+    assert_eq!(server.act("DO=echo").status, 200);
+}
+
+#[test]
+fn a_pool_whose_imports_hang_is_ended_and_started_again() {
+    let world = World::stub();
+    world.tell("hang-at-import");
+    let server = Server::start(world, "worker.start_timeout = 1\nworker.backoff_max = 1");
+    server.process.log.wait_line("were not imported within 2s");
+    server.world.wait_count("importing", 2);
+    assert_eq!(server.get("/ready").status, 503);
+    server.world.untell("hang-at-import");
     server.wait_ready();
     assert_eq!(server.act("DO=echo").status, 200);
 }

@@ -349,7 +349,7 @@ pub const SETTINGS: &[Setting] = &[
     row("worker.program", Kind::Path, "", "program of the local pool; empty: qgisserver-worker beside this one, then in PATH"),
     row("worker.python", Kind::Path, "/usr/bin/python3", "the Python that QGIS was built for"),
     row("worker.env_allow", Kind::Words, "", "more variables (NAME or PREFIX*) that workers inherit"),
-    row("worker.start_timeout", Kind::Seconds, "60", "seconds for a worker to become ready"),
+    row("worker.start_timeout", Kind::Seconds, "60", "seconds for a worker to become ready; the pool may take twice as long to import QGIS"),
     row("worker.young", Kind::SecondsOrZero, "5", "seconds; a worker that dies younger is replaced after a pause"),
     row("worker.backoff_max", Kind::SecondsOrZero, "30", "seconds that this pause grows to"),
     row("worker.drain_timeout", Kind::SecondsOrZero, "20", "seconds that a running request may take when its worker is told to leave"),
