@@ -281,6 +281,17 @@ fn a_running_request_whose_client_left_is_ended_at_its_deadline_if_qgis_does_not
 
 /// A worker whose stream is cancelled stops by itself and stays.
 #[test]
+fn a_cancelled_map_is_stopped_where_qgis_can_be_and_costs_no_worker() {
+    let server = Server::stub("server.timeout = 0.5\nzmq.cancel_grace = 15\nserver.workers = 1");
+    let before = server.workers();
+    let reply = server.act("DO=draw&STOPPED=stopped");
+    assert_eq!(reply.status, 504, "{}", reply.text());
+    server.world.wait_count("stopped", 1);
+    let reply = server.act("DO=echo");
+    assert_eq!(reply.json()["pid"], before[0]);
+}
+
+#[test]
 fn a_cancelled_stream_does_not_cost_its_worker() {
     let server = Server::stub("server.workers = 1\nserver.timeout = 60\nzmq.cancel_grace = 10");
     let before = server.workers();

@@ -65,13 +65,19 @@ pub struct Outlet {
 struct Flow {
     credits: u32,
     cancelled: bool,
+    /// Asks QGIS to stop.
+    stop: Option<Stop>,
 }
+
+/// How QGIS is asked to stop. It may wait for Python, so it gets a thread of its own.
+pub type Stop = Box<dyn FnOnce() + Send>;
 
 impl Outlet {
     fn new(id: u64, credits: u32, out: mpsc::UnboundedSender<Out>, drive: Arc<Drive>) -> Self {
         let flow = Mutex::new(Flow {
             credits,
             cancelled: false,
+            stop: None,
         });
         Self {
             id,
@@ -86,6 +92,7 @@ impl Outlet {
         let flow = Mutex::new(Flow {
             credits: u32::MAX,
             cancelled: false,
+            stop: None,
         });
         Self {
             id: 0,
@@ -152,11 +159,40 @@ impl Outlet {
     }
 
     fn cancel(&self) {
-        self.flow
+        let mut flow = self.flow.lock().expect("nobody panics while holding it");
+        flow.cancelled = true;
+        let stop = flow.stop.take();
+        drop(flow);
+        self.changed.notify_all();
+        stop.into_iter().for_each(apart);
+    }
+
+    /// What to do when the request is cancelled; at once if it is already.
+    pub fn on_cancel(&self, stop: Stop) {
+        let mut flow = self.flow.lock().expect("nobody panics while holding it");
+        match flow.cancelled {
+            true => apart(stop),
+            false => flow.stop = Some(stop),
+        }
+    }
+
+    /// The request is done; there is nothing to stop any more.
+    pub fn forget_stop(&self) {
+        let stop = self
+            .flow
             .lock()
             .expect("nobody panics while holding it")
-            .cancelled = true;
-        self.changed.notify_all();
+            .stop
+            .take();
+        drop(stop);
+    }
+}
+
+fn apart(stop: Stop) {
+    let started = std::thread::Builder::new().name("stop".into()).spawn(stop);
+    if let Err(error) = started {
+        // The grace ends, and with it the process.
+        tracing::warn!(%error, "QGIS could not be asked to stop");
     }
 }
 
@@ -648,6 +684,26 @@ mod tests {
         outlet.cancel();
         assert_eq!(writer.join().unwrap(), Err(Unwanted));
         assert!(outlet.is_cancelled());
+    }
+
+    #[test]
+    fn who_cancels_does_not_wait_for_the_one_that_is_asked_to_stop() {
+        let (sender, _receiver) = mpsc::unbounded_channel();
+        let outlet = Outlet::new(1, 0, sender, Drive::new().unwrap());
+        let (asked, heard) = std::sync::mpsc::channel();
+        let (go_on, may_go_on) = std::sync::mpsc::channel();
+        outlet.on_cancel(Box::new(move || {
+            may_go_on.recv().unwrap();
+            asked.send(()).unwrap();
+        }));
+        outlet.cancel();
+        outlet.cancel();
+        go_on.send(()).unwrap();
+        heard.recv_timeout(Duration::from_secs(20)).unwrap();
+        // Too late to be heard by the one before, but not at all is worse.
+        let (asked, heard) = std::sync::mpsc::channel();
+        outlet.on_cancel(Box::new(move || asked.send(()).unwrap()));
+        heard.recv_timeout(Duration::from_secs(20)).unwrap();
     }
 
     #[test]

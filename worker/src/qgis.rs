@@ -430,7 +430,10 @@ impl Qgis {
             let sink = Bound::new(py, Sink::new(outlet, self.chunk_bytes))
                 .map_err(|_| Failure::QgisFailed)?;
             let outcome = self.call(py, request, body, project, &sink);
+            sink.borrow().outlet.forget_stop();
             match outcome {
+                // What QGIS made after it was asked to stop is not whole.
+                Ok(Some(_)) if sink.borrow().was_stopped() => Err(Failure::Cancelled),
                 Ok(Some(answer)) => finish(&sink.borrow(), answer),
                 Ok(None) if sink.borrow().is_unwanted() => Err(Failure::Cancelled),
                 Ok(None) => Err(Failure::PluginRaised),
@@ -577,6 +580,8 @@ struct Parts {
     head: Option<Head>,
     pending: BytesMut,
     sent: bool,
+    /// QGIS can be asked to stop.
+    can_stop: bool,
 }
 
 const FIRST_CHUNK: usize = 16 << 10;
@@ -592,6 +597,11 @@ impl Sink {
 
     fn is_unwanted(&self) -> bool {
         self.outlet.is_cancelled()
+    }
+
+    /// QGIS knew that nobody waits.
+    fn was_stopped(&self) -> bool {
+        self.is_unwanted() && self.state().can_stop
     }
 
     /// Never held while anything waits.
@@ -629,6 +639,18 @@ impl Sink {
             true => self.chunk_bytes,
             false => FIRST_CHUNK.min(self.chunk_bytes),
         }
+    }
+
+    /// `stop()` asks QGIS to stop. It is called from another thread, at most once.
+    fn on_cancel(&self, stop: Py<PyAny>) {
+        self.state().can_stop = true;
+        self.outlet.on_cancel(Box::new(move || {
+            Python::attach(|py| {
+                if let Err(error) = stop.call0(py) {
+                    tracing::warn!(%error, "QGIS could not be asked to stop");
+                }
+            });
+        }));
     }
 
     /// Takes a part of the answer. Blocks while the client is slow; raises when

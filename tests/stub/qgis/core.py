@@ -66,6 +66,17 @@ class QgsApplication:
         return None
 
 
+class QgsFeedback:
+    def __init__(self):
+        self._cancelled = False
+
+    def cancel(self):
+        self._cancelled = True
+
+    def isCanceled(self):
+        return self._cancelled
+
+
 class _Signal:
     def __init__(self):
         self._slots = []

@@ -7,6 +7,7 @@
 | `DO=echo` | the default: JSON that says who answers what |
 | `DO=wait&FOR=name` | answer when the test creates the file `name` |
 | `DO=hang` | never answer; other threads of the process go on |
+| `DO=draw&STOPPED=name` | never answer, but stop as QGIS 3.36 does, and note it in `name` |
 | `DO=wedge` | never answer and never release the interpreter |
 | `DO=signal&N=9` | die of this signal |
 | `DO=segfault` | read where nothing is |
@@ -97,6 +98,9 @@ class QgsBufferServerResponse:
     def headersSent(self):
         return False
 
+    def feedback(self):
+        return None
+
     def flush(self):
         pass
 
@@ -150,6 +154,12 @@ def _act(do, asked, request, response, project):
     elif do == "hang":
         while True:
             time.sleep(1)
+    elif do == "draw":
+        feedback = response.feedback()
+        while not feedback.isCanceled():
+            time.sleep(0.005)
+        control.note(asked["STOPPED"])
+        _echo(asked, request, response, project)
     elif do == "wedge":
         # Exponential time in one C call that keeps the interpreter to itself.
         re.match(r"(a|a)*b", "a" * 64)
