@@ -196,6 +196,18 @@ fn a_frozen_worker_does_not_hold_its_request_beyond_the_deadline() {
     });
 }
 
+/// It stands still, holds its request, and beats no more.
+#[test]
+fn a_frozen_worker_is_replaced_within_its_heartbeats_and_its_successor_says_why() {
+    let server = Server::stub("zmq.heartbeat = 0.2");
+    let frozen = server.workers()[0];
+    kill(frozen, Signal::SIGSTOP);
+    eventually("it is gone", || (!is_alive(frozen)).then_some(()));
+    server.process.log.wait_line("without a sign of life");
+    server.process.log.wait_line("because=Frozen");
+    server.wait_workers(2);
+}
+
 #[test]
 fn a_full_queue_is_a_503_with_retry_after_at_once() {
     let server = Server::stub("server.workers = 1\nzmq.maxqueue = 2");

@@ -5,6 +5,7 @@ mod dealer;
 mod drive;
 mod environment;
 mod link;
+mod machine;
 mod memory;
 mod patience;
 mod pool;
