@@ -145,7 +145,11 @@ fn when_the_parent_of_the_pool_is_killed_a_new_pool_serves() {
     eventually("the old workers are gone", || {
         before.iter().all(|&pid| !is_alive(pid)).then_some(())
     });
-    server.wait_workers(2);
+    // The server may hear of the dead a moment later than we do.
+    eventually("new workers", || {
+        let now = server.workers();
+        (now.len() == 2 && now.iter().all(|pid| !before.contains(pid))).then_some(())
+    });
     assert_eq!(server.act("DO=echo").status, 200);
 }
 
