@@ -63,6 +63,52 @@ pub struct Ready {
     /// No access control and no server filter is loaded, so answers depend on the request alone.
     #[serde(default)]
     pub may_cache: bool,
+    /// Why this worker serves.
+    #[serde(default)]
+    pub born: Born,
+}
+
+/// Where a worker comes from, so that a server can count restarts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Born {
+    #[serde(default)]
+    pub because: Because,
+}
+
+/// Why a worker took its place: the pool was started or renewed, or the worker that
+/// had the place is gone, and this is why.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Because {
+    /// The place was new.
+    #[default]
+    Start,
+    /// Not new at all: it was known before, and its connection broke.
+    Reconnected,
+    /// By a signal that was not ours.
+    Killed,
+    /// By itself, with an exit status.
+    Exited,
+    /// Its request was overdue or cancelled, and QGIS did not stop.
+    Stuck,
+    /// It gave no sign of life.
+    Frozen,
+    /// The kernel or the limit of its memory ended it.
+    OutOfMemory,
+    /// A C++ exception left QGIS in doubt.
+    QgisFailed,
+    /// A mistake of ours.
+    Panicked,
+    /// The pool was told to renew itself.
+    Restart,
+    RecycledRequests,
+    RecycledAge,
+    RecycledMemory,
+    /// All workers together took too much memory, and this one the most.
+    HighWaterMark,
+    /// Of a newer worker than this server knows.
+    #[serde(other)]
+    Unknown,
 }
 
 /// Versions of what answers; each as its own library reports it.
@@ -148,6 +194,9 @@ pub struct Final {
     pub memory_kb: u64,
     /// The worker takes no more requests.
     pub leaving: bool,
+    /// Projects that the worker keeps open.
+    #[serde(default)]
+    pub n_projects: u32,
 }
 
 /// Where the time of a request went inside the worker, in microseconds.
@@ -169,8 +218,12 @@ pub enum Failure {
     BadLayers,
     /// A Python exception while the request ran; the log has the traceback.
     PluginRaised,
-    /// A C++ exception left QGIS in doubt, out of memory included; the worker leaves.
+    /// A C++ exception left QGIS in doubt; the worker leaves.
     QgisFailed,
+    /// QGIS gave up without a word to the client; the log has its reason. It may go on.
+    GaveUp,
+    /// QGIS could not make an answer of that size, mostly for want of memory, and said so.
+    TooLarge,
     /// The request was cancelled before it ended.
     Cancelled,
 }
@@ -465,6 +518,25 @@ mod tests {
         for message in samples() {
             assert_eq!(Message::decode(&message.clone().encode()), Ok(message));
         }
+    }
+
+    /// Servers and pools are not renewed at the same moment.
+    #[test]
+    fn a_worker_of_another_age_is_understood() {
+        let mut head = serde_json::to_value(Ready::default()).unwrap();
+        let understood = |head: &serde_json::Value| {
+            let head = head.to_string();
+            let frames = [VERSION.as_bytes(), b"READY", head.as_bytes()];
+            match Message::decode(&frames.map(Bytes::copy_from_slice)) {
+                Ok(Message::Ready(ready)) => ready.born.because,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(understood(&head), Because::Start);
+        head["born"] = serde_json::json!({"because": "bored", "mood": 3});
+        assert_eq!(understood(&head), Because::Unknown);
+        head.as_object_mut().unwrap().remove("born");
+        assert_eq!(understood(&head), Because::Start);
     }
 
     #[test]

@@ -193,9 +193,9 @@ fn mistakes_of_all_layers_come_together() {
 fn limits_that_could_never_be_met_are_refused() {
     let (_dir, path) = file(
         "q.conf",
-        "[server]\ninterfaces = 127.0.0.1,::1\nconnections_max = 1\nbody_max = 1K\nbody_memory = 1000\n",
+        "[server]\ninterfaces = 127.0.0.1,::1\nconnections_max = 1\nbody_max = 1K\nbody_memory = 1000\n[worker]\nmemory_limit = 100M\n",
     );
-    let exit = server(&["-c", &path, "--rootdir", "/tmp"], &env(&[])).expect_err("both are wrong");
+    let exit = server(&["-c", &path, "--rootdir", "/tmp"], &env(&[])).expect_err("all are wrong");
     let mut lines: Vec<_> = exit.message.lines().collect();
     lines.sort_unstable();
     assert_eq!(
@@ -206,6 +206,9 @@ fn limits_that_could_never_be_met_are_refused() {
             ),
             format!(
                 "{path}:5: server.body_memory: expected at least server.body_max, 1024 bytes, found 1000"
+            ),
+            format!(
+                "{path}:7: worker.memory_limit: expected 0 or at least 256M, found 104857600 bytes"
             ),
         ]
     );

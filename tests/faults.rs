@@ -145,7 +145,11 @@ fn when_the_parent_of_the_pool_is_killed_a_new_pool_serves() {
     eventually("the old workers are gone", || {
         before.iter().all(|&pid| !is_alive(pid)).then_some(())
     });
-    server.wait_workers(2);
+    // The server may hear of the dead a moment later than we do.
+    eventually("new workers", || {
+        let now = server.workers();
+        (now.len() == 2 && now.iter().all(|pid| !before.contains(pid))).then_some(())
+    });
     assert_eq!(server.act("DO=echo").status, 200);
 }
 
@@ -194,6 +198,18 @@ fn a_frozen_worker_does_not_hold_its_request_beyond_the_deadline() {
     eventually("its pool has ended it", || {
         (!is_alive(frozen)).then_some(())
     });
+}
+
+/// It stands still, holds its request, and beats no more.
+#[test]
+fn a_frozen_worker_is_replaced_within_its_heartbeats_and_its_successor_says_why() {
+    let server = Server::stub("zmq.heartbeat = 0.2");
+    let frozen = server.workers()[0];
+    kill(frozen, Signal::SIGSTOP);
+    eventually("it is gone", || (!is_alive(frozen)).then_some(()));
+    server.process.log.wait_line("without a sign of life");
+    server.process.log.wait_line("because=Frozen");
+    server.wait_workers(2);
 }
 
 #[test]
@@ -280,6 +296,17 @@ fn a_running_request_whose_client_left_is_ended_at_its_deadline_if_qgis_does_not
 }
 
 /// A worker whose stream is cancelled stops by itself and stays.
+#[test]
+fn a_cancelled_map_is_stopped_where_qgis_can_be_and_costs_no_worker() {
+    let server = Server::stub("server.timeout = 0.5\nzmq.cancel_grace = 15\nserver.workers = 1");
+    let before = server.workers();
+    let reply = server.act("DO=draw&STOPPED=stopped");
+    assert_eq!(reply.status, 504, "{}", reply.text());
+    server.world.wait_count("stopped", 1);
+    let reply = server.act("DO=echo");
+    assert_eq!(reply.json()["pid"], before[0]);
+}
+
 #[test]
 fn a_cancelled_stream_does_not_cost_its_worker() {
     let server = Server::stub("server.workers = 1\nserver.timeout = 60\nzmq.cancel_grace = 10");
@@ -656,10 +683,23 @@ fn a_worker_that_does_not_become_ready_is_replaced() {
     world.tell("hang-at-start");
     let server = Server::start(
         world,
-        "worker.start_timeout = 1\nworker.backoff_max = 1\nserver.workers = 1\nworker.spares = 0",
+        "worker.start_timeout = 2\nworker.backoff_max = 1\nserver.workers = 1\nworker.spares = 0",
     );
     server.world.wait_count("started", 2);
     server.world.untell("hang-at-start");
+    server.wait_ready();
+    assert_eq!(server.act("DO=echo").status, 200);
+}
+
+#[test]
+fn a_pool_whose_imports_hang_is_ended_and_started_again() {
+    let world = World::stub();
+    world.tell("hang-at-import");
+    let server = Server::start(world, "worker.start_timeout = 1\nworker.backoff_max = 1");
+    server.process.log.wait_line("were not imported within 2s");
+    server.world.wait_count("importing", 2);
+    assert_eq!(server.get("/ready").status, 503);
+    server.world.untell("hang-at-import");
     server.wait_ready();
     assert_eq!(server.act("DO=echo").status, 200);
 }

@@ -642,3 +642,29 @@ fn a_project_that_changed_while_it_was_not_loaded_has_new_capabilities() {
     std::fs::write(&path, [before, &title("Another"), after].concat()).unwrap();
     assert!(capabilities("title").contains("<Title>Another</Title>"));
 }
+
+/// QGIS itself refuses what no image could hold; the limit of the worker the rest.
+#[test]
+fn an_image_that_takes_too_much_memory_is_an_ogc_exception_and_costs_no_worker() {
+    let server = Server::real("worker.memory_limit = 400M\nserver.timeout = 60");
+    let before = server.workers();
+    let map = |size: u32| {
+        let query = format!("{WORLD_1_3}&LAYERS=countries&REQUEST=GetMap&FORMAT=image/png");
+        server.get(&format!(
+            "/ows/?MAP=world&{query}&WIDTH={size}&HEIGHT={size}"
+        ))
+    };
+    // Beyond any image; without room; with room for one copy and not for the next.
+    for (size, status) in [(30_000, 400), (20_000, 500), (6000, 500)] {
+        let reply = map(size);
+        let text = reply.text();
+        assert_eq!(reply.status, status, "{size}: {text}");
+        assert!(text.contains("<ServiceException "), "{size}: {text}");
+    }
+    // What was freed makes room again.
+    for size in [2000, 3000, 100] {
+        let reply = map(size);
+        assert_eq!(reply.status, 200, "{size}: {}", reply.text());
+    }
+    assert_eq!(server.workers(), before);
+}

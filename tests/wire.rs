@@ -245,5 +245,5 @@ fn told_to_restart_a_pool_replaces_its_worker_which_says_goodbye() {
     // It says goodbye again, and then it does not wait for ever.
     let (leaver, goodbye) = server.hear();
     assert_eq!((leaver, goodbye.word()), (peer, "DISCONNECT"));
-    pool.process.log.wait_line("left as told");
+    pool.process.log.wait_line("the pool was told to restart");
 }

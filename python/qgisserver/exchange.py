@@ -20,6 +20,11 @@ METHODS = {
 if hasattr(QgsServerRequest, "PatchMethod"):
     METHODS["PATCH"] = QgsServerRequest.PatchMethod
 
+# Newer QGIS (3.36) asks the response whether somebody still waits.
+CAN_STOP = hasattr(QgsBufferServerResponse, "feedback")
+if CAN_STOP:
+    from qgis.core import QgsFeedback
+
 # QGIS reports a SERVICE that nobody registered with status 200.
 UNKNOWN_SERVICE = b'code="Service configuration error"'
 
@@ -71,7 +76,7 @@ class Response(QgsBufferServerResponse):
     def __init__(self, sink, recorder, eager):
         """``sink.part(status, headers, data)`` takes the parts, blocks while the client
         is slow, and raises when nobody wants more; ``sink.wanted`` is how many bytes
-        it likes to get at once.
+        it likes to get at once; ``sink.on_cancel(stop)`` learns how to end the work.
 
         ``eager``: hand over at every flush, since server filters read ``data()``
         in ``sendResponse`` and must find what was flushed, no more.
@@ -81,9 +86,13 @@ class Response(QgsBufferServerResponse):
         self._recorder = recorder
         self._eager = eager
         self._wanted = 0 if eager else sink.wanted
+        if CAN_STOP:
+            self._feedback = QgsFeedback()
+            sink.on_cancel(self._feedback.cancel)
 
     # Of an answer that is never flushed, which most are.
     _device = None
+    _feedback = None
     _sent_status = None
     _broken = False
 
@@ -96,6 +105,10 @@ class Response(QgsBufferServerResponse):
     def broken(self):
         """What the sink got is not the beginning of what the answer has become."""
         return self._broken or (self.started and self.statusCode() != self._sent_status)
+
+    def feedback(self):
+        """QGIS looks here while it draws, and stops when it is cancelled."""
+        return self._feedback
 
     def flush(self):
         if self._device is None:

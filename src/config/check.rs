@@ -40,6 +40,7 @@ pub fn mistakes(config: &Config, settings: &Settings, program: Program) -> Vec<M
     if !is_server && !config.pool.server.starts_with("ipc://") {
         found.note("worker.server", address(&config.pool.server));
     }
+    found.note("worker.memory_limit", enough(config.pool.memory_limit));
     if is_server {
         found.note("server.body_memory", room(&config.http));
         found.note("server.connections_max", turns(&config.http));
@@ -75,6 +76,8 @@ pub fn warnings(config: &Config) -> Vec<String> {
     }
     warnings
 }
+
+const LEAST_MEMORY: u64 = 256 << 20;
 
 struct Found<'a> {
     settings: &'a Settings,
@@ -137,6 +140,14 @@ fn room(http: &Http) -> Result<(), String> {
             "expected at least server.body_max, {} bytes, found {}",
             http.body_max, http.body_memory
         )),
+    }
+}
+
+/// QGIS itself takes half of that.
+fn enough(memory_limit: u64) -> Result<(), String> {
+    match memory_limit {
+        0 | LEAST_MEMORY.. => Ok(()),
+        bytes => Err(format!("expected 0 or at least 256M, found {bytes} bytes")),
     }
 }
 

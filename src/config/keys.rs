@@ -98,6 +98,10 @@ const BODY: Kind = Kind::Bytes {
     min: 1,
     max: 1 << 40,
 };
+const MEMORY: Kind = Kind::Bytes {
+    min: 0,
+    max: 1 << 50,
+};
 const RATE: Kind = Kind::Bytes {
     min: 1,
     max: 1 << 30,
@@ -281,8 +285,7 @@ pub const SETTINGS: &[Setting] = &[
         .env(&["QGSRV_SERVER_PLUGINPATH", "QGIS_PLUGINPATH"]),
     row("server.enable_filters", Kind::Bool, "no", "run access policies before a request is served")
         .later(),
-    row("server.memory_high_water_mark", Kind::Fraction, "0.9", "part of the machine's memory that all workers may use together")
-        .later(),
+    row("server.memory_high_water_mark", Kind::Fraction, "0.9", "part of the memory of the machine, or of the control group, above which the largest worker of a pool is replaced; 0: never"),
     row("server.getfeaturelimit", Kind::Integer, "-1", "features that one WFS GetFeature may return; -1: any number")
         .later(),
     row("server.debug_request_id", Kind::Text, "", "value of X-Debug-Id that logs one request in detail")
@@ -349,10 +352,15 @@ pub const SETTINGS: &[Setting] = &[
     row("worker.program", Kind::Path, "", "program of the local pool; empty: qgisserver-worker beside this one, then in PATH"),
     row("worker.python", Kind::Path, "/usr/bin/python3", "the Python that QGIS was built for"),
     row("worker.env_allow", Kind::Words, "", "more variables (NAME or PREFIX*) that workers inherit"),
-    row("worker.start_timeout", Kind::Seconds, "60", "seconds for a worker to become ready"),
+    row("worker.start_timeout", Kind::Seconds, "60", "seconds for a worker to become ready; the pool may take twice as long to import QGIS"),
     row("worker.young", Kind::SecondsOrZero, "5", "seconds; a worker that dies younger is replaced after a pause"),
     row("worker.backoff_max", Kind::SecondsOrZero, "30", "seconds that this pause grows to"),
     row("worker.drain_timeout", Kind::SecondsOrZero, "20", "seconds that a running request may take when its worker is told to leave"),
+    row("worker.memory_limit", MEMORY, "0", "memory that one worker may allocate; 0: half of the machine's or the control group's, but 512M at least"),
+    row("worker.recycle_memory", MEMORY, "0", "resident memory at which a worker is replaced; 0: never"),
+    row("worker.recycle_seconds", Kind::SecondsOrZero, "0", "age, in seconds, at which a worker is replaced, up to a quarter less; 0: never"),
+    row("worker.recycle_requests", ANY, "0", "requests after which a worker is replaced, up to a quarter less; 0: never"),
+    row("worker.memory_check_seconds", Kind::Seconds, "5", "seconds between two looks at the memory of the workers"),
     row("worker.chunk_bytes", CHUNK, "256K", "bytes of a streamed reply that travel together"),
 
     row("zmq.hostaddr", Kind::Text, "127.0.0.1", "host part of zmq.bindaddr; loopback only, until connections are encrypted"),

@@ -163,6 +163,15 @@ pub struct Pool {
     /// A worker that dies younger is replaced with back-off.
     pub young: Duration,
     pub backoff_max: Duration,
+    /// Bytes that a worker may allocate; 0: half of what there is.
+    pub memory_limit: u64,
+    /// Part of the memory above which the largest worker is replaced; 0: never.
+    pub memory_high_water_mark: f64,
+    /// Bytes at which a worker is replaced; 0: never. So are the next two.
+    pub recycle_memory: u64,
+    pub recycle_age: Duration,
+    pub recycle_requests: u64,
+    pub memory_check: Duration,
     pub heartbeat: Duration,
     pub heartbeat_misses: u32,
     /// Bytes of a stream that are collected before they are sent.
@@ -264,6 +273,12 @@ impl Default for Config {
                 start_timeout: seconds(60),
                 young: seconds(5),
                 backoff_max: seconds(30),
+                memory_limit: 0,
+                memory_high_water_mark: 0.9,
+                recycle_memory: 0,
+                recycle_age: Duration::ZERO,
+                recycle_requests: 0,
+                memory_check: seconds(5),
                 heartbeat: seconds(1),
                 heartbeat_misses: 2,
                 chunk_bytes: 256 << 10,
@@ -409,6 +424,12 @@ impl Pool {
             start_timeout: settings.duration("worker.start_timeout"),
             young: settings.duration("worker.young"),
             backoff_max: settings.duration("worker.backoff_max"),
+            memory_limit: settings.count("worker.memory_limit"),
+            memory_high_water_mark: settings.fraction("server.memory_high_water_mark"),
+            recycle_memory: settings.count("worker.recycle_memory"),
+            recycle_age: settings.duration("worker.recycle_seconds"),
+            recycle_requests: settings.count("worker.recycle_requests"),
+            memory_check: settings.duration("worker.memory_check_seconds"),
             heartbeat: settings.duration("zmq.heartbeat"),
             heartbeat_misses: settings.small("zmq.heartbeat_misses"),
             chunk_bytes: settings.size("worker.chunk_bytes"),

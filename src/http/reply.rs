@@ -235,7 +235,13 @@ impl Refusal {
                 Failure::PluginRaised => {
                     (S::INTERNAL_SERVER_ERROR, "NoApplicableCode", None, "A plugin failed".into())
                 }
-                Failure::QgisFailed => (S::INTERNAL_SERVER_ERROR, "NoApplicableCode", None, "QGIS failed".into()),
+                Failure::QgisFailed | Failure::GaveUp => (S::INTERNAL_SERVER_ERROR, "NoApplicableCode", None, "QGIS failed".into()),
+                Failure::TooLarge => (
+                    S::INTERNAL_SERVER_ERROR,
+                    "NoApplicableCode",
+                    None,
+                    "The answer is larger than can be made here".into(),
+                ),
                 Failure::Cancelled => {
                     (S::SERVICE_UNAVAILABLE, "ServerBusy", None, "The request was cancelled".into())
                 }
@@ -473,6 +479,8 @@ mod tests {
             (Error::Failed(Failure::BadLayers), 422, None),
             (Error::Failed(Failure::PluginRaised), 500, None),
             (Error::Failed(Failure::QgisFailed), 500, None),
+            (Error::Failed(Failure::GaveUp), 500, None),
+            (Error::Failed(Failure::TooLarge), 500, None),
             (Error::Failed(Failure::Cancelled), 503, Some("1")),
         ] {
             assert_eq!(

@@ -31,6 +31,8 @@ pub enum Farewell {
 struct Page {
     beats: AtomicU64,
     n_served: AtomicU64,
+    /// Kilobytes that a crashing process had allocated.
+    crashed_with: AtomicU64,
     farewell: AtomicU32,
     length: AtomicU32,
     text: [AtomicU8; TEXT_MAX],
@@ -102,6 +104,16 @@ impl Board {
             .map(|byte| byte.load(Ordering::Relaxed))
             .collect();
         (length > 0).then(|| String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// The process is crashing, and had allocated so many kilobytes. For a signal handler.
+    pub fn crash(&self, allocated: u64) {
+        self.page().crashed_with.store(allocated, Ordering::Relaxed);
+    }
+
+    /// 0 if it did not crash, or could not say.
+    pub fn crashed_with(&self) -> u64 {
+        self.page().crashed_with.load(Ordering::Relaxed)
     }
 
     pub fn say_farewell(&self, why: Farewell) {

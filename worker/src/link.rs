@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use qgisserver::protocol::{
-    Cancel, Disconnect, Final, Head, Message, Partial, Ready, Reason, Request,
+    Because, Cancel, Disconnect, Final, Head, Message, Partial, Ready, Reason, Request,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
@@ -30,8 +30,50 @@ use crate::dealer::{Dealer, Event};
 use crate::drive::Drive;
 
 /// What the parent says through the control socket, one byte each.
-pub const PROMOTED: u8 = b'P';
-pub const DISMISSED: u8 = b'D';
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// Connect, and tell the server why you have your place.
+    Promoted(Because),
+    /// Leave once your request is done.
+    Dismissed,
+}
+
+/// Everything that a promotion can be for; its place in here is its byte.
+const REASONS: [Because; 13] = [
+    Because::Start,
+    Because::Killed,
+    Because::Exited,
+    Because::Stuck,
+    Because::Frozen,
+    Because::OutOfMemory,
+    Because::QgisFailed,
+    Because::Panicked,
+    Because::Restart,
+    Because::RecycledRequests,
+    Because::RecycledAge,
+    Because::RecycledMemory,
+    Because::HighWaterMark,
+];
+const DISMISSED: u8 = b'D';
+
+impl Order {
+    pub fn byte(self) -> u8 {
+        match self {
+            Self::Promoted(because) => {
+                let place = REASONS.iter().position(|it| *it == because);
+                place.unwrap_or(0) as u8
+            }
+            Self::Dismissed => DISMISSED,
+        }
+    }
+
+    fn from_byte(byte: u8) -> Option<Self> {
+        match byte {
+            DISMISSED => Some(Self::Dismissed),
+            _ => REASONS.get(usize::from(byte)).copied().map(Self::Promoted),
+        }
+    }
+}
 
 /// What the worker says back once the server knows it.
 pub const JOINED: u8 = b'J';
@@ -65,13 +107,19 @@ pub struct Outlet {
 struct Flow {
     credits: u32,
     cancelled: bool,
+    /// Asks QGIS to stop.
+    stop: Option<Stop>,
 }
+
+/// How QGIS is asked to stop. It may wait for Python, so it gets a thread of its own.
+pub type Stop = Box<dyn FnOnce() + Send>;
 
 impl Outlet {
     fn new(id: u64, credits: u32, out: mpsc::UnboundedSender<Out>, drive: Arc<Drive>) -> Self {
         let flow = Mutex::new(Flow {
             credits,
             cancelled: false,
+            stop: None,
         });
         Self {
             id,
@@ -86,6 +134,7 @@ impl Outlet {
         let flow = Mutex::new(Flow {
             credits: u32::MAX,
             cancelled: false,
+            stop: None,
         });
         Self {
             id: 0,
@@ -152,11 +201,40 @@ impl Outlet {
     }
 
     fn cancel(&self) {
-        self.flow
+        let mut flow = self.flow.lock().expect("nobody panics while holding it");
+        flow.cancelled = true;
+        let stop = flow.stop.take();
+        drop(flow);
+        self.changed.notify_all();
+        stop.into_iter().for_each(apart);
+    }
+
+    /// What to do when the request is cancelled; at once if it is already.
+    pub fn on_cancel(&self, stop: Stop) {
+        let mut flow = self.flow.lock().expect("nobody panics while holding it");
+        match flow.cancelled {
+            true => apart(stop),
+            false => flow.stop = Some(stop),
+        }
+    }
+
+    /// The request is done; there is nothing to stop any more.
+    pub fn forget_stop(&self) {
+        let stop = self
+            .flow
             .lock()
             .expect("nobody panics while holding it")
-            .cancelled = true;
-        self.changed.notify_all();
+            .stop
+            .take();
+        drop(stop);
+    }
+}
+
+fn apart(stop: Stop) {
+    let started = std::thread::Builder::new().name("stop".into()).spawn(stop);
+    if let Err(error) = started {
+        // The grace ends, and with it the process.
+        tracing::warn!(%error, "QGIS could not be asked to stop");
     }
 }
 
@@ -272,10 +350,13 @@ impl Link {
                         let _ = control.write_u8(JOINED).await;
                     }
                 }
-                byte = control.read_u8() => match byte {
-                    Ok(PROMOTED) => self.promoted = true,
-                    Ok(DISMISSED) => self.leave().await,
-                    Ok(other) => tracing::warn!(other, "the pool said something unknown"),
+                byte = control.read_u8() => match byte.map(Order::from_byte) {
+                    Ok(Some(Order::Promoted(because))) => {
+                        self.ready.born.because = because;
+                        self.promoted = true;
+                    }
+                    Ok(Some(Order::Dismissed)) => self.leave().await,
+                    Ok(None) => tracing::warn!("the pool said something unknown"),
                     // The parent is gone: nobody would bury us.
                     Err(_) => exit(&self.board, Farewell::Told),
                 },
@@ -313,6 +394,8 @@ impl Link {
         match connected {
             Ok(mut dealer) => {
                 dealer.send(Message::Ready(self.ready.clone())).await;
+                // Once more would be counted as one more.
+                self.ready.born.because = Because::Reconnected;
                 tracing::debug!(server, "connected");
                 self.dealer = Some(dealer);
                 self.heard_at = Instant::now();
@@ -619,6 +702,36 @@ mod tests {
         link.seek();
         assert!(link.connecting.is_some());
         assert_eq!(link.alarm(), None);
+    }
+
+    #[test]
+    fn an_order_is_one_byte_and_means_one_thing() {
+        let mut orders: Vec<_> = REASONS.map(Order::Promoted).into();
+        orders.push(Order::Dismissed);
+        for order in orders {
+            assert_eq!(Order::from_byte(order.byte()), Some(order));
+        }
+        assert_eq!(Order::from_byte(b'?'), None);
+    }
+
+    #[test]
+    fn who_cancels_does_not_wait_for_the_one_that_is_asked_to_stop() {
+        let (sender, _receiver) = mpsc::unbounded_channel();
+        let outlet = Outlet::new(1, 0, sender, Drive::new().unwrap());
+        let (asked, heard) = std::sync::mpsc::channel();
+        let (go_on, may_go_on) = std::sync::mpsc::channel();
+        outlet.on_cancel(Box::new(move || {
+            may_go_on.recv().unwrap();
+            asked.send(()).unwrap();
+        }));
+        outlet.cancel();
+        outlet.cancel();
+        go_on.send(()).unwrap();
+        heard.recv_timeout(Duration::from_secs(20)).unwrap();
+        // Too late to be heard by the one before, but not at all is worse.
+        let (asked, heard) = std::sync::mpsc::channel();
+        outlet.on_cancel(Box::new(move || asked.send(()).unwrap()));
+        heard.recv_timeout(Duration::from_secs(20)).unwrap();
     }
 
     #[test]

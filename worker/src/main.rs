@@ -5,7 +5,9 @@ mod dealer;
 mod drive;
 mod environment;
 mod link;
+mod machine;
 mod memory;
+mod patience;
 mod pool;
 mod projects;
 mod qgis;
@@ -61,7 +63,11 @@ fn run(config: Config, warnings: &[String]) -> ExitCode {
         }
     };
     environment::set_temporary(folder.path());
-    let zygote = match Zygote::start(&config.pool.python, &environment::prefix()) {
+    // Done once for all workers, and from a disk that may still be cold.
+    patience::begin(config.pool.start_timeout * 2);
+    let zygote = Zygote::start(&config.pool.python, &environment::prefix());
+    patience::end();
+    let zygote = match zygote {
         Ok(zygote) => zygote,
         Err(error) => {
             tracing::error!("{error}");

@@ -5,10 +5,28 @@
 //! which makes QGIS, GDAL and Python use it, too. jemalloc keeps what was freed for
 //! a while, because pages that come and go cost more than what is done with them.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicPtr, Ordering};
 use std::time::{Duration, Instant};
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use crate::board::Board;
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// What jemalloc reads before anything else runs; the variable `MALLOC_CONF` adds to it.
+/// By itself it would keep the addresses of what it returns to the kernel, and they
+/// count against the limit: after one large image no other would find room.
+#[unsafe(export_name = "malloc_conf")]
+static CONF: Conf = Conf(c"retain:false".as_ptr());
+
+#[repr(transparent)]
+struct Conf(*const libc::c_char);
+
+// SAFETY: it points to a constant.
+unsafe impl Sync for Conf {}
 
 /// Returns to the kernel what is free, but for what threads keep at hand.
 pub fn give_back() {
@@ -25,6 +43,71 @@ pub fn give_back() {
         )
     };
     debug_assert_eq!(error, 0, "jemalloc knows the control");
+}
+
+/// From now on this process and its threads allocate no more than `bytes`: what goes
+/// beyond fails, which QGIS and Python report, instead of taking the machine down.
+pub fn limit(bytes: u64) -> nix::Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_DATA)?;
+    let bytes = bytes.min(hard);
+    setrlimit(Resource::RLIMIT_DATA, bytes, bytes)
+}
+
+/// When the kernel has to kill somebody for want of memory, this process is the one:
+/// it is replaced at once, which the server and the pool's parent are not.
+pub fn volunteer() -> std::io::Result<()> {
+    const FILE: &str = "/proc/self/oom_score_adj";
+    let inherited: i32 = std::fs::read_to_string(FILE)?.trim().parse().unwrap_or(0);
+    std::fs::write(FILE, (inherited + 500).min(1000).to_string())
+}
+
+static CRASH_BOARD: AtomicPtr<Board> = AtomicPtr::new(std::ptr::null_mut());
+
+/// From now on a crash leaves on `board` how much this process had allocated: some
+/// code ends with abort() when it gets no memory, and some writes to where nothing is.
+pub fn tell_of_crashes(board: Arc<Board>) {
+    // Never freed: a crash may come at any time.
+    CRASH_BOARD.store(Arc::into_raw(board).cast_mut(), Ordering::Release);
+    // SAFETY: the handler does only what is allowed in one. It runs once, and the
+    // signal then does what it would have done without it.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = crashed as *const () as libc::sighandler_t;
+        action.sa_flags = libc::SA_RESETHAND | libc::SA_ONSTACK;
+        for signal in [libc::SIGABRT, libc::SIGSEGV, libc::SIGBUS] {
+            libc::sigaction(signal, &action, std::ptr::null_mut());
+        }
+    }
+}
+
+extern "C" fn crashed(signal: libc::c_int) {
+    // SAFETY: null or a board that is never freed; a page of atomics.
+    if let Some(board) = unsafe { CRASH_BOARD.load(Ordering::Acquire).as_ref() } {
+        board.crash(allocated_kilobytes());
+    }
+    // A fault is repeated by returning; a signal that was sent has to be sent again.
+    // SAFETY: allowed in a handler.
+    unsafe { libc::raise(signal) };
+}
+
+/// What counts against the limit: the sixth field of `/proc/self/statm`. Neither
+/// allocates nor locks.
+fn allocated_kilobytes() -> u64 {
+    let mut text = [0_u8; 256];
+    // SAFETY: open, read and close are allowed in a handler; the buffer is ours.
+    let n = unsafe {
+        let file = libc::open(
+            c"/proc/self/statm".as_ptr(),
+            libc::O_RDONLY | libc::O_CLOEXEC,
+        );
+        let n = libc::read(file, text.as_mut_ptr().cast(), text.len());
+        libc::close(file);
+        usize::try_from(n).unwrap_or(0)
+    };
+    let digits = text[..n].split(|byte| *byte == b' ').nth(5).unwrap_or(b"");
+    let digits = digits.iter().filter(|byte| byte.is_ascii_digit());
+    let pages = digits.fold(0_u64, |pages, digit| pages * 10 + u64::from(digit - b'0'));
+    kilobytes(pages)
 }
 
 /// Resident memory, read at most once per second: reading costs as much as a small request.
@@ -51,14 +134,22 @@ impl Resident {
 fn resident_kilobytes() -> Option<u64> {
     let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
     let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kilobytes(pages))
+}
+
+fn kilobytes(pages: u64) -> u64 {
     // SAFETY: asks for a constant.
     let page_size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    Some(pages * page_size.max(0) as u64 / 1024)
+    pages * page_size.max(0) as u64 / 1024
 }
 
 #[cfg(test)]
 mod tests {
     use std::ffi::CString;
+
+    use nix::sys::signal::Signal;
+    use nix::sys::wait::{WaitStatus, waitpid};
+    use nix::unistd::ForkResult;
 
     use super::*;
 
@@ -77,6 +168,74 @@ mod tests {
         };
         assert_eq!(error, 0);
         taken
+    }
+
+    /// Runs `work` in a process of its own and returns how that ended.
+    fn apart(work: impl FnOnce()) -> WaitStatus {
+        // SAFETY: the child does nothing that another thread of the test may hold up.
+        match unsafe { nix::unistd::fork() }.unwrap() {
+            ForkResult::Child => {
+                work();
+                // SAFETY: the test's own destructors are the parent's.
+                unsafe { libc::_exit(0) }
+            }
+            ForkResult::Parent { child } => waitpid(child, None).unwrap(),
+        }
+    }
+
+    #[test]
+    fn beyond_the_limit_an_allocation_fails_and_the_process_goes_on() {
+        let ended = apart(|| {
+            limit(1 << 30).unwrap();
+            let mut much = Vec::<u8>::new();
+            let failed = much.try_reserve_exact(2 << 30).is_err();
+            let fits = Vec::<u8>::new().try_reserve_exact(100 << 20).is_ok();
+            // SAFETY: as in `apart`.
+            unsafe { libc::_exit(i32::from(!(failed && fits))) }
+        });
+        assert!(matches!(ended, WaitStatus::Exited(_, 0)), "{ended:?}");
+    }
+
+    /// Many sizes, so that none fits into the place of another.
+    #[test]
+    fn what_was_freed_does_not_count_against_the_limit() {
+        let ended = apart(|| {
+            limit(1 << 30).unwrap();
+            let failed = (1..40).find(|n| {
+                let size = (n * 20) << 20;
+                let failed = Vec::<u8>::new().try_reserve_exact(size).is_err();
+                give_back();
+                failed
+            });
+            // SAFETY: as in `apart`.
+            unsafe { libc::_exit(failed.unwrap_or(0) as i32) }
+        });
+        assert!(matches!(ended, WaitStatus::Exited(_, 0)), "{ended:?}");
+    }
+
+    #[test]
+    fn a_crash_leaves_word_of_how_much_was_allocated() {
+        let board = Arc::new(Board::new().unwrap());
+        for (signal, crash) in [
+            (Signal::SIGABRT, (|| std::process::abort()) as fn()),
+            (Signal::SIGSEGV, || {
+                // SAFETY: it is not; the process ends here.
+                unsafe { std::ptr::null_mut::<u8>().write_volatile(1) }
+            }),
+        ] {
+            board.crash(0);
+            let ended = apart(|| {
+                tell_of_crashes(board.clone());
+                let much = vec![1_u8; 200 << 20];
+                std::hint::black_box(&much);
+                crash();
+            });
+            assert!(
+                matches!(ended, WaitStatus::Signaled(_, it, _) if it == signal),
+                "{ended:?}"
+            );
+            assert!(board.crashed_with() > 200 << 10, "{}", board.crashed_with());
+        }
     }
 
     #[test]

@@ -98,6 +98,15 @@ impl<P> Projects<P> {
         }
     }
 
+    /// How many projects are open.
+    pub fn n_open(&self) -> u32 {
+        let open = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.project.is_ok());
+        open.count() as u32
+    }
+
     /// The canonical path of the project's file. None if it does not exist or is
     /// not below the root, symbolic links followed: the client cannot tell which.
     pub fn find(&mut self, project: &ProjectRef) -> Option<PathBuf> {

@@ -8,6 +8,7 @@
 use std::collections::BTreeSet;
 use std::ffi::{CStr, CString};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -276,6 +277,8 @@ pub struct Qgis {
     rules: config::Pool,
     /// The request id of the running request, for log lines that QGIS writes.
     current: Arc<Mutex<String>>,
+    /// QGIS said of it that it lacks memory.
+    starved: Arc<AtomicBool>,
     pub plugins: Vec<String>,
     pub plugins_failed: Vec<String>,
     /// No filter and no access control: the answer depends on the request alone.
@@ -291,11 +294,13 @@ impl Qgis {
         qgis_info: bool,
     ) -> Result<Self, Error> {
         let current = Arc::new(Mutex::new(String::new()));
+        let starved = Arc::new(AtomicBool::new(false));
         Python::attach(|py| {
             let log = Py::new(
                 py,
                 Log {
                     current: current.clone(),
+                    starved: starved.clone(),
                     qgis_info,
                 },
             )?;
@@ -316,6 +321,7 @@ impl Qgis {
                 chunk_bytes: pool.chunk_bytes,
                 rules: pool.clone(),
                 current: current.clone(),
+                starved: starved.clone(),
                 plugins: Vec::new(),
                 plugins_failed: Vec::new(),
                 may_cache: true,
@@ -429,9 +435,17 @@ impl Qgis {
         let answer = Python::attach(|py| {
             let sink = Bound::new(py, Sink::new(outlet, self.chunk_bytes))
                 .map_err(|_| Failure::QgisFailed)?;
+            self.starved.store(false, Ordering::Relaxed);
             let outcome = self.call(py, request, body, project, &sink);
+            sink.borrow().outlet.forget_stop();
             match outcome {
-                Ok(Some(answer)) => finish(&sink.borrow(), answer),
+                // What QGIS made after it was asked to stop is not whole.
+                Ok(Some(_)) if sink.borrow().was_stopped() => Err(Failure::Cancelled),
+                Ok(Some(answer)) => {
+                    let (head, bytes) = finish(&sink.borrow(), answer)?;
+                    let lack = head.as_ref().and_then(|head| self.lack(head, &bytes));
+                    lack.map_or(Ok((head, bytes)), Err)
+                }
                 Ok(None) if sink.borrow().is_unwanted() => Err(Failure::Cancelled),
                 Ok(None) => Err(Failure::PluginRaised),
                 Err(error) => Err(escaped(py, &error, sink.borrow().is_unwanted())),
@@ -440,6 +454,23 @@ impl Qgis {
         Served {
             answer,
             render: start.elapsed(),
+        }
+    }
+
+    /// Why this answer is none. When QGIS has no memory it says so in the log alone,
+    /// or sends half of an image, or nothing at all, with status 200.
+    fn lack(&self, head: &Head, bytes: &[u8]) -> Option<Failure> {
+        match head.status {
+            200 if is_cut_off(head, bytes) => {
+                let id = self.current.lock().map(|id| id.clone()).unwrap_or_default();
+                tracing::error!(%id, "QGIS made no whole image: out of memory (worker.memory_limit), or too large for its format");
+                Some(Failure::TooLarge)
+            }
+            500 if bytes == BARE => Some(match self.starved.load(Ordering::Relaxed) {
+                true => Failure::TooLarge,
+                false => Failure::GaveUp,
+            }),
+            _ => None,
         }
     }
 
@@ -495,6 +526,25 @@ fn finish(sink: &Sink, (head, rest): (Head, Bytes)) -> Result<(Option<Head>, Byt
     Ok((state.head.take().or((!state.sent).then_some(head)), bytes))
 }
 
+/// What QGIS answers when one of its own exceptions ended the request.
+const BARE: &[u8] = b"Internal Server Error";
+
+/// An image without its end.
+fn is_cut_off(head: &Head, bytes: &[u8]) -> bool {
+    let kind = head
+        .headers
+        .iter()
+        .find(|(name, _)| name.eq_ignore_ascii_case("content-type"))
+        .map_or("", |(_, kind)| {
+            kind.split(';').next().unwrap_or_default().trim()
+        });
+    match kind {
+        "image/png" => !bytes.ends_with(b"IEND\xaeB`\x82"),
+        "image/jpeg" => !bytes.ends_with(b"\xff\xd9"),
+        _ => kind.starts_with("image/") && bytes.is_empty(),
+    }
+}
+
 fn head(status: u16, headers: &Bound<'_, PyDict>) -> PyResult<Head> {
     let headers = headers
         .iter()
@@ -507,9 +557,17 @@ fn head(status: u16, headers: &Bound<'_, PyDict>) -> PyResult<Head> {
     })
 }
 
+/// An answer of so many bytes may not find room.
+const LARGE: usize = 4 << 20;
+
 /// The bytes of a QByteArray or of bytes, copied once.
 fn bytes(data: &Bound<'_, PyAny>) -> PyResult<Bytes> {
     let buffer = PyBuffer::<u8>::get(data)?;
+    if buffer.len_bytes() > LARGE {
+        // Without room for the copy Rust would abort; an exception has an answer.
+        let room = Vec::<u8>::new().try_reserve_exact(buffer.len_bytes());
+        room.map_err(|_| PyMemoryError::new_err("no memory for a copy of the answer"))?;
+    }
     Ok(buffer.to_vec(data.py())?.into())
 }
 
@@ -577,6 +635,8 @@ struct Parts {
     head: Option<Head>,
     pending: BytesMut,
     sent: bool,
+    /// QGIS can be asked to stop.
+    can_stop: bool,
 }
 
 const FIRST_CHUNK: usize = 16 << 10;
@@ -592,6 +652,11 @@ impl Sink {
 
     fn is_unwanted(&self) -> bool {
         self.outlet.is_cancelled()
+    }
+
+    /// QGIS knew that nobody waits.
+    fn was_stopped(&self) -> bool {
+        self.is_unwanted() && self.state().can_stop
     }
 
     /// Never held while anything waits.
@@ -631,6 +696,18 @@ impl Sink {
         }
     }
 
+    /// `stop()` asks QGIS to stop. It is called from another thread, at most once.
+    fn on_cancel(&self, stop: Py<PyAny>) {
+        self.state().can_stop = true;
+        self.outlet.on_cancel(Box::new(move || {
+            Python::attach(|py| {
+                if let Err(error) = stop.call0(py) {
+                    tracing::warn!(%error, "QGIS could not be asked to stop");
+                }
+            });
+        }));
+    }
+
     /// Takes a part of the answer. Blocks while the client is slow; raises when
     /// nobody waits for the answer any more.
     fn part(
@@ -658,10 +735,15 @@ impl Sink {
     }
 }
 
+/// In what QGIS logs when it has no memory for an image.
+const STARVED: &str = "out of memory";
+
 /// `log(level, tag, text)`: what QGIS, Qt and plugins say, as our log lines.
 #[pyclass(frozen)]
 struct Log {
     current: Arc<Mutex<String>>,
+    /// QGIS said that it lacks memory.
+    starved: Arc<AtomicBool>,
     qgis_info: bool,
 }
 
@@ -669,6 +751,9 @@ struct Log {
 impl Log {
     fn __call__(&self, level: &str, tag: &str, text: &str) {
         let id = self.current.lock().map(|id| id.clone()).unwrap_or_default();
+        if level == "error" && text.contains(STARVED) {
+            self.starved.store(true, Ordering::Relaxed);
+        }
         match level {
             "error" => tracing::error!(target: "qgisserver::qgis", %id, %tag, "{text}"),
             "warning" => tracing::warn!(target: "qgisserver::qgis", %id, %tag, "{text}"),
@@ -684,6 +769,30 @@ impl Log {
 mod tests {
     use super::*;
     use pyo3::exceptions::PyValueError;
+
+    #[test]
+    fn an_image_without_its_end_is_no_image() {
+        let cut_off = |kind: &str, bytes: &[u8]| {
+            let headers = vec![("Content-Type".into(), kind.into())];
+            let head = Head {
+                status: 200,
+                headers,
+                length: None,
+            };
+            is_cut_off(&head, bytes)
+        };
+        for (kind, whole) in [
+            ("image/png", &b"..IEND\xaeB`\x82"[..]),
+            ("image/png; mode=8bit", b"..IEND\xaeB`\x82"),
+            ("image/jpeg", b"..\xff\xd9"),
+            ("image/svg+xml", b"."),
+        ] {
+            assert!(!cut_off(kind, whole), "{kind}");
+            assert!(cut_off(kind, b""), "{kind}");
+        }
+        assert!(cut_off("image/png", b"\x89PNG..."));
+        assert!(!cut_off("text/xml", b""));
+    }
 
     #[test]
     fn an_exception_of_c_plus_plus_is_one_whoever_waits_and_whatever_ran() {

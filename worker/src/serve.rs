@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use qgisserver::config;
-use qgisserver::protocol::{Failure, Final, Ready, Request, Timings, Versions};
+use qgisserver::protocol::{Born, Failure, Final, Ready, Request, Timings, Versions};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::board::{Board, Farewell};
@@ -42,6 +42,7 @@ pub struct Birth<'a> {
 /// Starts QGIS, says READY to the parent and serves until the process ends.
 pub fn run(birth: Birth<'_>) -> ! {
     die_of_panics(birth.board.clone());
+    memory::tell_of_crashes(birth.board.clone());
     let qgis = match start_qgis(&birth) {
         Ok(qgis) => qgis,
         Err(error) => {
@@ -93,6 +94,7 @@ fn start_link(birth: &Birth<'_>, qgis: &Qgis) -> (Arc<Drive>, UnboundedReceiver<
         plugins: qgis.plugins.clone(),
         plugins_failed: qgis.plugins_failed.clone(),
         may_cache: qgis.may_cache,
+        born: Born::default(),
     };
     let mut control = birth
         .control
@@ -172,12 +174,17 @@ impl Server {
                     leaving: failure == Failure::QgisFailed,
                     timings,
                     memory_kb: self.memory.kilobytes(),
+                    n_projects: self.projects.n_open(),
                     ..Final::default()
                 };
                 return outlet.end(report, Bytes::new());
             }
         };
         let served = self.qgis.serve(&request, &body, project, outlet.clone());
+        if let Err(Failure::TooLarge) = served.answer {
+            // Its parts were made; the next request wants to find room.
+            memory::give_back();
+        }
         let timings = Timings {
             load_us,
             render_us: micros(served.render),
@@ -187,6 +194,7 @@ impl Server {
             memory_kb: self.memory.kilobytes(),
             project_version: stamp.map(|stamp| stamp.version()),
             project_modified: stamp.map(|stamp| stamp.modified()),
+            n_projects: self.projects.n_open(),
             ..Final::default()
         };
         tracing::debug!(

@@ -6,6 +6,11 @@ import signal
 from . import control
 
 
+if control.exists("hang-at-import"):
+    control.note("importing")
+    control.wait_for("never")
+
+
 class _AnyClass(type):
     def __getattr__(cls, name):
         return lambda *args, **kwargs: Anything()
@@ -61,6 +66,17 @@ class QgsApplication:
     @staticmethod
     def instance():
         return None
+
+
+class QgsFeedback:
+    def __init__(self):
+        self._cancelled = False
+
+    def cancel(self):
+        self._cancelled = True
+
+    def isCanceled(self):
+        return self._cancelled
 
 
 class _Signal:

@@ -7,6 +7,11 @@
 | `DO=echo` | the default: JSON that says who answers what |
 | `DO=wait&FOR=name` | answer when the test creates the file `name` |
 | `DO=hang` | never answer; other threads of the process go on |
+| `DO=draw&STOPPED=name` | never answer, but stop as QGIS 3.36 does, and note it in `name` |
+| `DO=grow&MB=100` | answer, and never free so much memory |
+| `DO=take&MB=100` | abort if there is not so much memory |
+| `DO=blank` | an image of no bytes, as QGIS answers when it had no memory |
+| `DO=give_up` | a status and no explanation, as QGIS answers its own exceptions |
 | `DO=wedge` | never answer and never release the interpreter |
 | `DO=signal&N=9` | die of this signal |
 | `DO=segfault` | read where nothing is |
@@ -31,6 +36,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from . import control
 
+_kept = []
 CHUNK = b"0123456789abcdefghijklmnopqrstuvwxyz"
 
 
@@ -102,6 +108,9 @@ class QgsBufferServerResponse:
 
     def headersSent(self):
         return False
+
+    def feedback(self):
+        return None
 
     def flush(self):
         pass
@@ -176,6 +185,27 @@ def _act(do, asked, request, response, project):
     elif do == "hang":
         while True:
             time.sleep(1)
+    elif do == "draw":
+        feedback = response.feedback()
+        while not feedback.isCanceled():
+            time.sleep(0.005)
+        control.note(asked["STOPPED"])
+        _echo(asked, request, response, project)
+    elif do == "grow":
+        _kept.append(b"x" * (int(asked["MB"]) << 20))
+        _echo(asked, request, response, project)
+    elif do == "take":
+        try:
+            bytes(int(asked["MB"]) << 20)
+        except MemoryError:
+            os.abort()
+        _echo(asked, request, response, project)
+    elif do == "blank":
+        response.setHeader("Content-Type", "image/png")
+    elif do == "give_up":
+        response.setStatusCode(500)
+        response.setHeader("Content-Type", "text/plain; charset=utf-8")
+        response.write("Internal Server Error")
     elif do == "wedge":
         # Exponential time in one C call that keeps the interpreter to itself.
         re.match(r"(a|a)*b", "a" * 64)

@@ -23,16 +23,21 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, getpid, getppid};
 use qgisserver::config::Config;
-use qgisserver::protocol::Versions;
+use qgisserver::protocol::{Because, Versions};
 use sd_notify::NotifyState;
 
 use crate::board::Board;
-use crate::link::{DISMISSED, JOINED, PROMOTED};
+use crate::link::{JOINED, Order};
+use crate::machine::Machine;
+use crate::memory;
 use crate::qgis::Zygote;
 use crate::serve;
-use obituary::Obituary;
-use state::{Effect, Pool, Rules, State, Verdict};
+use obituary::{Obituary, megabytes};
+use state::{Alarm, Effect, Pool, Recycle, Rules, State, Verdict};
 pub use temporary::Folder;
+
+/// Kilobytes below which QGIS could not work.
+const LEAST_LIMIT: u64 = 512 << 10;
 
 /// Blocks the signals that the pool reads when it has time for them. First of all:
 /// one that comes while Python starts must not end the process.
@@ -74,6 +79,13 @@ struct Parent {
     lifeline: Option<std::io::Stdin>,
     folder: Folder,
     announced: bool,
+    machine: Machine,
+    /// Kilobytes that a worker may allocate.
+    memory_limit: u64,
+    weighed_at: Instant,
+    /// How many the kernel had killed for want of memory at the last two looks: a
+    /// death of a moment ago may be counted already and not be noticed yet.
+    n_killed: [u64; 2],
 }
 
 struct Worker {
@@ -83,6 +95,8 @@ struct Worker {
     control: UnixStream,
     board: Arc<Board>,
     verdict: Option<Verdict>,
+    /// Why it was told to leave.
+    dismissed: Option<Because>,
 }
 
 impl Parent {
@@ -107,7 +121,20 @@ impl Parent {
             // One more than the server waits before its request goes elsewhere: it
             // may come back, and ending it would cost its open projects.
             silence_max: pool.heartbeat * (pool.heartbeat_misses + 1),
+            recycle: Recycle {
+                requests: pool.recycle_requests,
+                age: pool.recycle_age,
+                memory: pool.recycle_memory.div_ceil(1024),
+                high_water_mark: pool.memory_high_water_mark,
+            },
+            seed: uuid::Uuid::new_v4().as_u128() as u64,
         };
+        let machine = Machine::new();
+        let memory_limit = memory_limit(pool.memory_limit, &machine);
+        tracing::info!(
+            memory_limit = megabytes(memory_limit),
+            "what a worker may allocate (worker.memory_limit)"
+        );
         Ok(Self {
             versions: zygote.versions(),
             name: pool.identity.clone().unwrap_or_else(crate::host),
@@ -119,6 +146,10 @@ impl Parent {
             lifeline: is_child.then(std::io::stdin),
             folder,
             announced: false,
+            n_killed: [machine.n_killed(); 2],
+            machine,
+            memory_limit,
+            weighed_at: Instant::now(),
             config,
             zygote,
         })
@@ -129,7 +160,8 @@ impl Parent {
             self.act();
             self.announce();
             self.wait()?;
-            self.read_beats();
+            self.read_boards();
+            self.weigh();
         }
         Ok(())
     }
@@ -138,8 +170,8 @@ impl Parent {
         for effect in self.pool.step(Instant::now()) {
             match effect {
                 Effect::Fork(number) => self.fork(number),
-                Effect::Promote(number) => self.say(number, PROMOTED),
-                Effect::Dismiss(number) => self.say(number, DISMISSED),
+                Effect::Promote(number) => self.promote(number),
+                Effect::Dismiss(number) => self.dismiss(number),
                 Effect::Kill(number, verdict) => self.kill(number, verdict),
             }
         }
@@ -167,6 +199,7 @@ impl Parent {
                     control: ours,
                     board,
                     verdict: None,
+                    dismissed: None,
                 };
                 self.workers.insert(number, worker);
                 Ok(())
@@ -205,6 +238,11 @@ impl Parent {
         }
         let unblocked = sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&self.mask), None);
         unblocked.expect("the mask was valid when it was set");
+        memory::limit(self.memory_limit << 10)
+            .unwrap_or_else(|error| tracing::warn!(%error, "worker.memory_limit has no effect"));
+        memory::volunteer().unwrap_or_else(
+            |error| tracing::debug!(%error, "no better one to kill for want of memory than others"),
+        );
         // Siblings' sockets: their parent's end must be the parent's alone.
         self.workers.clear();
         self.lifeline = None;
@@ -214,9 +252,25 @@ impl Parent {
         }
     }
 
-    fn say(&mut self, number: u32, word: u8) {
+    fn promote(&mut self, number: u32) {
+        let because = self.pool.because(number);
+        if because != Because::Start {
+            tracing::info!(worker = number, ?because, "a spare takes the place");
+        }
+        self.say(number, Order::Promoted(because));
+    }
+
+    fn dismiss(&mut self, number: u32) {
+        let because = self.pool.end(number);
+        if let Some(worker) = self.workers.get_mut(&number) {
+            worker.dismissed = because;
+        }
+        self.say(number, Order::Dismissed);
+    }
+
+    fn say(&mut self, number: u32, order: Order) {
         if let Some(worker) = self.workers.get_mut(&number)
-            && let Err(error) = worker.control.write_all(&[word])
+            && let Err(error) = worker.control.write_all(&[order.byte()])
         {
             // Its end is noticed by itself.
             tracing::debug!(worker = number, %error, "not told");
@@ -240,7 +294,8 @@ impl Parent {
             .unwrap_or(now + self.config.pool.heartbeat);
         let pause = wake
             .saturating_duration_since(now)
-            .min(self.config.pool.heartbeat);
+            .min(self.config.pool.heartbeat)
+            .min(self.config.pool.memory_check);
         // Rounded up, or the last millisecond would be spent spinning.
         let pause =
             PollTimeout::try_from(pause + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
@@ -310,7 +365,12 @@ impl Parent {
         };
         let mut word = [0];
         match (worker.control.read(&mut word), word[0]) {
-            (Ok(1), serve::READY) => self.pool.ready(number, Instant::now()),
+            (Ok(1), serve::READY) => {
+                self.pool.ready(number, Instant::now());
+                if let Some(weight) = self.machine.weight(worker.pid) {
+                    self.pool.weighed_new(number, weight);
+                }
+            }
             (Ok(1), JOINED) => self.pool.joined(number),
             _ => {}
         }
@@ -344,37 +404,90 @@ impl Parent {
             return;
         };
         let worker = self.workers.remove(&number).expect("it was found just now");
-        let state = self.pool.state(number);
         let n_served = worker.board.n_served();
-        let age = self
-            .pool
-            .died(number, n_served > 0, Instant::now())
-            .unwrap_or_default();
-        // The spare first; everything else can wait.
-        self.act();
-        temporary::remove(&worker.tmpdir);
-        Obituary {
+        let mut obituary = Obituary {
             number,
             pid,
             status,
-            age,
+            age: Duration::ZERO,
             n_served,
-            was_warm: state != Some(State::Starting),
+            was_warm: self.pool.state(number) != Some(State::Starting),
             verdict: worker.verdict,
             farewell: worker.board.farewell(),
             serving: worker.board.serving(),
-        }
-        .log();
+            dismissed: worker.dismissed,
+            crashed_with: worker.board.crashed_with(),
+            limit: self.memory_limit,
+            kernel_killed: self.kernel_killed(),
+        };
+        self.pool.blame(number, obituary.because());
+        let age = self.pool.died(number, n_served > 0, Instant::now());
+        obituary.age = age.unwrap_or_default();
+        // The spare first; everything else can wait.
+        self.act();
+        temporary::remove(&worker.tmpdir);
+        obituary.log();
         let pause = self.pool.backoff(Instant::now());
         if pause > Duration::from_secs(1) {
             tracing::warn!("workers die young: the next one is started in {pause:.1?}");
         }
     }
 
-    fn read_beats(&mut self) {
+    /// The kernel killed somebody for want of memory since we asked last.
+    fn kernel_killed(&mut self) -> bool {
+        let now = self.machine.n_killed();
+        let before = std::mem::replace(&mut self.n_killed, [now; 2]);
+        now > before[0]
+    }
+
+    fn read_boards(&mut self) {
         let now = Instant::now();
         for (number, worker) in &self.workers {
             self.pool.beats(*number, worker.board.beats(), now);
+            self.pool.served(*number, worker.board.n_served());
+        }
+    }
+
+    /// Looks at the memory of everybody, from time to time: the kernel walks through
+    /// all pages of a process for it, which takes milliseconds.
+    fn weigh(&mut self) {
+        if self.weighed_at.elapsed() < self.config.pool.memory_check {
+            return;
+        }
+        self.weighed_at = Instant::now();
+        self.n_killed = [self.n_killed[1], self.machine.n_killed()];
+        let Some(memory) = self.machine.memory() else {
+            return;
+        };
+        let weigh =
+            |(number, worker): (&u32, &Worker)| Some((*number, self.machine.weight(worker.pid)?));
+        let weights = self.workers.iter().filter_map(weigh).collect();
+        let parent = self.machine.weight(getpid()).unwrap_or_default().share;
+        let alarm = self.pool.weighed(&weights, parent, memory);
+        if let Some(alarm) = alarm {
+            let all = parent + weights.values().map(|weight| weight.share).sum::<u64>();
+            self.alarm(alarm, all, memory);
+        }
+    }
+
+    fn alarm(&self, alarm: Alarm, all: u64, memory: u64) {
+        let mark = self.config.pool.memory_high_water_mark;
+        let (all, memory) = (megabytes(all), megabytes(memory));
+        match alarm {
+            Alarm::Recycles(number) => {
+                let weight = self.pool.weight(number).unwrap_or_default();
+                tracing::warn!(
+                    worker = number,
+                    takes = megabytes(weight.share),
+                    "the pool takes {all} of {memory}, more than {mark} of it \
+                     (server.memory_high_water_mark): replacing the largest worker"
+                );
+            }
+            Alarm::Helpless => tracing::warn!(
+                "the pool takes {all} of {memory}, more than {mark} of it \
+                 (server.memory_high_water_mark), and no worker has grown: fewer workers \
+                 (server.workers), fewer open projects (projects.cache.size) or more memory would help"
+            ),
         }
     }
 
@@ -386,5 +499,16 @@ impl Parent {
             tracing::info!(n_workers, qgis = self.versions.qgis, "the pool is ready");
             let _ = sd_notify::notify(false, &[NotifyState::Ready]);
         }
+    }
+}
+
+/// Kilobytes that a worker may allocate. One that takes half of what there is has
+/// gone astray, and the other half keeps everybody else alive.
+fn memory_limit(bytes: u64, machine: &Machine) -> u64 {
+    match bytes {
+        0 => machine
+            .memory()
+            .map_or(u64::MAX >> 10, |all| (all / 2).max(LEAST_LIMIT)),
+        bytes => bytes >> 10,
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
+use qgisserver::protocol::Because;
 
 use super::state::Verdict;
 use crate::board::Farewell;
@@ -20,6 +21,14 @@ pub struct Obituary {
     pub verdict: Option<Verdict>,
     pub farewell: Farewell,
     pub serving: Option<String>,
+    /// Why it was told to leave.
+    pub dismissed: Option<Because>,
+    /// Kilobytes that it had allocated when it crashed.
+    pub crashed_with: u64,
+    /// Kilobytes that it might have.
+    pub limit: u64,
+    /// The kernel killed somebody for want of memory since the last look.
+    pub kernel_killed: bool,
 }
 
 impl Obituary {
@@ -28,6 +37,30 @@ impl Obituary {
         match self.is_expected() {
             true => tracing::info!(worker = self.number, "{text}"),
             false => tracing::error!(worker = self.number, "{text}"),
+        }
+    }
+
+    /// What its successor says.
+    pub fn because(&self) -> Because {
+        match (self.verdict, self.farewell, self.status) {
+            (Some(Verdict::Frozen), ..) => Because::Frozen,
+            (_, Farewell::Stuck, _) => Because::Stuck,
+            (_, Farewell::Doubt, _) => Because::QgisFailed,
+            (_, Farewell::Panicked, _) => Because::Panicked,
+            (..) if self.was_starved() => Because::OutOfMemory,
+            (.., WaitStatus::Signaled(..)) => Because::Killed,
+            _ => Because::Exited,
+        }
+    }
+
+    /// It died for want of memory, as far as can be known.
+    fn was_starved(&self) -> bool {
+        match self.status {
+            WaitStatus::Signaled(_, Signal::SIGKILL, _) => {
+                self.verdict.is_none() && self.kernel_killed
+            }
+            WaitStatus::Signaled(..) => self.crashed_with > self.limit / 4 * 3,
+            _ => false,
         }
     }
 
@@ -70,7 +103,14 @@ impl Obituary {
             (None, Farewell::Doubt, _) => "left: a C++ exception left QGIS in doubt, perhaps out of memory".into(),
             (None, Farewell::NoStart, _) => "left: QGIS did not start".into(),
             (None, Farewell::Panicked, _) => "left: it panicked, which is a mistake of qgisserver".into(),
-            (None, Farewell::Told, _) => "left as told".into(),
+            (None, Farewell::Told, _) => self.told().into(),
+            (None, _, WaitStatus::Signaled(_, Signal::SIGKILL, _)) if self.kernel_killed => {
+                "killed by the kernel for want of memory (worker.memory_limit, server.memory_high_water_mark and server.workers say how much is taken)".into()
+            }
+            (None, _, WaitStatus::Signaled(_, signal, _)) if self.was_starved() => {
+                let (had, limit) = (megabytes(self.crashed_with), megabytes(self.limit));
+                format!("killed by {signal}, out of memory: it had {had} of the {limit} that worker.memory_limit allows")
+            }
             (None, _, WaitStatus::Signaled(_, Signal::SIGKILL, _)) => {
                 "killed by SIGKILL, which was not ours: somebody's, or the kernel's for want of memory".into()
             }
@@ -81,6 +121,29 @@ impl Obituary {
             (None, _, status) => format!("ended: {status:?}"),
         }
     }
+
+    fn told(&self) -> &'static str {
+        match self.dismissed {
+            Some(Because::Restart) => "left for a newer one: the pool was told to restart",
+            Some(Because::RecycledRequests) => {
+                "left for a new one: it had served enough (worker.recycle_requests)"
+            }
+            Some(Because::RecycledAge) => {
+                "left for a new one: it was old enough (worker.recycle_seconds)"
+            }
+            Some(Because::RecycledMemory) => {
+                "left for a new one: it had grown too large (worker.recycle_memory)"
+            }
+            Some(Because::HighWaterMark) => {
+                "left for a new one: all workers together took too much memory, and it the most (server.memory_high_water_mark)"
+            }
+            _ => "left as told",
+        }
+    }
+}
+
+pub fn megabytes(kilobytes: u64) -> String {
+    format!("{}M", kilobytes >> 10)
 }
 
 /// `2h 14m`, `3m 20s`, `4.2s`.
@@ -97,24 +160,81 @@ fn humane(duration: Duration) -> String {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_crash_is_told_with_all_that_an_operator_needs() {
+    fn obituary(signal: Signal) -> Obituary {
         let pid = Pid::from_raw(4242);
-        let obituary = Obituary {
+        Obituary {
             number: 3,
             pid,
-            status: WaitStatus::Signaled(pid, Signal::SIGSEGV, false),
+            status: WaitStatus::Signaled(pid, signal, false),
             age: Duration::from_secs(2 * 3600 + 14 * 60),
             n_served: 5120,
             was_warm: true,
             verdict: None,
             farewell: Farewell::None,
             serving: Some("GetMap of file:city".into()),
-        };
+            dismissed: None,
+            crashed_with: 500 << 10,
+            limit: 1 << 20,
+            kernel_killed: false,
+        }
+    }
+
+    #[test]
+    fn a_crash_is_told_with_all_that_an_operator_needs() {
+        let obituary = obituary(Signal::SIGSEGV);
         assert_eq!(
             obituary.text(),
             "worker 3 (pid 4242) killed by SIGSEGV after 2h 14m and 5120 requests, while serving GetMap of file:city"
         );
         assert!(!obituary.is_expected());
+        assert_eq!(obituary.because(), Because::Killed);
+    }
+
+    #[test]
+    fn want_of_memory_is_told_where_it_can_be_known() {
+        let by_kernel = Obituary {
+            kernel_killed: true,
+            ..obituary(Signal::SIGKILL)
+        };
+        let at_its_limit = Obituary {
+            crashed_with: 1000 << 10,
+            ..obituary(Signal::SIGABRT)
+        };
+        for (obituary, words) in [
+            (by_kernel, "killed by the kernel for want of memory"),
+            (
+                at_its_limit,
+                "out of memory: it had 1000M of the 1024M that worker.memory_limit allows",
+            ),
+        ] {
+            assert!(obituary.text().contains(words), "{}", obituary.text());
+            assert_eq!(obituary.because(), Because::OutOfMemory);
+        }
+        let ours = Obituary {
+            verdict: Some(Verdict::Frozen),
+            kernel_killed: true,
+            ..obituary(Signal::SIGKILL)
+        };
+        assert_eq!(ours.because(), Because::Frozen);
+        assert_eq!(obituary(Signal::SIGKILL).because(), Because::Killed);
+    }
+
+    #[test]
+    fn a_worker_that_is_recycled_says_by_which_setting() {
+        let pid = Pid::from_raw(1);
+        for (dismissed, setting) in [
+            (Because::RecycledRequests, "worker.recycle_requests"),
+            (Because::RecycledAge, "worker.recycle_seconds"),
+            (Because::RecycledMemory, "worker.recycle_memory"),
+            (Because::HighWaterMark, "server.memory_high_water_mark"),
+        ] {
+            let obituary = Obituary {
+                status: WaitStatus::Exited(pid, 0),
+                farewell: Farewell::Told,
+                dismissed: Some(dismissed),
+                ..obituary(Signal::SIGTERM)
+            };
+            assert!(obituary.is_expected() && obituary.text().contains(setting));
+        }
     }
 }

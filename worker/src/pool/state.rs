@@ -9,11 +9,17 @@
 //! | doomed | any | killed; the kernel has not confirmed it yet |
 //! | gone | any | the kernel says so |
 //!
+//! A serving worker is *outdated* when the pool was told to restart after its birth,
+//! or when it is due for recycling. One outdated worker at a time leaves, and only
+//! when its successor serves, so that the pool never has fewer workers for it.
+//!
 //! [`Pool::step`] compares what is with what should be and returns what to do;
 //! the driver does it and reports back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
+
+use qgisserver::protocol::Because;
 
 /// Bounds and sizes; see the settings of the same names.
 #[derive(Debug, Clone)]
@@ -29,6 +35,42 @@ pub struct Rules {
     pub heartbeat: Duration,
     /// A worker whose beats stop for this long is frozen.
     pub silence_max: Duration,
+    pub recycle: Recycle,
+    /// What chance is drawn from.
+    pub seed: u64,
+}
+
+/// When a worker is replaced although nothing is wrong with it; 0: never.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Recycle {
+    pub requests: u64,
+    pub age: Duration,
+    /// Resident, in kilobytes.
+    pub memory: u64,
+    /// Part of all memory that the whole pool may take.
+    pub high_water_mark: f64,
+}
+
+/// The memory of a process, in kilobytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Weight {
+    pub resident: u64,
+    /// Its share of all memory: what several processes have in common counts once in the sum.
+    pub share: u64,
+    /// Resident and not of a file, whoever shares it: what grows with what a process does.
+    pub own: u64,
+}
+
+/// A successor has to be smaller by so many kilobytes to be worth it.
+const WORTH: u64 = 64 << 10;
+
+/// What was decided after a look at the memory; an operator wants to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Alarm {
+    /// The pool is above the high-water mark, and this worker will be replaced.
+    Recycles(u32),
+    /// The pool is above it, and no worker has grown: replacing one would not help.
+    Helpless,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +93,15 @@ struct Worker {
     beat_at: Instant,
     /// The server knows it.
     joined: bool,
+    n_served: u64,
+    /// When it was new, and now.
+    weights: Option<(Weight, Weight)>,
+    /// Between 0 and 1, so that workers of one age do not leave together.
+    chance: f64,
+    /// Why it has its place.
+    because: Because,
+    /// Why it is recycled, or whatever ended it.
+    end: Option<Because>,
 }
 
 /// What the driver has to do.
@@ -87,6 +138,11 @@ pub struct Pool {
     struck_at: Instant,
     fork_at: Instant,
     stepped_at: Instant,
+    /// Why places are empty, oldest first.
+    vacancies: VecDeque<Because>,
+    n_born: u64,
+    /// The pool is above the high-water mark, and that was said.
+    is_helpless: bool,
 }
 
 impl Pool {
@@ -101,6 +157,9 @@ impl Pool {
             struck_at: now,
             fork_at: now,
             stepped_at: now,
+            vacancies: VecDeque::new(),
+            n_born: 0,
+            is_helpless: false,
         }
     }
 
@@ -113,6 +172,7 @@ impl Pool {
         match self.stopping {
             true => self.empty(now, &mut effects),
             false => {
+                self.recycle(now);
                 self.renew(now, &mut effects);
                 self.promote(now, &mut effects);
                 self.fill(now, &mut effects);
@@ -153,6 +213,83 @@ impl Pool {
         }
     }
 
+    /// The worker's counter of requests, as just read.
+    pub fn served(&mut self, number: u32, n_served: u64) {
+        if let Some(worker) = self.workers.get_mut(&number) {
+            worker.n_served = n_served;
+        }
+    }
+
+    /// What a worker weighs that has just become warm.
+    pub fn weighed_new(&mut self, number: u32, weight: Weight) {
+        if let Some(worker) = self.workers.get_mut(&number) {
+            worker.weights = Some((weight, weight));
+        }
+    }
+
+    /// What each worker weighs, and all of them with their parent; `memory` is what
+    /// there is, in kilobytes.
+    pub fn weighed(
+        &mut self,
+        weights: &BTreeMap<u32, Weight>,
+        parent: u64,
+        memory: u64,
+    ) -> Option<Alarm> {
+        for (number, worker) in &mut self.workers {
+            if let Some(&now) = weights.get(number).filter(|_| worker.is_warm()) {
+                let new = worker.weights.map_or(now, |(new, _)| new);
+                worker.weights = Some((new, now));
+            }
+        }
+        let all = parent + weights.values().map(|weight| weight.share).sum::<u64>();
+        let mark = memory as f64 * self.rules.recycle.high_water_mark;
+        if mark == 0.0 || all as f64 <= mark {
+            self.is_helpless = false;
+            return None;
+        }
+        if !self.may_recycle() {
+            return None;
+        }
+        let grown = self.serving().filter(|(_, worker)| worker.has_grown());
+        let largest = grown
+            .max_by_key(|(_, worker)| worker.share())
+            .map(|(number, _)| *number);
+        match largest {
+            Some(number) => {
+                self.blame(number, Because::HighWaterMark);
+                Some(Alarm::Recycles(number))
+            }
+            None => {
+                let was_helpless = std::mem::replace(&mut self.is_helpless, true);
+                (!was_helpless).then_some(Alarm::Helpless)
+            }
+        }
+    }
+
+    /// Why the worker ends or has ended. Say it before [`Pool::died`].
+    pub fn blame(&mut self, number: u32, because: Because) {
+        if let Some(worker) = self.workers.get_mut(&number) {
+            worker.end = Some(because);
+        }
+    }
+
+    /// Why the worker has its place.
+    pub fn because(&self, number: u32) -> Because {
+        let worker = self.workers.get(&number);
+        worker.map(|worker| worker.because).unwrap_or_default()
+    }
+
+    /// Why the worker is told to leave.
+    pub fn end(&self, number: u32) -> Option<Because> {
+        let worker = self.workers.get(&number)?;
+        worker.end_in(self.generation)
+    }
+
+    /// What the worker weighed when it was looked at last.
+    pub fn weight(&self, number: u32) -> Option<Weight> {
+        Some(self.workers.get(&number)?.weights?.1)
+    }
+
     /// The worker is gone; returns how old it became. `useful`: it had served requests.
     /// Dying young without having been useful is a strike, and strikes slow the pool down.
     pub fn died(&mut self, number: u32, useful: bool, now: Instant) -> Option<Duration> {
@@ -165,6 +302,9 @@ impl Pool {
         };
         if young {
             self.strike(now);
+        }
+        if worker.state == State::Serving {
+            self.vacate(worker.end.unwrap_or(Because::Exited));
         }
         Some(age)
     }
@@ -233,15 +373,18 @@ impl Pool {
     }
 
     fn kill_overdue(&mut self, now: Instant, effects: &mut Vec<Effect>) {
-        let mut late_starts = 0;
+        let (mut late_starts, mut places) = (0, 0);
         for (number, worker) in &mut self.workers {
             if worker.overdue_at(&self.rules).is_none_or(|at| at > now) {
                 continue;
             }
             late_starts += u32::from(worker.state == State::Starting);
+            places += u32::from(worker.state == State::Serving);
             let verdict = match worker.state {
                 State::Starting => Verdict::StartTimedOut,
-                State::Leaving if now - worker.since >= self.rules.drain_timeout => {
+                State::Leaving
+                    if !worker.is_recycled() && now - worker.since >= self.rules.drain_timeout =>
+                {
                     Verdict::DrainTimedOut
                 }
                 State::Leaving | State::Spare | State::Serving | State::Doomed => Verdict::Frozen,
@@ -250,6 +393,40 @@ impl Pool {
             worker.enter(State::Doomed, now);
         }
         (0..late_starts).for_each(|_| self.strike(now));
+        (0..places).for_each(|_| self.vacate(Because::Frozen));
+    }
+
+    fn vacate(&mut self, because: Because) {
+        self.vacancies.push_back(because);
+        let surplus = self.vacancies.len().saturating_sub(self.rules.workers);
+        self.vacancies.drain(..surplus);
+    }
+
+    /// Makes one worker outdated that has served, lived or grown enough.
+    fn recycle(&mut self, now: Instant) {
+        if !self.may_recycle() {
+            return;
+        }
+        let rules = self.rules.recycle;
+        let due = self
+            .serving()
+            .filter_map(|(number, worker)| Some((worker.born, *number, worker.due(&rules, now)?)));
+        let oldest = due.min_by_key(|(born, ..)| *born);
+        if let Some((_, number, because)) = oldest {
+            self.blame(number, because);
+        }
+    }
+
+    /// Every place is filled, and nobody is being replaced.
+    fn may_recycle(&self) -> bool {
+        !self.stopping
+            && self.is_settled()
+            && self.current(State::Serving) == self.count(State::Serving)
+    }
+
+    fn serving(&self) -> impl Iterator<Item = (&u32, &Worker)> {
+        let serving = |(_, worker): &(&u32, &Worker)| worker.state == State::Serving;
+        self.workers.iter().filter(serving)
     }
 
     fn empty(&mut self, now: Instant, effects: &mut Vec<Effect>) {
@@ -263,12 +440,17 @@ impl Pool {
                     effects.push(Effect::Kill(*number, Verdict::Stopping));
                     worker.enter(State::Doomed, now);
                 }
+                // From now on it has to hurry.
+                State::Leaving if worker.is_recycled() => {
+                    worker.end = None;
+                    worker.enter(State::Leaving, now);
+                }
                 State::Leaving | State::Doomed => {}
             }
         }
     }
 
-    /// Workers of an older generation leave one at a time, each when a warm one has
+    /// Outdated workers leave one at a time, each when a warm one has
     /// taken its place and the server knows that one.
     fn renew(&mut self, now: Instant, effects: &mut Vec<Effect>) {
         let generation = self.generation;
@@ -294,11 +476,8 @@ impl Pool {
     /// Whoever was promoted is known to the server, or finds none.
     fn all_joined(&self, now: Instant) -> bool {
         let patience = self.rules.silence_max;
-        let mut serving = self
-            .workers
-            .values()
-            .filter(|it| it.state == State::Serving);
-        serving.all(|it| it.joined || now - it.since >= patience)
+        let known = |it: &Worker| it.joined || now - it.since >= patience;
+        self.serving().all(|(_, it)| known(it))
     }
 
     fn dismiss_oldest(&mut self, now: Instant, effects: &mut Vec<Effect>) {
@@ -306,7 +485,7 @@ impl Pool {
         let oldest = self
             .workers
             .iter_mut()
-            .filter(|(_, it)| it.state == State::Serving && it.generation != generation)
+            .filter(|(_, it)| it.state == State::Serving && it.end_in(generation).is_some())
             .min_by_key(|(_, it)| it.born);
         if let Some((number, worker)) = oldest {
             effects.push(Effect::Dismiss(*number));
@@ -320,6 +499,7 @@ impl Pool {
 
     /// False if there is no spare.
     fn promote_one(&mut self, now: Instant, effects: &mut Vec<Effect>) -> bool {
+        let because = self.next_because();
         let spare = self
             .workers
             .iter_mut()
@@ -327,9 +507,24 @@ impl Pool {
         let Some((number, worker)) = spare else {
             return false;
         };
+        self.vacancies.pop_front();
         effects.push(Effect::Promote(*number));
+        worker.because = because;
         worker.enter(State::Serving, now);
         true
+    }
+
+    /// Why the next worker is promoted: for a place that is empty, or will be.
+    fn next_because(&self) -> Because {
+        let ends =
+            |(_, worker): (&u32, &Worker)| Some((worker.born, worker.end_in(self.generation)?));
+        let outdated = || {
+            self.serving()
+                .filter_map(ends)
+                .min_by_key(|(born, _)| *born)
+        };
+        let vacancy = self.vacancies.front().copied();
+        vacancy.or_else(|| Some(outdated()?.1)).unwrap_or_default()
     }
 
     fn fill(&mut self, now: Instant, effects: &mut Vec<Effect>) {
@@ -339,8 +534,10 @@ impl Pool {
         while self.wanted() > 0 {
             let number = (1..).find(|number| !self.workers.contains_key(number));
             let number = number.expect("there are fewer workers than numbers");
+            self.n_born += 1;
+            let chance = chance(self.rules.seed.wrapping_add(self.n_born));
             self.workers
-                .insert(number, Worker::new(self.generation, now));
+                .insert(number, Worker::new(self.generation, chance, now));
             effects.push(Effect::Fork(number));
         }
     }
@@ -350,10 +547,7 @@ impl Pool {
     fn wanted(&self) -> usize {
         let serving = self.count(State::Serving);
         let reserve = self.current(State::Starting) + self.current(State::Spare);
-        let renewing = self
-            .workers
-            .values()
-            .any(|worker| worker.generation != self.generation && worker.state == State::Serving);
+        let renewing = self.current(State::Serving) != serving;
         let spares = self.rules.spares.max(usize::from(renewing));
         let target = match serving < self.rules.workers {
             true => self.rules.workers,
@@ -377,7 +571,7 @@ impl Pool {
     }
 
     fn current(&self, state: State) -> usize {
-        let current = |worker: &&Worker| worker.generation == self.generation;
+        let current = |worker: &&Worker| worker.end_in(self.generation).is_none();
         self.workers
             .values()
             .filter(current)
@@ -387,7 +581,7 @@ impl Pool {
 }
 
 impl Worker {
-    fn new(generation: u64, now: Instant) -> Self {
+    fn new(generation: u64, chance: f64, now: Instant) -> Self {
         let state = State::Starting;
         Self {
             state,
@@ -397,7 +591,55 @@ impl Worker {
             beats: 0,
             beat_at: now,
             joined: false,
+            n_served: 0,
+            weights: None,
+            chance,
+            because: Because::Start,
+            end: None,
         }
+    }
+
+    fn is_recycled(&self) -> bool {
+        self.end.is_some()
+    }
+
+    fn is_warm(&self) -> bool {
+        matches!(self.state, State::Spare | State::Serving)
+    }
+
+    /// Why it is outdated in a pool of this generation.
+    fn end_in(&self, generation: u64) -> Option<Because> {
+        self.end
+            .or((self.generation != generation).then_some(Because::Restart))
+    }
+
+    /// Why it has to be recycled.
+    fn due(&self, rules: &Recycle, now: Instant) -> Option<Because> {
+        // Up to a quarter earlier than the setting says.
+        let spread = 1.0 - self.chance / 4.0;
+        let resident = self.weights.map_or(0, |(_, now)| now.resident);
+        let requests = (rules.requests as f64 * spread).max(1.0);
+        if rules.requests > 0 && self.n_served as f64 >= requests {
+            return Some(Because::RecycledRequests);
+        }
+        if rules.age > Duration::ZERO && now - self.born >= rules.age.mul_f64(spread) {
+            return Some(Because::RecycledAge);
+        }
+        // One that is too large from the start would have successors that are, too.
+        (rules.memory > 0 && resident >= rules.memory && self.n_served > 0)
+            .then_some(Because::RecycledMemory)
+    }
+
+    fn share(&self) -> u64 {
+        self.weights.map_or(0, |(_, now)| now.share)
+    }
+
+    /// A new one would weigh clearly less. Not the share tells: it grows when siblings die.
+    fn has_grown(&self) -> bool {
+        self.weights.is_some_and(|(new, now)| {
+            let growth = now.own.saturating_sub(new.own);
+            growth >= WORTH && growth >= now.share / 5
+        })
     }
 
     fn enter(&mut self, state: State, now: Instant) {
@@ -409,14 +651,25 @@ impl Worker {
         match self.state {
             State::Starting => Some(self.since + rules.start_timeout),
             // Frozen, it would neither end its request nor leave.
-            State::Leaving => {
+            State::Leaving if !self.is_recycled() => {
                 let silent = self.beat_at + rules.silence_max;
                 Some(silent.min(self.since + rules.drain_timeout))
             }
-            State::Spare | State::Serving => Some(self.beat_at + rules.silence_max),
+            // Nobody is in a hurry: a long request may end, within its own bounds.
+            State::Leaving | State::Spare | State::Serving => {
+                Some(self.beat_at + rules.silence_max)
+            }
             State::Doomed => None,
         }
     }
+}
+
+/// Between 0 and 1, evenly spread over successive numbers: the finalizer of SplitMix64.
+fn chance(number: u64) -> f64 {
+    let mut z = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (z ^ (z >> 31)) as f64 / u64::MAX as f64
 }
 
 #[cfg(test)]
@@ -434,6 +687,8 @@ mod tests {
             backoff_max: seconds(30),
             heartbeat: seconds(1),
             silence_max: seconds(3),
+            recycle: Recycle::default(),
+            seed: 1,
         }
     }
 
@@ -651,6 +906,202 @@ mod tests {
         );
     }
 
+    /// A settled pool with these rules.
+    fn recycling(recycle: Recycle) -> (Pool, Instant) {
+        let (mut pool, now) = settled();
+        pool.rules.recycle = recycle;
+        (pool, now)
+    }
+
+    /// What the replacement of `old` by the spare looks like.
+    fn assert_replaced(pool: &mut Pool, now: Instant, old: u32, because: Because) {
+        let effects = pool.step(now);
+        assert!(effects.contains(&Effect::Promote(3)), "{effects:?}");
+        assert_eq!(pool.because(3), because);
+        assert_eq!(pool.step(now), [], "the server does not know the new one");
+        pool.joined(3);
+        let effects = pool.step(now);
+        assert!(effects.contains(&Effect::Dismiss(old)), "{effects:?}");
+        assert_eq!(pool.end(old), Some(because));
+        let left = pool.count(State::Serving);
+        assert_eq!(left, 2, "the pool has as many workers as before");
+        pool.died(old, true, now);
+        assert!(pool.vacancies.is_empty(), "its place was filled before");
+    }
+
+    #[test]
+    fn a_worker_that_served_enough_leaves_when_its_successor_serves() {
+        let (mut pool, now) = recycling(Recycle {
+            requests: 100,
+            ..Recycle::default()
+        });
+        pool.served(2, 74);
+        assert_eq!(pool.step(now), [], "at most a quarter early");
+        pool.served(2, 100);
+        assert_replaced(&mut pool, now, 2, Because::RecycledRequests);
+    }
+
+    #[test]
+    fn the_request_of_a_worker_that_is_recycled_may_take_its_time_until_the_pool_stops() {
+        let (mut pool, mut now) = recycling(Recycle {
+            requests: 1,
+            ..Recycle::default()
+        });
+        pool.served(1, 1);
+        pool.step(now);
+        pool.joined(3);
+        pool.step(now);
+        assert_eq!(pool.state(1), Some(State::Leaving));
+        let mut beats = 0;
+        let mut beat = |pool: &mut Pool, seconds, now: &mut Instant| {
+            let mut effects = Vec::new();
+            for _ in 0..seconds {
+                *now += Duration::from_secs(1);
+                beats += 1;
+                (1..9).for_each(|number| pool.beats(number, beats, *now));
+                effects.extend(pool.step(*now));
+            }
+            effects
+        };
+        beat(&mut pool, 50, &mut now);
+        assert_eq!(pool.state(1), Some(State::Leaving));
+        pool.stop();
+        let effects = beat(&mut pool, 30, &mut now);
+        assert!(
+            effects.contains(&Effect::Kill(1, Verdict::DrainTimedOut)),
+            "{effects:?}"
+        );
+    }
+
+    #[test]
+    fn workers_that_are_due_together_leave_one_after_the_other() {
+        let (mut pool, now) = recycling(Recycle {
+            requests: 10,
+            ..Recycle::default()
+        });
+        pool.served(1, 10);
+        pool.served(2, 10);
+        let mut left = Vec::new();
+        for _ in 0..10 {
+            for effect in pool.step(now) {
+                if let Effect::Dismiss(number) = effect {
+                    left.push(number);
+                }
+            }
+            assert!(pool.count(State::Serving) >= 2 && pool.count(State::Leaving) <= 1);
+            for number in 1..9 {
+                match pool.state(number) {
+                    Some(State::Leaving) => drop(pool.died(number, true, now)),
+                    _ => {
+                        pool.ready(number, now);
+                        pool.joined(number);
+                    }
+                }
+            }
+        }
+        left.sort();
+        assert_eq!(left, [1, 2]);
+    }
+
+    #[test]
+    fn workers_of_one_age_do_not_grow_old_together() {
+        let (mut pool, now) = recycling(Recycle {
+            age: Duration::from_secs(1000),
+            ..Recycle::default()
+        });
+        assert_eq!(pool.step(now), []);
+        let mut ages: Vec<_> = (750..=1000)
+            .filter(|age| {
+                let now = now + Duration::from_secs(*age);
+                let due = pool.workers[&1].due(&pool.rules.recycle, now);
+                due.is_some() != pool.workers[&2].due(&pool.rules.recycle, now).is_some()
+            })
+            .collect();
+        assert!(ages.len() > 20, "{ages:?}");
+        let both = now + Duration::from_secs(ages.pop().unwrap() + 1);
+        for number in [1, 2, 3] {
+            pool.beats(number, 1, both);
+        }
+        assert_replaced(&mut pool, both, 1, Because::RecycledAge);
+    }
+
+    /// Of the first three workers, in megabytes.
+    fn weights(shares: [u64; 3]) -> BTreeMap<u32, Weight> {
+        let weight = |megabytes: u64| Weight {
+            resident: (megabytes + 50) << 10,
+            share: megabytes << 10,
+            own: megabytes << 10,
+        };
+        (1..).zip(shares.map(weight)).collect()
+    }
+
+    #[test]
+    fn a_worker_that_grew_too_large_is_replaced_once_it_was_of_use() {
+        let (mut pool, now) = recycling(Recycle {
+            memory: 1000 << 10,
+            ..Recycle::default()
+        });
+        pool.weighed(&weights([2000, 900, 100]), 100 << 10, 1 << 40);
+        assert_eq!(pool.step(now), [], "it was born so");
+        pool.served(1, 1);
+        assert_replaced(&mut pool, now, 1, Because::RecycledMemory);
+    }
+
+    #[test]
+    fn above_the_high_water_mark_the_largest_worker_goes_and_then_the_next() {
+        let (mut pool, now) = recycling(Recycle {
+            high_water_mark: 0.5,
+            ..Recycle::default()
+        });
+        let look = |pool: &mut Pool, shares| pool.weighed(&weights(shares), 100 << 10, 2000 << 10);
+        assert_eq!(look(&mut pool, [100, 100, 100]), None);
+        assert_eq!(look(&mut pool, [300, 400, 100]), None, "900 of 1000");
+        assert_eq!(look(&mut pool, [300, 501, 100]), Some(Alarm::Recycles(2)));
+        assert_eq!(look(&mut pool, [900, 501, 100]), None, "one at a time");
+        assert_replaced(&mut pool, now, 2, Because::HighWaterMark);
+        assert_eq!(look(&mut pool, [900, 0, 110]), Some(Alarm::Recycles(1)));
+    }
+
+    #[test]
+    fn nobody_is_replaced_when_that_would_not_help() {
+        let (mut pool, now) = recycling(Recycle {
+            high_water_mark: 0.5,
+            ..Recycle::default()
+        });
+        pool.rules.workers = 3;
+        let look = |pool: &mut Pool, shares| pool.weighed(&weights(shares), 100 << 10, 2000 << 10);
+        assert_eq!(look(&mut pool, [500, 500, 500]), None, "not complete yet");
+        pool.rules.workers = 2;
+        let mut look = |shares| look(&mut pool, shares);
+        assert_eq!(look([500, 500, 500]), Some(Alarm::Helpless));
+        assert_eq!(look([510, 520, 500]), None, "it is said once");
+        assert_eq!(look([100, 100, 100]), None);
+        assert_eq!(look([600, 520, 500]), Some(Alarm::Helpless));
+        assert_eq!(pool.step(now), []);
+    }
+
+    #[test]
+    fn a_successor_knows_what_became_of_the_one_before() {
+        let (mut pool, now) = settled();
+        assert_eq!(pool.because(1), Because::Start);
+        pool.blame(1, Because::Killed);
+        pool.died(1, true, now);
+        pool.step(now);
+        assert_eq!(pool.because(3), Because::Killed);
+        pool.ready(1, now);
+        let frozen = now + Duration::from_secs(2);
+        pool.step(frozen);
+        (1..4).for_each(|number| pool.beats(number, u64::from(number != 2), frozen));
+        pool.step(now + Duration::from_secs(3));
+        assert_eq!(pool.because(1), Because::Frozen);
+        let (mut pool, now) = settled();
+        pool.restart();
+        pool.step(now);
+        pool.ready(4, now);
+        pool.step(now);
+        assert_eq!(pool.because(4), Because::Restart);
+    }
+
     #[derive(Debug, Clone)]
     enum Event {
         Ready(u32),
@@ -658,6 +1109,9 @@ mod tests {
         Died(u32),
         Restart,
         Wait(u64),
+        Joined(u32),
+        Served(u32, u64),
+        Weighed(u32, u64),
     }
 
     fn events() -> impl proptest::strategy::Strategy<Value = Vec<Event>> {
@@ -669,6 +1123,9 @@ mod tests {
             2 => number.prop_map(Event::Died),
             1 => Just(Event::Restart),
             3 => (0u64..4000).prop_map(Event::Wait),
+            4 => (1u32..6).prop_map(Event::Joined),
+            4 => (1u32..6, 0u64..100).prop_map(|(number, n)| Event::Served(number, n)),
+            4 => (1u32..6, 0u64..3000).prop_map(|(number, n)| Event::Weighed(number, n)),
         ];
         proptest::collection::vec(event, 0..200)
     }
@@ -678,7 +1135,13 @@ mod tests {
         #[test]
         fn whatever_happens_the_pool_settles(events in events()) {
             let mut now = Instant::now();
-            let mut pool = Pool::new(rules(), now);
+            let recycle = Recycle {
+                requests: 50,
+                age: Duration::from_secs(3600),
+                memory: 2000 << 10,
+                high_water_mark: 0.5,
+            };
+            let mut pool = Pool::new(Rules { recycle, ..rules() }, now);
             let mut beats = 0;
             for event in events {
                 match event {
@@ -687,9 +1150,21 @@ mod tests {
                     Event::Died(number) => drop(pool.died(number, false, now)),
                     Event::Restart => pool.restart(),
                     Event::Wait(ms) => now += Duration::from_millis(ms),
+                    Event::Joined(number) => pool.joined(number),
+                    Event::Served(number, n) => pool.served(number, n),
+                    Event::Weighed(number, share) => {
+                        let (share, own) = (share << 10, share << 10);
+                        let weight = Weight { resident: share, share, own };
+                        pool.weighed(&[(number, weight)].into(), 100 << 10, 4000 << 10);
+                    }
                 }
-                pool.step(now);
+                let before = pool.count(State::Serving);
+                let effects = pool.step(now);
                 assert!(pool.count(State::Serving) <= rules().workers + 1);
+                let n = |wanted: fn(&Effect) -> bool| effects.iter().filter(|it| wanted(it)).count();
+                let dismissed = n(|it| matches!(it, Effect::Dismiss(_)));
+                assert!(dismissed == 0 || before > rules().workers, "whoever leaves has a successor");
+                assert!(pool.count(State::Leaving) <= 1, "one at a time");
             }
             for _ in 0..100 {
                 now += Duration::from_secs(1);
