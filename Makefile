@@ -1,8 +1,9 @@
 # make serve   build, serve the example projects on 127.0.0.1:8080 (or PORT=…), say what to try
 # make test    everything that must pass before a change lands
+# make soak    faults and loads for longer: a million requests, minutes of fuzzing
 # make bench   in-process QGIS, nginx + FastCGI and qgisserver, side by side
 #
-# All three work on a fresh Debian 12 with a Rust toolchain, as root or as a
+# All of them work on a fresh Debian 12 with a Rust toolchain, as root or as a
 # user with sudo: Debian packages that are missing are installed.
 
 # QGIS is Debian's, so its Python must be too, whatever `python3` is first on PATH.
@@ -11,10 +12,10 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 
 BUILD := gcc make pkg-config python3-dev
 QGIS  := python3-qgis qgis-server qgis-providers
-TEST  := procps systemd supervisor
+TEST  := procps systemd supervisor slowhttptest
 BENCH := nginx-light spawn-fcgi
 
-.PHONY: help serve test check bench cargo
+.PHONY: help serve test soak check bench cargo
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -31,6 +32,14 @@ test: cargo
 	cargo build --workspace --bins
 	@$(MAKE) --no-print-directory check
 	cargo test --workspace
+	@.ci/fuzz 10
+
+# One test at a time: each wants the whole machine.
+soak: cargo
+	@.ci/need $(BUILD) $(QGIS) $(TEST)
+	cargo build --release --workspace --bins
+	HISTORY_REQUESTS=1000000 HISTORY_SECONDS=60 cargo test --release --test history --test overload -- --nocapture --test-threads=1
+	@.ci/fuzz 120
 
 # rustfmt and clippy are optional parts of a toolchain.
 check:

@@ -38,8 +38,8 @@ impl Process {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
-        // SAFETY: setsid is async-signal-safe and touches no memory of ours.
-        unsafe { command.pre_exec(|| Ok(nix::unistd::setsid().map(drop)?)) };
+        // SAFETY: both are async-signal-safe and touch no memory of ours.
+        unsafe { command.pre_exec(|| Ok(detach()?)) };
         let mut child = command
             .spawn()
             .unwrap_or_else(|error| panic!("{}: {error}", program.display()));
@@ -152,6 +152,12 @@ impl Process {
             .map(memory_kb)
             .sum()
     }
+}
+
+/// A session of its own, which does not outlive the test, even if that is killed.
+fn detach() -> nix::Result<()> {
+    nix::unistd::setsid()?;
+    nix::sys::prctl::set_pdeathsig(Signal::SIGTERM)
 }
 
 impl Drop for Process {

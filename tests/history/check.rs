@@ -119,6 +119,8 @@ impl Evidence {
 pub struct Judge<'a> {
     pub seed: u64,
     pub n: u64,
+    /// `server.timeout`.
+    pub timeout: Duration,
     /// From question to answer, whatever happens.
     pub bound: Duration,
     pub evidence: &'a Evidence,
@@ -184,8 +186,10 @@ impl Judge<'_> {
             End::Cut => has_parts && deaths >= 1,
             // One worker died with it, or two if it may be asked for twice.
             End::Refused(502) => deaths >= usize::from(allowed),
-            // Only for itself: the others have time to be asked for twice.
-            End::Refused(504) => question.kind == Kind::Stuck,
+            // At the deadline, of what takes longer or lost the time with a worker.
+            End::Refused(504) => {
+                record.took >= self.timeout && (question.kind == Kind::Stuck || deaths > 0)
+            }
             End::Refused(_) => false,
         };
         (!fine).then(|| format!("begun {begun}, ended {ended} times, {deaths} of its workers died"))
@@ -225,4 +229,132 @@ pub fn tally(seed: u64, history: &[Record]) -> BTreeMap<String, usize> {
         *tally.entry(format!("{kind} {end}")).or_default() += 1;
     }
     tally
+}
+
+/// A judge that finds nothing proves nothing.
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SEED: u64 = 1;
+
+    /// The first question of a kind, asked in a world without faults.
+    fn question(is_it: impl Fn(Kind) -> bool) -> (u64, Question) {
+        let all = (0..).map(|index| (index, Question::new(SEED, index)));
+        let mut found = all.filter(|(_, question)| is_it(question.kind));
+        found.next().expect("there are all kinds")
+    }
+
+    fn whole(question: &Question, status: u16, body: Vec<u8>) -> Came {
+        let id = question.tag.clone();
+        Came::Whole { status, id, body }
+    }
+
+    /// What the judge says of one request that ran `runs` times and lost `deaths` workers.
+    fn complains(index: u64, end: End, runs: u8, deaths: usize) -> bool {
+        let mut evidence = Evidence::default();
+        evidence.runs.insert(index, (runs, runs.min(1)));
+        evidence.deaths.insert(index, vec![7; deaths]);
+        let judge = Judge {
+            seed: SEED,
+            n: 1,
+            timeout: Duration::from_secs(1),
+            bound: Duration::from_secs(2),
+            evidence: &evidence,
+            faults: &Faults::default(),
+        };
+        let took = Duration::from_millis(1500);
+        let record = Record { index, end, took };
+        judge.of_one(&Question::new(SEED, index), &record).is_some()
+    }
+
+    #[test]
+    fn an_answer_to_another_request_is_noticed() {
+        let (index, mine) = question(|kind| kind == Kind::Get);
+        let other = Question::new(SEED, index + 1);
+        let right = mine.right_answer();
+        assert_eq!(End::of(&mine, whole(&mine, 200, right.clone())), End::Right);
+        for came in [
+            whole(&mine, 200, other.right_answer()),
+            whole(&mine, 200, [&right[..], b"x"].concat()),
+            whole(&mine, 200, Vec::new()),
+            whole(&other, 200, right),
+            whole(&other, 502, Vec::new()),
+            Came::Nothing("closed".into()),
+            Came::TooMuch(b"HTTP/1.1 200 OK".to_vec()),
+        ] {
+            assert!(
+                matches!(End::of(&mine, came.clone()), End::Wrong(_)),
+                "{came:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_stream_with_another_chunk_is_noticed() {
+        let (_, mine) = question(|kind| matches!(kind, Kind::Stream { chunks: 3.. }));
+        let cut = |body: Vec<u8>| {
+            let id = mine.tag.clone();
+            End::of(
+                &mine,
+                Came::Cut {
+                    status: 200,
+                    id,
+                    body,
+                },
+            )
+        };
+        let right = mine.right_answer();
+        assert_eq!(cut(right[..right.len() / 2].to_vec()), End::Cut);
+        assert!(matches!(cut(right[1..].to_vec()), End::Wrong(_)));
+        let half = right[..right.len() / 2].to_vec();
+        let ended = End::of(&mine, whole(&mine, 200, half));
+        assert!(matches!(ended, End::Wrong(_)), "cut, and not visibly");
+    }
+
+    #[test]
+    fn what_no_fault_explains_is_noticed() {
+        let (get, _) = question(|kind| kind == Kind::Get);
+        let (post, _) = question(|kind| kind == Kind::Post);
+        assert!(!complains(get, End::Right, 1, 0));
+        assert!(!complains(get, End::Right, 2, 1), "asked for twice");
+        assert!(!complains(get, End::Refused(502), 2, 2));
+        assert!(!complains(post, End::Refused(502), 1, 1));
+        assert!(
+            complains(get, End::Refused(502), 1, 1),
+            "it could be asked for twice"
+        );
+        assert!(complains(post, End::Refused(502), 1, 0), "no worker died");
+        assert!(complains(post, End::Right, 2, 1), "a POST that ran twice");
+        assert!(complains(get, End::Right, 2, 0), "twice for nothing");
+        assert!(complains(get, End::Right, 0, 0), "an answer from nowhere");
+        assert!(complains(get, End::Refused(504), 1, 0));
+        assert!(complains(get, End::Refused(503), 0, 0));
+        assert!(complains(get, End::Cut, 1, 1), "too short to be cut");
+    }
+
+    #[test]
+    fn a_missing_answer_and_a_death_without_a_fault_are_noticed() {
+        let (get, _) = question(|kind| kind == Kind::Get);
+        let mut evidence = Evidence::default();
+        evidence.deaths.insert(get, vec![7]);
+        let mut faults = Faults::default();
+        let complaints = |faults: &Faults| {
+            let (timeout, bound) = (Duration::from_secs(1), Duration::from_secs(2));
+            let evidence = &evidence;
+            Judge {
+                seed: SEED,
+                n: 1,
+                timeout,
+                bound,
+                evidence,
+                faults,
+            }
+            .complaints(&[])
+            .len()
+        };
+        assert_eq!(complaints(&faults), 2);
+        faults.by_pid.insert(7, 1);
+        assert_eq!(complaints(&faults), 1);
+    }
 }
