@@ -27,13 +27,15 @@ use super::queue::{Effect, Fate, Id, Limits, Peer, Queue, Ticket, Why};
 use super::throttle::Throttle;
 use super::transport::{Event, Router, Transport, Undeliverable};
 use super::{
-    Body, Broker, Call, Command, Error, Handle, Item, Outcome, Reply, Shared, State, Status,
-    Stream, Worker,
+    Body, Broker, Call, Command, Error, Handle, Item, Outcome, Reply, Running, Shared, State,
+    Status, Stream, Worker,
 };
 use crate::config;
 use crate::directory::{self, Directory};
+use crate::metrics::{DEFAULT_LANE, Departure};
 use crate::protocol::{
-    Cancel, Credit, Disconnect, Final, HEAD_MAX, Message, Partial, Ready, Reason, Request,
+    Cancel, Credit, Disconnect, Failure, Final, Found, HEAD_MAX, Message, Partial, Ready, Reason,
+    Request,
 };
 
 /// Why the broker did not start.
@@ -155,6 +157,10 @@ struct Driver<T> {
 struct Pending {
     call: Box<Call>,
     answer: Answer,
+    /// Since when it waits, or waited, for a worker.
+    waiting_since: Instant,
+    /// In all; None while it never had one.
+    queued: Option<Duration>,
 }
 
 /// Where its answer goes.
@@ -173,6 +179,8 @@ struct Member {
     serving: Option<Serving>,
     n_served: u64,
     memory_kb: u64,
+    /// How it would be counted if it were gone now.
+    departure: Departure,
 }
 
 /// For status and log, until FINAL.
@@ -180,6 +188,7 @@ struct Serving {
     request_id: String,
     operation: String,
     project: String,
+    since: Instant,
 }
 
 impl std::fmt::Display for Member {
@@ -322,6 +331,8 @@ impl<T: Transport> Driver<T> {
             Pending {
                 call,
                 answer: Answer::Whole(answer),
+                waiting_since: Instant::now(),
+                queued: None,
             },
         );
         self.queue.submit(id, ticket, Instant::now());
@@ -407,7 +418,10 @@ impl<T: Transport> Driver<T> {
                     self.send_away(&peer);
                 }
             }
-            Message::Disconnect(_) => self.queue.leaving(&peer, Instant::now()),
+            Message::Disconnect(_) => {
+                self.queue.leaving(&peer, Instant::now());
+                self.expect(&peer, Departure::Left);
+            }
             message @ (Message::Request(..) | Message::Credit(_) | Message::Cancel(_)) => {
                 self.refuse(&peer, &format!("{} is the server's to say", message.word()));
             }
@@ -419,6 +433,7 @@ impl<T: Transport> Driver<T> {
             **other != peer && !ready.instance.is_empty() && worker.ready.instance == ready.instance
         });
         if let Some((earlier, _)) = earlier.map(|(peer, worker)| (peer.clone(), worker)) {
+            self.expect(&earlier, Departure::Reconnected);
             self.lost(&earlier, "it connected anew");
             self.transport.close(&earlier);
         }
@@ -469,6 +484,7 @@ impl<T: Transport> Driver<T> {
         let body = Body {
             state: State::Stream(stream),
             outcome: None,
+            queued: pending.queued.unwrap_or_default(),
         };
         let head = head.expect("the queue expels a worker whose reply begins without");
         // If nobody waits any more, dropping the body withdraws the call.
@@ -491,13 +507,45 @@ impl<T: Transport> Driver<T> {
             worker.serving = None;
             worker.n_served += 1;
             worker.memory_kb = last.memory_kb;
+            worker.departure = match (last.leaving, last.failure) {
+                (true, Some(Failure::QgisFailed)) => Departure::QgisFailed,
+                (true, _) => Departure::Left,
+                // It ended what it had to.
+                (false, _) => Departure::Died,
+            };
         }
+        self.count_project(last.found);
         if fate == Fate::Deliver {
             let pending = self
                 .calls
                 .remove(&last.id)
                 .expect("the queue knows only calls");
-            pending.answer.end(last, bytes);
+            if let Some(failure) = last.failure {
+                self.shared.metrics.failed(failure.reason());
+            }
+            let queued = pending.queued.unwrap_or_default();
+            pending.answer.end(last, bytes, queued);
+        }
+    }
+
+    fn count_project(&self, found: Option<Found>) {
+        let metrics = &self.shared.metrics;
+        match found {
+            Some(Found::Cached) => metrics.projects_cached.inc(),
+            Some(Found::Loaded) => metrics.projects_loaded.inc(),
+            Some(Found::Reloaded) => metrics.projects_reloaded.inc(),
+            None => {}
+        }
+    }
+
+    /// If it goes, this is why.
+    fn expect(&mut self, peer: &Peer, departure: Departure) {
+        if let Some(worker) = self.workers.get_mut(peer) {
+            // In doubt it leaves like any other, and that is no reason.
+            let is_known = worker.departure == Departure::QgisFailed;
+            if !(is_known && departure == Departure::Left) {
+                worker.departure = departure;
+            }
         }
     }
 
@@ -507,6 +555,7 @@ impl<T: Transport> Driver<T> {
             let name = Name(self.workers.get(peer));
             tracing::warn!(peer = %hex(peer), worker = %name, why, suppressed, "refused a message");
         }
+        self.expect(peer, Departure::Protocol);
         self.lost(peer, why);
         self.send_away(peer);
     }
@@ -529,12 +578,14 @@ impl<T: Transport> Driver<T> {
         let Some(worker) = self.workers.remove(peer) else {
             return;
         };
+        self.shared.metrics.departed(worker.departure);
         match &worker.serving {
             None => tracing::info!(%worker, why, n_served = worker.n_served, "gone"),
             Some(Serving {
                 request_id,
                 operation,
                 project,
+                ..
             }) => {
                 tracing::warn!(%worker, why, request_id, operation, project, "gone while serving");
             }
@@ -561,10 +612,12 @@ impl<T: Transport> Driver<T> {
             Effect::Assign { id, peer, left } => self.assign(id, &peer, left),
             Effect::Requeued { id } => self.requeued(id),
             Effect::Answer { id, error } => self.answer(id, error),
-            Effect::Forget { id } => drop(self.calls.remove(&id)),
+            Effect::Forget { id } => self.forget(id),
             Effect::Credit { peer, id, n } => self.send(&peer, Message::Credit(Credit { id, n })),
             Effect::Cancel { peer, id, grace } => {
                 let grace_ms = grace.as_millis() as u64;
+                self.shared.metrics.cancelled_running.inc();
+                self.expect(&peer, Departure::Cancelled);
                 self.send(&peer, Message::Cancel(Cancel { id, grace_ms }));
             }
             Effect::Farewell { peer } => {
@@ -597,6 +650,7 @@ impl<T: Transport> Driver<T> {
             headers: call.headers.clone(),
             project: call.project.clone(),
             operation: call.operation.clone(),
+            trace: call.trace.clone(),
         };
         let serving = Serving::of(call);
         let frames = Message::Request(request, call.body.clone()).encode();
@@ -622,22 +676,32 @@ impl<T: Transport> Driver<T> {
         if !self.queue.sent(id) {
             self.drop_body(id);
         }
+        if let Some(pending) = self.calls.get_mut(&id) {
+            let waited = pending.waiting_since.elapsed();
+            pending.queued = Some(pending.queued.unwrap_or_default() + waited);
+            self.shared.metrics.waited(DEFAULT_LANE, waited);
+        }
         if let Some(worker) = self.workers.get_mut(peer) {
             worker.serving = Some(serving);
         }
     }
 
+    fn forget(&mut self, id: Id) {
+        let pending = self.calls.remove(&id);
+        if pending.is_some_and(|pending| pending.queued.is_none()) {
+            self.shared.metrics.cancelled_waiting.inc();
+        }
+    }
+
     fn requeued(&mut self, id: Id) {
-        let call = &self
-            .calls
-            .get(&id)
-            .expect("the queue knows only calls")
-            .call;
+        let pending = self.calls.get_mut(&id).expect("the queue knows only calls");
+        pending.waiting_since = Instant::now();
+        self.shared.metrics.retries.inc();
         let Call {
             request_id,
             operation,
             ..
-        } = &**call;
+        } = &*pending.call;
         tracing::warn!(
             request_id,
             operation,
@@ -653,10 +717,20 @@ impl<T: Transport> Driver<T> {
             ..
         } = &*pending.call;
         tracing::debug!(request_id, operation, %error, "ended without a reply");
+        self.shared.metrics.failed(error.reason());
         pending.answer.fail(error);
     }
 
     fn expel(&mut self, peer: &Peer, why: Why) {
+        self.expect(
+            peer,
+            match why {
+                Why::Silent { .. } => Departure::Silent,
+                Why::Stuck => Departure::Cancelled,
+                Why::Left => Departure::Left,
+                Why::NotHeld | Why::Headless | Why::Overrun { .. } => Departure::Protocol,
+            },
+        );
         self.bury(peer, &why.to_string());
         self.send_away(peer);
     }
@@ -687,7 +761,7 @@ fn limits(config: &config::Broker) -> Limits {
 }
 
 impl Answer {
-    fn end(self, last: Final, bytes: Bytes) {
+    fn end(self, last: Final, bytes: Bytes, queued: Duration) {
         if let Some(failure) = last.failure {
             return self.fail(Error::Failed(failure));
         }
@@ -705,6 +779,7 @@ impl Answer {
                 let body = Body {
                     state: State::Here(bytes),
                     outcome: Some(outcome),
+                    queued,
                 };
                 let _ = answer.send(Ok(Reply { head, body }));
             }
@@ -729,6 +804,7 @@ impl Serving {
                 .as_ref()
                 .map(ToString::to_string)
                 .unwrap_or_default(),
+            since: Instant::now(),
         }
     }
 }
@@ -741,6 +817,7 @@ impl Member {
             serving: None,
             n_served: 0,
             memory_kb: 0,
+            departure: Departure::Died,
         }
     }
 
@@ -754,6 +831,12 @@ impl Member {
             n_served: self.n_served,
             connected_for: self.since.elapsed(),
             memory_kb: self.memory_kb,
+            request: self.serving.as_ref().map(|serving| Running {
+                request_id: serving.request_id.clone(),
+                operation: serving.operation.clone(),
+                project: serving.project.clone(),
+                since: serving.since.elapsed(),
+            }),
         }
     }
 }

@@ -6,18 +6,19 @@
 //! connection has been still for too long.
 
 mod access;
-mod body;
+pub mod body;
 mod form;
 mod forwarded;
-mod pages;
-mod reply;
+pub mod pages;
+pub mod reply;
 mod request;
 mod respond;
 mod route;
 #[cfg(test)]
 mod tests;
 mod threads;
-mod tls;
+pub mod tls;
+mod trace;
 mod watch;
 
 use std::convert::Infallible;
@@ -242,7 +243,7 @@ async fn accept<B: Backend>(
 }
 
 /// Without descriptors or memory the next accept fails at once, so it has to wait.
-fn pause_after(error: &io::Error, last: Duration) -> Duration {
+pub fn pause_after(error: &io::Error, last: Duration) -> Duration {
     let is_shortage = matches!(
         error.raw_os_error(),
         Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
@@ -266,6 +267,7 @@ async fn connection<B: Backend>(
     let (Ok(()), Ok(local)) = (tcp.set_nodelay(true), tcp.local_addr()) else {
         return; // The client has gone already.
     };
+    let _counted = server.front.books.metrics.connected();
     let watch = Watch::new(server.limits);
     let io = Watched::new(tcp, watch.clone());
     let Some(tls) = &server.tls else {

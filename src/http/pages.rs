@@ -85,7 +85,8 @@ pub fn ready<C>(is_ready: bool) -> Response<Content<C>> {
     }
 }
 
-/// `/status`: workers and queue. Nothing of the environment, no settings.
+/// `/status`: workers and queue. Nothing of the environment, no settings, and
+/// nothing of other clients' requests: that is for the management listener.
 pub fn status<C>(status: &Status) -> Response<Content<C>> {
     let page = json!({
         "version": env!("CARGO_PKG_VERSION"),
@@ -96,7 +97,8 @@ pub fn status<C>(status: &Status) -> Response<Content<C>> {
     fresh(StatusCode::OK, page.to_string())
 }
 
-fn worker(worker: &Worker) -> Value {
+/// What everybody may know of a worker.
+pub fn worker(worker: &Worker) -> Value {
     let ready = &worker.ready;
     json!({
         "pool": ready.pool,
@@ -113,7 +115,8 @@ fn worker(worker: &Worker) -> Value {
     })
 }
 
-fn fresh<C>(status: StatusCode, text: String) -> Response<Content<C>> {
+/// JSON that no cache keeps.
+pub fn fresh<C>(status: StatusCode, text: String) -> Response<Content<C>> {
     let mut response = text_response(status, JSON, text);
     response
         .headers_mut()

@@ -363,7 +363,7 @@ impl Link {
         if self.running.is_some() {
             // Two at a time would mix their maps; the server sees the connection end.
             tracing::error!(
-                id = request.request_id,
+                request_id = request.request_id,
                 "a second request while one is running"
             );
             return self.disconnected();

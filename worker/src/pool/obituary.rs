@@ -24,11 +24,17 @@ pub struct Obituary {
 
 impl Obituary {
     pub fn log(&self) {
-        let text = self.text();
+        let (text, request_id) = (self.text(), self.request_id());
         match self.is_expected() {
-            true => tracing::info!(worker = self.number, "{text}"),
-            false => tracing::error!(worker = self.number, "{text}"),
+            true => tracing::info!(request_id, worker = self.number, "{text}"),
+            false => tracing::error!(request_id, worker = self.number, "{text}"),
         }
+    }
+
+    /// The link puts it in brackets at the end of what is served; ids have no blanks.
+    fn request_id(&self) -> Option<&str> {
+        let (_, id) = self.serving.as_deref()?.rsplit_once(" (")?;
+        id.strip_suffix(')')
     }
 
     fn is_expected(&self) -> bool {
@@ -109,12 +115,13 @@ mod tests {
             was_warm: true,
             verdict: None,
             farewell: Farewell::None,
-            serving: Some("GetMap of file:city".into()),
+            serving: Some("GetMap of file:city (r-1)".into()),
         };
         assert_eq!(
             obituary.text(),
-            "worker 3 (pid 4242) killed by SIGSEGV after 2h 14m and 5120 requests, while serving GetMap of file:city"
+            "worker 3 (pid 4242) killed by SIGSEGV after 2h 14m and 5120 requests, while serving GetMap of file:city (r-1)"
         );
+        assert_eq!(obituary.request_id(), Some("r-1"));
         assert!(!obituary.is_expected());
     }
 }
