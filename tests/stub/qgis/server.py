@@ -12,6 +12,7 @@
 | `DO=segfault` | read where nothing is |
 | `DO=exit&N=3` | exit with this status |
 | `DO=raise` | a Python exception that nobody catches |
+| `DO=log` | say something at levels Info and Warning, then echo |
 | `DO=stream&N=4&SIZE=1000` | N flushed chunks of SIZE bytes, then `THEN` |
 | `TICK=name` | a line for each of these chunks |
 | `THEN=signal`, `exit`, `raise`, `hang`, `wait` | instead of the end of the stream |
@@ -23,10 +24,12 @@ import json
 import os
 import re
 import signal
+import threading
 import time
 from urllib.parse import parse_qsl, urlsplit
 
 from . import control
+from .core import Qgis, QgsApplication
 
 CHUNK = b"0123456789abcdefghijklmnopqrstuvwxyz"
 
@@ -162,6 +165,14 @@ def _act(do, asked, request, response, project):
         os._exit(int(asked.get("N", 1)))
     elif do == "raise":
         raise RuntimeError("as the request wished")
+    elif do == "log":
+        say = QgsApplication.messageLog().messageReceived.emit
+        say("a warning of QGIS", "Server", Qgis.Warning)
+        # QGIS speaks on threads of its own, too.
+        aside = threading.Thread(target=say, args=("said aside", "Server", Qgis.Info))
+        aside.start()
+        aside.join()
+        _echo(asked, request, response, project)
     elif do == "stream":
         _stream(asked, request, response, project)
     else:
