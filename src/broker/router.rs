@@ -1078,6 +1078,81 @@ mod tests {
         assert_eq!(driver.transport.sent.len(), 1);
     }
 
+    /// The reasons that were counted, and how often.
+    fn gone(driver: &Driver<Wire>) -> Vec<(&'static str, u64)> {
+        let counted = driver.shared.metrics.departures();
+        counted.filter(|(_, n)| *n > 0).collect()
+    }
+
+    #[test]
+    fn a_worker_that_goes_is_counted_by_what_is_known_of_it() {
+        let end = |leaving, failure| {
+            let last = Final {
+                id: 1,
+                head: ok(),
+                failure,
+                leaving,
+                ..Final::default()
+            };
+            Message::Final(last, Bytes::new())
+        };
+        let leaving = Message::Disconnect(Disconnect {
+            reason: Reason::Leaving,
+        });
+        let nonsense = Message::Credit(Credit { id: 1, n: 1 });
+        let withdrawn = |driver: &mut Driver<Wire>| driver.obey(Command::Withdraw { id: 1 });
+        type Act<'a> = &'a dyn Fn(&mut Driver<Wire>);
+        let cases: [(&str, Act<'_>); 7] = [
+            ("died", &|_| {}),
+            ("died", &|driver| driver.hear("a", end(false, None))),
+            ("left", &|driver| driver.hear("a", end(true, None))),
+            ("left", &|driver| driver.hear("a", leaving.clone())),
+            ("qgis_failed", &|driver| {
+                driver.hear("a", end(true, Some(Failure::QgisFailed)));
+                driver.hear("a", leaving.clone());
+            }),
+            ("cancelled", &|driver| withdrawn(driver)),
+            ("protocol", &|driver| driver.hear("a", nonsense.clone())),
+        ];
+        for (reason, act) in cases {
+            let mut driver = Driver::with_workers(&["a"]);
+            let _answered = driver.call(1, get("GetMap"));
+            act(&mut driver);
+            driver.event(Event::Gone("a".into()));
+            assert_eq!(gone(&driver), [(reason, 1)]);
+        }
+    }
+
+    #[test]
+    fn a_client_that_leaves_is_counted_by_where_its_request_was() {
+        let mut driver = Driver::with_workers(&["a"]);
+        let _answered = [1, 2].map(|id| driver.call(id, get("GetMap")));
+        driver.obey(Command::Withdraw { id: 2 });
+        let metrics = driver.shared.metrics.clone();
+        let counted = || {
+            (
+                metrics.cancelled_waiting.get(),
+                metrics.cancelled_running.get(),
+            )
+        };
+        assert_eq!(counted(), (1, 0));
+        driver.obey(Command::Withdraw { id: 1 });
+        assert_eq!(counted(), (1, 1));
+    }
+
+    #[test]
+    fn a_busy_worker_tells_whom_it_serves() {
+        let mut driver = Driver::with_workers(&["a"]);
+        assert!(driver.status().workers[0].request.is_none());
+        let _answered = driver.call(1, get("GetMap"));
+        let status = driver.status();
+        let request = status.workers[0].request.as_ref().expect("it is busy");
+        assert_eq!(
+            (&*request.request_id, &*request.operation),
+            ("r-1", "GetMap")
+        );
+    }
+
     #[test]
     fn a_request_that_could_not_be_sent_goes_to_the_next_worker() {
         let mut driver = Driver::with_workers(&["a", "b", "c"]);
