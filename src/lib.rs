@@ -16,6 +16,7 @@ mod ogc;
 mod pool;
 pub mod protocol;
 mod restart;
+mod traces;
 
 use std::future::Future;
 use std::net::TcpListener;
@@ -46,7 +47,8 @@ impl Error {
     pub fn is_configuration(&self) -> bool {
         matches!(
             self,
-            Self::Http(http::Error::Tls(_)) | Self::Management(admin::Error::Tls(_))
+            Self::Http(http::Error::Tls(_) | http::Error::Traces(_))
+                | Self::Management(admin::Error::Tls(_))
         )
     }
 }

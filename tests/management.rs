@@ -3,9 +3,13 @@
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader, Read, Write};
 
 use common::{Server, World, eventually, http, path_of};
 use nix::sys::signal::Signal;
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::trace::v1::Span;
+use prost::Message;
 use serde_json::Value;
 
 const ENABLED: &str = "management.enabled = yes\nmanagement.port = 0";
@@ -466,4 +470,92 @@ fn server_timing_is_said_when_the_operator_wants_it() {
         Server::stub("").act("DO=echo").header("server-timing"),
         None
     );
+}
+
+/// Takes requests as a collector of OpenTelemetry does; gives the spans of the next one.
+fn collector() -> (String, impl FnOnce() -> Vec<Span>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/v1/traces", listener.local_addr().unwrap());
+    let spans = std::thread::spawn(move || {
+        let (stream, _) = listener.accept().unwrap();
+        let body = take_post(stream);
+        let batch = ExportTraceServiceRequest::decode(&body[..]).expect("protobuf");
+        let scopes = batch
+            .resource_spans
+            .into_iter()
+            .flat_map(|it| it.scope_spans);
+        scopes.flat_map(|scope| scope.spans).collect()
+    });
+    (url, || spans.join().unwrap())
+}
+
+/// The body of one request, which is answered 200.
+fn take_post(stream: std::net::TcpStream) -> Vec<u8> {
+    let mut from = BufReader::new(stream);
+    let mut length = 0;
+    loop {
+        let mut line = String::new();
+        from.read_line(&mut line).unwrap();
+        if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+            length = value.trim().parse().unwrap();
+        }
+        if line.trim().is_empty() {
+            break;
+        }
+    }
+    let mut body = vec![0; length];
+    from.read_exact(&mut body).unwrap();
+    let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    from.get_mut().write_all(answer).unwrap();
+    body
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn a_collector_gets_the_spans_of_a_request_and_the_worker_their_parent() {
+    let (url, spans) = collector();
+    let settings = format!("logging.json = yes\nlogging.otlp_endpoint = {url}");
+    let mut server = Server::stub(&settings);
+    let parent = format!("00-{TRACE}-00f067aa0ba902b7-01");
+    let headers = [("X-Request-Id", "traced"), ("Traceparent", parent.as_str())];
+    let reply = server.request("GET", &path_of("DO=echo"), &headers, b"");
+    let told = reply.json()["headers"]["Traceparent"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let access = wait_line(&server, "traced", |line| line["target"] == "access");
+    assert_eq!(access["trace_id"], TRACE);
+    // What was not sent yet leaves before the server does.
+    server.process.stop();
+    let spans = spans();
+    let of_trace: Vec<&Span> = spans
+        .iter()
+        .filter(|span| hex(&span.trace_id) == TRACE)
+        .collect();
+    let span = |name: &str| {
+        let found = of_trace.iter().find(|span| span.name == name);
+        *found.unwrap_or_else(|| panic!("{name} in {of_trace:#?}"))
+    };
+    let http = span("WMS GetMap");
+    assert_eq!(hex(&http.parent_span_id), "00f067aa0ba902b7");
+    assert_eq!(told, format!("00-{TRACE}-{}-01", hex(&http.span_id)));
+    let mut at = http.start_time_unix_nano;
+    for part in ["queue", "load", "render"].map(span) {
+        assert_eq!(part.parent_span_id, http.span_id);
+        assert!(part.start_time_unix_nano >= at && part.end_time_unix_nano >= at);
+        at = part.end_time_unix_nano;
+    }
+}
+
+#[test]
+fn a_collector_that_does_not_answer_costs_a_log_line_and_nothing_else() {
+    let nobody = common::free_address();
+    let settings = format!("logging.otlp_endpoint = http://{nobody}/v1/traces");
+    let mut server = Server::stub(&settings);
+    assert_eq!(server.act("DO=echo").status, 200);
+    assert!(server.process.stop().success());
+    assert_eq!(server.process.log.count("traces are lost"), 1);
 }

@@ -49,6 +49,9 @@ pub fn mistakes(config: &Config, settings: &Settings, program: Program) -> Vec<M
         found.note("server.body_memory", room(&config.http));
         found.note("server.connections_max", turns(&config.http));
     }
+    if let Some(url) = &config.http.otlp {
+        found.note("logging.otlp_endpoint", collector(url));
+    }
     if let Some(url) = &config.http.proxy_url {
         found.note("server.proxy_url", web_address(url));
     }
@@ -172,6 +175,14 @@ fn web_address(url: &str) -> Result<(), String> {
     match rest.is_some_and(|rest| !rest.is_empty() && !rest.contains(char::is_whitespace)) {
         true => Ok(()),
         false => Err(format!("expected http://… or https://…, found {url:?}")),
+    }
+}
+
+/// Spans say what clients ask, so a collector elsewhere is for a proxy of its own to reach.
+fn collector(url: &str) -> Result<(), String> {
+    match url.starts_with("http://") {
+        true => web_address(url),
+        false => Err(format!("expected http://…, found {url:?}")),
     }
 }
 

@@ -300,6 +300,7 @@ pub const SETTINGS: &[Setting] = &[
         .env(&["QGSRV_LOGGING_QGIS_INFO", "QGSRV_QGIS_INFO"]),
     row("logging.json", Kind::Bool, "no", "log JSON objects instead of text"),
     row("logging.slow_seconds", Kind::SecondsOrZero, "5", "requests that take longer are logged with their full query; 0: none"),
+    row("logging.otlp_endpoint", Kind::Text, "", "URL of an OpenTelemetry collector that gets traces, such as http://127.0.0.1:4318/v1/traces; empty: none"),
 
     row("projects.cache.rootdir", Kind::Path, "", "absolute directory of the projects; required")
         .env(&["QGSRV_CACHE_ROOTDIR"]).older(&["cache.rootdir"])

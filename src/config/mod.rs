@@ -102,6 +102,8 @@ pub struct Http {
     pub server_timing: bool,
     /// `logging.slow_seconds`: what takes longer is logged in full.
     pub slow: Option<Duration>,
+    /// `logging.otlp_endpoint`: the URL that gets traces.
+    pub otlp: Option<String>,
     /// `[metadata]`, shown at `/`.
     pub metadata: BTreeMap<String, String>,
 }
@@ -237,6 +239,7 @@ impl Default for Config {
                 apis: Vec::new(),
                 server_timing: false,
                 slow: Some(seconds(5)),
+                otlp: None,
                 metadata: BTreeMap::new(),
             },
             broker: Broker {
@@ -361,6 +364,7 @@ impl Http {
             request_timeout: settings.duration("server.timeout"),
             apis: apis(settings),
             server_timing: settings.bool("server.server_timing"),
+            otlp: settings.text("logging.otlp_endpoint"),
             slow: Some(settings.duration("logging.slow_seconds")).filter(|slow| !slow.is_zero()),
             metadata: present("metadata.", settings),
         }

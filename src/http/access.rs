@@ -13,6 +13,7 @@ use tokio::runtime::Handle;
 
 use crate::metrics::{self, Kind, Metrics};
 use crate::protocol::{Timings, Trace};
+use crate::traces::{Facts, Open, Traces};
 
 /// Longer targets are cut in the log.
 const TARGET_MAX: usize = 2048;
@@ -48,6 +49,7 @@ pub struct Entry {
     /// The parameters of a form, when they came as a body.
     pub form: Option<String>,
     pub trace: Option<Trace>,
+    span: Option<Open>,
     pub kind: Kind,
     pub status: u16,
     /// Of the bodies.
@@ -59,6 +61,8 @@ pub struct Entry {
     /// What the worker took, once it has said so.
     pub timings: Option<Timings>,
     since: Instant,
+    /// When the broker was asked.
+    pub called: Option<Instant>,
     /// When its response began.
     pub answered: Option<Instant>,
     taken: Duration,
@@ -72,6 +76,8 @@ pub struct Books {
     pub metrics: Arc<Metrics>,
     /// None: nothing is.
     pub slow: Option<Duration>,
+    /// None: nobody is told.
+    pub traces: Option<Arc<Traces>>,
 }
 
 /// How a reply ended.
@@ -100,6 +106,7 @@ impl Line {
             uri: uri.clone(),
             form: None,
             trace: None,
+            span: None,
             kind: Kind::PAGE,
             status: CLIENT_LEFT,
             received: 0,
@@ -108,6 +115,7 @@ impl Line {
             queued: None,
             timings: None,
             since: Instant::now(),
+            called: None,
             answered: None,
             taken: Duration::ZERO,
             streamed: None,
@@ -148,6 +156,7 @@ impl Drop for Entry {
     fn drop(&mut self) {
         self.count();
         self.log();
+        self.close_span();
         if self.books.slow.is_some_and(|slow| self.taken >= slow) {
             self.complain();
         }
@@ -155,6 +164,34 @@ impl Drop for Entry {
 }
 
 impl Entry {
+    /// Tells the collector, if there is one, and the worker who its parent is.
+    pub fn open_span(&mut self) {
+        let Some(traces) = &self.books.traces else {
+            return;
+        };
+        let span = traces.begin(self.trace.as_ref());
+        self.trace = Some(span.trace(self.trace.take()));
+        self.span = Some(span);
+    }
+
+    fn close_span(&self) {
+        let (Some(traces), Some(span)) = (&self.books.traces, &self.span) else {
+            return;
+        };
+        let facts = Facts {
+            request_id: &self.request_id,
+            method: self.method.as_str(),
+            path: cut(self.uri.path()),
+            kind: self.kind,
+            status: self.status,
+            called: self.called,
+            queued: self.queued,
+            load: self.load(),
+            render: self.render(),
+        };
+        traces.close(span, &facts);
+    }
+
     fn load(&self) -> Option<Duration> {
         self.timings.map(|it| Duration::from_micros(it.load_us))
     }

@@ -41,6 +41,7 @@ use tokio_rustls::TlsAcceptor;
 pub use respond::Backend;
 
 use crate::config::Http;
+use crate::traces::Traces;
 use respond::{Front, Peer};
 use threads::Threads;
 use watch::{Limits, Verdict, Watch, Watched};
@@ -61,6 +62,8 @@ const ACCEPT_PAUSE_MAX: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub enum Error {
     Tls(tls::Error),
+    /// Why no traces can be told.
+    Traces(String),
     Threads(io::Error),
 }
 
@@ -68,6 +71,7 @@ impl std::fmt::Display for Error {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Tls(error) => error.fmt(f),
+            Self::Traces(why) => write!(f, "logging.otlp_endpoint: {why}"),
             Self::Threads(error) => write!(f, "no threads (server.http_threads): {error}"),
         }
     }
@@ -137,6 +141,8 @@ impl<B: Backend> Server<B> {
             .map(tls::acceptor)
             .transpose()
             .map_err(Error::Tls)?;
+        let traces = config.otlp.as_deref().map(Traces::start).transpose();
+        let traces = traces.map_err(Error::Traces)?.map(Arc::new);
         let n_permits = u32::try_from(config.connections_max)
             .unwrap_or(u32::MAX)
             .clamp(1, 1 << 20);
@@ -155,7 +161,7 @@ impl<B: Backend> Server<B> {
             tls,
             permits: Arc::new(Semaphore::new(n_permits as usize)),
             n_permits,
-            front: Arc::new(Front::new(config, backend)),
+            front: Arc::new(Front::new(config, backend, traces)),
         })
     }
 

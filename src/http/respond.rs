@@ -29,6 +29,7 @@ use crate::metrics::Metrics;
 use crate::ogc::guard;
 use crate::ogc::ows::Kvp;
 use crate::protocol::Head;
+use crate::traces::Traces;
 
 /// How long a browser may remember what OPTIONS said, in seconds.
 const PREFLIGHT_AGE: &str = "3600";
@@ -87,11 +88,12 @@ pub struct Front<B> {
 }
 
 impl<B: Backend> Front<B> {
-    pub fn new(config: Arc<Http>, backend: B) -> Self {
+    pub fn new(config: Arc<Http>, backend: B, traces: Option<Arc<Traces>>) -> Self {
         let room = Room::new(config.body_memory);
         let books = Books {
             metrics: backend.metrics(),
             slow: config.slow,
+            traces,
         };
         Self {
             config,
@@ -145,6 +147,7 @@ impl<B: Backend> Front<B> {
             self.books.clone(),
         );
         line.trace = trace::of(&parts.headers);
+        line.open_span();
         line
     }
 
@@ -280,7 +283,7 @@ impl<B: Backend> Front<B> {
                 map,
             }) => return refusal.into_response(&dialect, map.as_deref()),
         };
-        (line.kind, line.form) = (kind, form);
+        (line.kind, line.form, line.called) = (kind, form, Some(Instant::now()));
         let is_capabilities = call.operation.eq_ignore_ascii_case("GetCapabilities");
         let replied = self.backend.call(call).await.map_err(Refusal::from);
         let response = replied.and_then(|(head, body)| {
