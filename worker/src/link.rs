@@ -212,6 +212,7 @@ struct Link {
 type Connecting = Pin<Box<dyn Future<Output = Result<Dealer, String>> + Send>>;
 
 struct Running {
+    request_id: String,
     outlet: Arc<Outlet>,
     /// Between two parts.
     timeout: Duration,
@@ -380,6 +381,7 @@ impl Link {
         ));
         let first_byte = Duration::from_millis(request.first_byte_ms);
         self.running = Some(Running {
+            request_id: request.request_id.clone(),
             outlet: outlet.clone(),
             timeout: Duration::from_millis(request.chunk_ms),
             deadline: Instant::now() + first_byte,
@@ -487,7 +489,9 @@ impl Link {
         self.forgive_a_pause();
         let limit = self.settings.heartbeat * self.settings.heartbeat_misses;
         if self.dealer.is_some() && self.heard_at.elapsed() > limit {
+            let request_id = self.running.as_ref().map(|it| it.request_id.as_str());
             tracing::warn!(
+                request_id,
                 server = self.settings.server,
                 "silent for {limit:?}: leaving it"
             );
