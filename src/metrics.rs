@@ -78,7 +78,7 @@ const KINDS: [(&str, &str); 38] = [
 pub struct Kind(usize);
 
 impl Kind {
-    /// What the server answers by itself.
+    /// What the server answers by itself, refusals before anything is understood included.
     pub const PAGE: Self = Self(0);
 
     /// A request for a web service.
