@@ -335,10 +335,14 @@ fn every_line_of_a_request_has_its_id_in_both_programs() {
     let settings = "logging.json = yes\nlogging.level = debug\nlogging.qgis_info = yes\n\
                     server.workers = 1\nworker.spares = 0";
     let server = Server::start(world, settings).ready();
-    eventually("the pool has said all it has to say", || {
+    eventually("both have said that they are ready", || {
         let lines = objects(&server);
-        let says = |line: &Value| line["message"] == "the pool is ready";
-        lines.iter().any(says).then_some(())
+        let says = |target: &str, text: &str| {
+            let is_it = |line: &&Value| line["target"] == target && line["message"] == text;
+            lines.iter().find(is_it).map(drop)
+        };
+        says("qgisserver", "ready")?;
+        says("qgisserver_worker::pool", "the pool is ready")
     });
     let n_before = objects(&server).len();
     let parent = format!("00-{TRACE}-00f067aa0ba902b7-01");
@@ -401,6 +405,8 @@ fn a_death_is_told_with_the_id_by_everybody_who_notices() {
     let reply = server.request("GET", &path_of("DO=raise"), &raised, b"");
     assert_eq!(reply.status, 500);
     wait_line(&server, "raised", |line| line["trace"].is_string());
+    let access = wait_line(&server, "raised", |line| line["target"] == "access");
+    assert_eq!(access["failure"], "plugin_raised");
 }
 
 #[test]

@@ -52,6 +52,8 @@ pub struct Entry {
     span: Option<Open>,
     pub kind: Kind,
     pub status: u16,
+    /// Why there is no reply from QGIS, in the words of the metrics.
+    pub failure: Option<&'static str>,
     /// Of the bodies.
     pub received: u64,
     pub bytes: u64,
@@ -109,6 +111,7 @@ impl Line {
             span: None,
             kind: Kind::PAGE,
             status: CLIENT_LEFT,
+            failure: None,
             received: 0,
             bytes: 0,
             end: End::ClientLeft,
@@ -236,6 +239,7 @@ impl Entry {
             method = %self.method,
             uri = &*without_secrets(cut(self.target())),
             status = self.status,
+            failure = self.failure,
             bytes = self.bytes,
             ms = ms(self.taken),
             queue_ms = self.queued.map(ms),
@@ -257,6 +261,7 @@ impl Entry {
             uri = &*without_secrets(self.target()),
             form = self.form.as_deref().map(without_secrets).as_deref(),
             status = self.status,
+            failure = self.failure,
             ms = ms(self.taken),
             queue_ms = self.queued.map(ms),
             load_ms = self.load().map(ms),

@@ -285,7 +285,9 @@ impl<B: Backend> Front<B> {
         };
         (line.kind, line.form, line.called) = (kind, form, Some(Instant::now()));
         let is_capabilities = call.operation.eq_ignore_ascii_case("GetCapabilities");
-        let replied = self.backend.call(call).await.map_err(Refusal::from);
+        let replied = self.backend.call(call).await;
+        line.failure = replied.as_ref().err().map(broker::Error::reason);
+        let replied = replied.map_err(Refusal::from);
         let response = replied.and_then(|(head, body)| {
             reply::from_qgis(head, body, is_capabilities, &line.request_id)
         });
