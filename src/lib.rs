@@ -5,6 +5,7 @@
 //! and returns the same way. [`run`] puts the parts of the server together;
 //! the worker shares [`protocol`], [`config`] and [`log`].
 
+mod admin;
 mod broker;
 pub mod config;
 pub mod directory;
@@ -12,11 +13,13 @@ pub mod directory;
 pub mod fuzzing;
 mod http;
 pub mod log;
+mod metrics;
 mod ogc;
 mod pool;
 pub mod protocol;
 mod restart;
 mod thread;
+mod traces;
 
 use std::future::Future;
 use std::net::TcpListener;
@@ -37,6 +40,7 @@ use protocol::Reason;
 pub enum Error {
     Broker(broker::StartError),
     Http(http::Error),
+    Management(admin::Error),
     /// The broker's task ended by itself, which is a bug.
     BrokerEnded,
 }
@@ -44,7 +48,11 @@ pub enum Error {
 impl Error {
     /// What the operator has set is to blame.
     pub fn is_configuration(&self) -> bool {
-        matches!(self, Self::Http(http::Error::Tls(_)))
+        matches!(
+            self,
+            Self::Http(http::Error::Tls(_) | http::Error::Traces(_))
+                | Self::Management(admin::Error::Tls(_))
+        )
     }
 }
 
@@ -53,12 +61,21 @@ impl std::fmt::Display for Error {
         match self {
             Self::Broker(error) => error.fmt(f),
             Self::Http(error) => error.fmt(f),
+            Self::Management(error) => error.fmt(f),
             Self::BrokerEnded => write!(f, "the broker ended by itself: this is a bug"),
         }
     }
 }
 
 impl std::error::Error for Error {}
+
+/// Sockets that are bound already, so that the process may have lost the right to.
+#[derive(Debug, Default)]
+pub struct Listeners {
+    pub http: Vec<TcpListener>,
+    /// Unused unless `config.management` is there.
+    pub management: Vec<TcpListener>,
+}
 
 /// The worker program of this installation.
 pub fn worker_program(config: &Config) -> PathBuf {
@@ -70,13 +87,22 @@ pub fn worker_program(config: &Config) -> PathBuf {
 /// current_thread runtime, as the broker does.
 pub async fn run(
     config: Config,
-    listeners: Vec<TcpListener>,
+    listeners: Listeners,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), Error> {
     let (handle, mut broker) = broker::start(&config.broker).await.map_err(Error::Broker)?;
     if let Some(gate) = broker.gate {
         tracing::info!("workers are welcome at tcp://{gate}");
     }
+    let management = config.management.as_ref();
+    let management = management
+        .map(|config| admin::start(config, listeners.management, handle.clone()))
+        .transpose()
+        .map_err(Error::Management)?;
+    let shutdown = async {
+        shutdown.await;
+        management.iter().for_each(admin::Listening::stopping);
+    };
     let (orders, keeper) = start_pool(&config, &broker);
     tokio::spawn(restart::watch(
         config.clone(),
@@ -89,7 +115,7 @@ pub async fn run(
     ));
     let drain = config.drain_timeout;
     let served = tokio::select! {
-        served = http::serve(Arc::new(config.http), listeners, handle, shutdown, drain) => served.map_err(Error::Http),
+        served = http::serve(Arc::new(config.http), listeners.http, handle, shutdown, drain) => served.map_err(Error::Http),
         () = broker.ended() => Err(Error::BrokerEnded),
     };
     let _ = sd_notify::notify(false, &[NotifyState::Stopping]);

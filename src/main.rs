@@ -1,11 +1,11 @@
 //! The server: flags → settings → log → signals → ports → privileges → run → exit code.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
-use qgisserver::config::{self, Action, Config};
-use qgisserver::log;
+use qgisserver::config::{self, Action, Config, Http, Management};
+use qgisserver::{Listeners, log};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// The configuration is wrong (`EX_CONFIG`), as far as only trying shows.
@@ -66,29 +66,52 @@ fn serve(config: Config) -> Result<ExitCode, Failed> {
         })
 }
 
-fn bind(config: &Config) -> Result<Vec<TcpListener>, Failed> {
-    let scheme = if config.http.tls.is_some() {
-        "https"
-    } else {
-        "http"
+fn bind(config: &Config) -> Result<Listeners, Failed> {
+    let scheme = |tls: bool| if tls { "https" } else { "http" };
+    let Http {
+        interfaces,
+        port,
+        tls,
+        ..
+    } = &config.http;
+    let what = format!("listening on {}", scheme(tls.is_some()));
+    let http = listen("server", interfaces, *port, &what)?;
+    let management = match &config.management {
+        None => Vec::new(),
+        Some(Management {
+            interfaces,
+            port,
+            tls,
+            ..
+        }) => {
+            let what = format!("management at {}", scheme(tls.is_some()));
+            listen("management", interfaces, *port, &what)?
+        }
     };
-    let bind = |interface| {
-        let address = SocketAddr::new(interface, config.http.port);
+    Ok(Listeners { http, management })
+}
+
+/// The ports of one section of the settings.
+fn listen(
+    section: &str,
+    interfaces: &[IpAddr],
+    port: u16,
+    what: &str,
+) -> Result<Vec<TcpListener>, Failed> {
+    let bind = |interface: &IpAddr| {
+        let address = SocketAddr::new(*interface, port);
         let failed = |error| {
-            let names = "server.interfaces, server.port";
+            let names = format!("{section}.interfaces, {section}.port");
             (
                 CONFIGURATION,
                 format!("cannot listen on {address} ({names}): {error}"),
             )
         };
         let listener = TcpListener::bind(address).map_err(failed)?;
-        tracing::info!(
-            "listening on {scheme}://{}/",
-            listener.local_addr().map_err(failed)?
-        );
+        tracing::info!("{what}://{}/", listener.local_addr().map_err(failed)?);
         Ok(listener)
     };
-    config.http.interfaces.iter().copied().map(bind).collect()
+    interfaces.iter().map(bind).collect()
 }
 
 /// `--setuid`: the ports are bound, nothing else needs root.

@@ -160,6 +160,26 @@ pub struct Request {
     pub project: Option<ProjectRef>,
     /// For the log and the obituary: `GetMap`, `/wfs3/collections`.
     pub operation: String,
+    /// The trace that the request is part of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<Trace>,
+}
+
+/// Who asked, in the words of W3C Trace Context; checked by the server.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trace {
+    /// The value of `traceparent`.
+    pub parent: String,
+    /// The value of `tracestate`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
+}
+
+impl Trace {
+    /// What all spans of the trace share, for logs; empty if there is none.
+    pub fn id(&self) -> &str {
+        self.parent.split('-').nth(1).unwrap_or_default()
+    }
 }
 
 /// Status line and headers of a reply.
@@ -190,6 +210,9 @@ pub struct Final {
     pub project_version: Option<String>,
     /// When the project last changed, in seconds since 1970.
     pub project_modified: Option<u64>,
+    /// Where the project was; None without one.
+    #[serde(default)]
+    pub found: Option<Found>,
     /// Resident memory of the worker, in kilobytes.
     pub memory_kb: u64,
     /// The worker takes no more requests.
@@ -204,6 +227,16 @@ pub struct Final {
 pub struct Timings {
     pub load_us: u64,
     pub render_us: u64,
+}
+
+/// Whether a worker had the project.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Found {
+    Cached,
+    Loaded,
+    /// It had another state of the file.
+    Reloaded,
 }
 
 /// Why a worker has no reply from QGIS. Facts only: the texts are the server's.
@@ -226,6 +259,22 @@ pub enum Failure {
     TooLarge,
     /// The request was cancelled before it ended.
     Cancelled,
+}
+
+impl Failure {
+    /// The word for it in metrics.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::ProjectNotFound => "project_not_found",
+            Self::ProjectUnreadable => "project_unreadable",
+            Self::BadLayers => "bad_layers",
+            Self::PluginRaised => "plugin_raised",
+            Self::QgisFailed => "qgis_failed",
+            Self::GaveUp => "gave_up",
+            Self::TooLarge => "too_large",
+            Self::Cancelled => "cancelled",
+        }
+    }
 }
 
 /// The client took `n` chunks.

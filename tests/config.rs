@@ -303,3 +303,36 @@ const PY_QGIS_SERVER: &[(&str, &str, &str)] = &[
     ("metadata.external_doc_url", "", "u"),
     ("cache.observers:ban.server_address", "QGSRV_CACHE_OBSERVERS_BAN_SERVER_ADDRESS", "http://varnish"),
 ];
+
+#[test]
+fn management_is_off_and_on_loopback_unless_the_operator_says_otherwise() {
+    let with = |lines: &[&str]| {
+        let sets = lines.iter().flat_map(|line| ["--set", line]);
+        let args: Vec<_> = ["--proxy"].into_iter().chain(sets).collect();
+        server(&args, &env(&[]))
+    };
+    let run = |lines: &[&str]| match with(lines) {
+        Ok(Action::Run(config, warnings)) => (config.management, warnings.join("\n")),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(run(&[]).0, None);
+    let (management, warnings) = run(&["management.enabled=yes"]);
+    let management = management.expect("it is enabled");
+    assert!(management.interfaces.iter().all(|it| it.is_loopback()));
+    assert!(!warnings.contains("management"), "{warnings}");
+    let (_, warnings) = run(&["management.enabled=yes", "management.interfaces=0.0.0.0"]);
+    assert!(warnings.contains("management.interfaces: whoever reaches 0.0.0.0"));
+    for (lines, named) in [
+        (
+            &["management.enabled=yes", "management.ssl=yes"][..],
+            "management.ssl_cert: is required with management.ssl",
+        ),
+        (
+            &["logging.otlp_endpoint=collector:4318"],
+            "logging.otlp_endpoint: expected http://",
+        ),
+    ] {
+        let exit = with(lines).expect_err(named);
+        assert!(exit.message.contains(named), "{}", exit.message);
+    }
+}

@@ -106,6 +106,7 @@ fn request(id: u64, what: &str) -> Request {
             path: "city".into(),
         }),
         operation: "GetMap".into(),
+        trace: None,
     }
 }
 

@@ -27,7 +27,8 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config;
-use crate::protocol::{Failure, Head, ProjectRef, Ready, Reason, Timings};
+use crate::metrics::Metrics;
+use crate::protocol::{Failure, Head, ProjectRef, Ready, Reason, Timings, Trace};
 
 pub use breaker::Open;
 pub use deaths::Departures;
@@ -113,6 +114,7 @@ struct Shared {
     storm: AtomicBool,
     /// A `Command::Status` is on its way.
     status_wanted: AtomicBool,
+    metrics: Arc<Metrics>,
 }
 
 /// A request as the front hands it over.
@@ -132,6 +134,7 @@ pub struct Call {
     /// Cancelled when the client leaves; otherwise it runs to its end.
     pub cancel: bool,
     pub timeout: Duration,
+    pub trace: Option<Trace>,
 }
 
 impl Call {
@@ -164,6 +167,8 @@ pub struct Outcome {
 pub struct Body {
     state: State,
     outcome: Option<Outcome>,
+    /// How long its request waited for workers.
+    queued: Duration,
 }
 
 #[derive(Debug)]
@@ -220,6 +225,10 @@ impl Body {
     /// Present once FINAL was taken; for a reply that was not streamed, from the start.
     pub fn outcome(&self) -> Option<&Outcome> {
         self.outcome.as_ref()
+    }
+
+    pub fn queued(&self) -> Duration {
+        self.queued
     }
 
     /// No more will come from the worker: the next chunk, if any, is the last.
@@ -308,6 +317,24 @@ pub enum Error {
     Failed(Failure),
 }
 
+impl Error {
+    /// The word for it in metrics; few words, whatever happens.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::QueueFull { .. } => "queue_full",
+            Self::QueueTimedOut { .. } => "queue_timeout",
+            Self::TimedOut { .. } => "timeout",
+            Self::WorkerDied => "worker_died",
+            Self::RequestTooLarge { .. } => "too_large",
+            Self::Quarantined { .. } => "quarantined",
+            Self::BreakerOpen { .. } => "breaker_open",
+            Self::ShareTaken { .. } => "share_taken",
+            Self::Stopping => "stopping",
+            Self::Failed(failure) => failure.reason(),
+        }
+    }
+}
+
 impl std::fmt::Display for Error {
     /// Safe to show to a client.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -369,6 +396,16 @@ pub struct Worker {
     pub n_served: u64,
     pub connected_for: Duration,
     pub memory_kb: u64,
+    pub request: Option<Running>,
+}
+
+/// What a busy worker serves.
+#[derive(Debug, Clone)]
+pub struct Running {
+    pub request_id: String,
+    pub operation: String,
+    pub project: String,
+    pub since: Duration,
 }
 
 /// The broker, as the front and `run` see it. Cheap to clone.
@@ -419,6 +456,11 @@ impl Handle {
             Ok(()) => published.borrow().clone(),
             Err(_) => Status::default(),
         }
+    }
+
+    /// What is counted here and in front of it.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.shared.metrics
     }
 
     /// One worker of each pool is told `reason` (`Reason::Restart`): its pool renews itself.

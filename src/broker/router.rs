@@ -30,14 +30,15 @@ use super::queue::{Effect, Fate, Id, Limits, Peer, Queue, Ticket, Why};
 use super::throttle::Throttle;
 use super::transport::{Event, Router, Transport, Undeliverable};
 use super::{
-    Body, Broker, Call, Command, Error, Handle, Item, Outcome, Reply, Shared, State, Status,
-    Stream, Worker,
+    Body, Broker, Call, Command, Error, Handle, Item, Outcome, Reply, Running, Shared, State,
+    Status, Stream, Worker,
 };
 use crate::config;
 use crate::directory::{self, Directory};
+use crate::metrics::DEFAULT_LANE;
 use crate::protocol::{
-    Cancel, Credit, Disconnect, Failure, Final, HEAD_MAX, Message, Partial, ProjectRef, Ready,
-    Reason, Request,
+    Cancel, Credit, Disconnect, Failure, Final, Found, HEAD_MAX, Message, Partial, ProjectRef,
+    Ready, Reason, Request,
 };
 
 /// Why the broker did not start.
@@ -174,6 +175,10 @@ struct Pending {
     peer: Option<Peer>,
     /// The next one is its second worker.
     again: bool,
+    /// Since when it waits, or waited, for a worker.
+    waiting_since: Instant,
+    /// In all; None while it never had one.
+    queued: Option<Duration>,
 }
 
 /// Where its answer goes.
@@ -575,6 +580,7 @@ impl<T: Transport> Driver<T> {
         let body = Body {
             state: State::Stream(stream),
             outcome: None,
+            queued: pending.queued.unwrap_or_default(),
         };
         let head = head.expect("the queue expels a worker whose reply begins without");
         // If nobody waits any more, dropping the body withdraws the call.
@@ -605,12 +611,27 @@ impl<T: Transport> Driver<T> {
             }
         }
         self.clear(last.id, last.failure.is_none());
+        self.count_project(last.found);
         if fate == Fate::Deliver {
             let pending = self
                 .calls
                 .remove(&last.id)
                 .expect("the queue knows only calls");
-            pending.answer.end(last, bytes);
+            if let Some(failure) = last.failure {
+                self.shared.metrics.failed(failure.reason());
+            }
+            let queued = pending.queued.unwrap_or_default();
+            pending.answer.end(last, bytes, queued);
+        }
+    }
+
+    fn count_project(&self, found: Option<Found>) {
+        let metrics = &self.shared.metrics;
+        match found {
+            Some(Found::Cached) => metrics.projects_cached.inc(),
+            Some(Found::Loaded) => metrics.projects_loaded.inc(),
+            Some(Found::Reloaded) => metrics.projects_reloaded.inc(),
+            None => {}
         }
     }
 
@@ -766,6 +787,7 @@ impl<T: Transport> Driver<T> {
             Effect::Credit { peer, id, n } => self.send(&peer, Message::Credit(Credit { id, n })),
             Effect::Cancel { peer, id, grace } => {
                 let grace_ms = grace.as_millis() as u64;
+                self.shared.metrics.cancelled_running.inc();
                 self.send(&peer, Message::Cancel(Cancel { id, grace_ms }));
             }
             Effect::Farewell { peer } => {
@@ -803,6 +825,7 @@ impl<T: Transport> Driver<T> {
             headers: call.headers.clone(),
             project: call.project.clone(),
             operation: call.operation.clone(),
+            trace: call.trace.clone(),
         };
         let serving = Serving::of(id, call);
         let frames = Message::Request(request, call.body.clone()).encode();
@@ -829,9 +852,13 @@ impl<T: Transport> Driver<T> {
             self.drop_body(id);
         }
         if let Some(pending) = self.calls.get_mut(&id) {
+            let waited = pending.waiting_since.elapsed();
+            pending.queued = Some(pending.queued.unwrap_or_default() + waited);
+            self.shared.metrics.waited(DEFAULT_LANE, waited);
             pending.peer = Some(peer.clone());
             if std::mem::take(&mut pending.again) {
                 self.n_retried += 1;
+                self.shared.metrics.retries.inc();
                 let (request_id, operation) = (&serving.request_id, &serving.operation);
                 tracing::warn!(
                     request_id,
@@ -849,6 +876,7 @@ impl<T: Transport> Driver<T> {
         let pending = self.calls.get_mut(&id);
         let pending = pending.expect("the queue knows only calls");
         (pending.peer, pending.again) = (None, true);
+        pending.waiting_since = Instant::now();
     }
 
     fn answer(&mut self, id: Id, error: Error) {
@@ -859,6 +887,7 @@ impl<T: Transport> Driver<T> {
             ..
         } = &*pending.call;
         tracing::debug!(request_id, operation, %error, "ended without a reply");
+        self.shared.metrics.failed(error.reason());
         let now = Instant::now();
         match matches!(error, Error::TimedOut { .. }) && self.was_stalled(&pending, now) {
             true => self.timed_out(pending.call.project.as_ref(), now),
@@ -879,9 +908,13 @@ impl<T: Transport> Driver<T> {
     }
 
     fn forget(&mut self, id: Id) {
-        if let Some(pending) = self.calls.remove(&id) {
-            self.ended(id, &pending.call, Instant::now());
+        let Some(pending) = self.calls.remove(&id) else {
+            return;
+        };
+        if pending.queued.is_none() {
+            self.shared.metrics.cancelled_waiting.inc();
         }
+        self.ended(id, &pending.call, Instant::now());
     }
 
     /// In a way that says nothing about its project.
@@ -959,6 +992,8 @@ impl Pending {
             fingerprint: None,
             peer: None,
             again: false,
+            waiting_since: Instant::now(),
+            queued: None,
         }
     }
 
@@ -971,7 +1006,7 @@ impl Pending {
 }
 
 impl Answer {
-    fn end(self, last: Final, bytes: Bytes) {
+    fn end(self, last: Final, bytes: Bytes, queued: Duration) {
         if let Some(failure) = last.failure {
             return self.fail(Error::Failed(failure));
         }
@@ -989,6 +1024,7 @@ impl Answer {
                 let body = Body {
                     state: State::Here(bytes),
                     outcome: Some(outcome),
+                    queued,
                 };
                 let _ = answer.send(Ok(Reply { head, body }));
             }
@@ -1045,6 +1081,16 @@ impl Member {
             n_served: self.n_served,
             connected_for: self.since.elapsed(),
             memory_kb: self.memory_kb,
+            request: self.serving.as_ref().map(|serving| Running {
+                request_id: serving.request_id.clone(),
+                operation: serving.operation.clone(),
+                project: serving
+                    .project
+                    .as_ref()
+                    .map(ToString::to_string)
+                    .unwrap_or_default(),
+                since: serving.since.elapsed(),
+            }),
         }
     }
 }
@@ -1284,6 +1330,36 @@ mod tests {
         assert!(driver.transport.sent.is_empty());
         driver.call(2, get("GetMap"));
         assert_eq!(driver.transport.sent.len(), 1);
+    }
+
+    #[test]
+    fn a_client_that_leaves_is_counted_by_where_its_request_was() {
+        let mut driver = Driver::with_workers(&["a"]);
+        let _answered = [1, 2].map(|id| driver.call(id, get("GetMap")));
+        driver.obey(Command::Withdraw { id: 2 });
+        let metrics = driver.shared.metrics.clone();
+        let counted = || {
+            (
+                metrics.cancelled_waiting.get(),
+                metrics.cancelled_running.get(),
+            )
+        };
+        assert_eq!(counted(), (1, 0));
+        driver.obey(Command::Withdraw { id: 1 });
+        assert_eq!(counted(), (1, 1));
+    }
+
+    #[test]
+    fn a_busy_worker_tells_whom_it_serves() {
+        let mut driver = Driver::with_workers(&["a"]);
+        assert!(driver.status().workers[0].request.is_none());
+        let _answered = driver.call(1, get("GetMap"));
+        let status = driver.status();
+        let request = status.workers[0].request.as_ref().expect("it is busy");
+        assert_eq!(
+            (&*request.request_id, &*request.operation),
+            ("r-1", "GetMap")
+        );
     }
 
     #[test]

@@ -176,6 +176,7 @@ pub fn get(operation: &str) -> Call {
         retry: false,
         cancel: true,
         timeout: LONG,
+        trace: None,
     }
 }
 

@@ -28,8 +28,13 @@ pub fn mistakes(config: &Config, settings: &Settings, program: Program) -> Vec<M
         found.note("zmq.ipcpath", socket_directory(&config.broker.runtime_dir));
     }
     if let (true, Some(tls)) = (is_server, &config.http.tls) {
-        found.note("server.ssl_cert", readable(&tls.cert));
-        found.note("server.ssl_key", readable(&tls.key));
+        found.note("server.ssl_cert", readable(&tls.cert, "server.ssl"));
+        found.note("server.ssl_key", readable(&tls.key, "server.ssl"));
+    }
+    let management = config.management.as_ref().filter(|_| is_server);
+    if let Some(tls) = management.and_then(|management| management.tls.as_ref()) {
+        found.note("management.ssl_cert", readable(&tls.cert, "management.ssl"));
+        found.note("management.ssl_key", readable(&tls.key, "management.ssl"));
     }
     if is_server && config.proxy {
         found.note(
@@ -44,6 +49,9 @@ pub fn mistakes(config: &Config, settings: &Settings, program: Program) -> Vec<M
     if is_server {
         found.note("server.body_memory", room(&config.http));
         found.note("server.connections_max", turns(&config.http));
+    }
+    if let Some(url) = &config.http.otlp {
+        found.note("logging.otlp_endpoint", collector(url));
     }
     if let Some(url) = &config.http.proxy_url {
         found.note("server.proxy_url", web_address(url));
@@ -62,6 +70,16 @@ pub fn warnings(config: &Config) -> Vec<String> {
     let mut warnings = Vec::new();
     if config.http.proxy_url.is_some() && !config.http.http_proxy {
         warnings.push("server.proxy_url has no effect without server.http_proxy".into());
+    }
+    let open = config
+        .management
+        .iter()
+        .flat_map(|management| &management.interfaces)
+        .filter(|interface| !interface.is_loopback());
+    for interface in open {
+        warnings.push(format!(
+            "management.interfaces: whoever reaches {interface} reads /status and /metrics"
+        ));
     }
     for path in config
         .pool
@@ -120,9 +138,9 @@ fn directory(path: &Path) -> Result<(), String> {
     }
 }
 
-fn readable(path: &Path) -> Result<(), String> {
+fn readable(path: &Path, with: &str) -> Result<(), String> {
     if path.as_os_str().is_empty() {
-        return Err("is required with server.ssl: a PEM file".into());
+        return Err(format!("is required with {with}: a PEM file"));
     }
     let opened = fs::File::open(path).map(drop);
     opened.map_err(|error| format!("cannot read {}: {error}", path.display()))
@@ -168,6 +186,14 @@ fn web_address(url: &str) -> Result<(), String> {
     match rest.is_some_and(|rest| !rest.is_empty() && !rest.contains(char::is_whitespace)) {
         true => Ok(()),
         false => Err(format!("expected http://… or https://…, found {url:?}")),
+    }
+}
+
+/// Spans say what clients ask, so a collector elsewhere is for a proxy of its own to reach.
+fn collector(url: &str) -> Result<(), String> {
+    match url.starts_with("http://") {
+        true => web_address(url),
+        false => Err(format!("expected http://…, found {url:?}")),
     }
 }
 

@@ -264,6 +264,7 @@ pub const SETTINGS: &[Setting] = &[
     row("server.cross_origin", Kind::Bool, "yes", "yes: any site may read replies; no: the Origin is echoed"),
     row("server.allow_headers", Kind::Words, "X-Qgis-,X-Lizmap-", "prefixes of request headers that reach QGIS"),
     row("server.status_page", Kind::Bool, "no", "serve /status"),
+    row("server.server_timing", Kind::Bool, "no", "say in Server-Timing how long each request waited and took to load and to render"),
     row("server.connections_max", SOME, "10000", "open client connections; more have to wait"),
     row("server.streams_max", SMALL, "100", "requests at once on one HTTP/2 connection"),
     row("server.header_timeout", Kind::Seconds, "10", "seconds for a client to send a request head"),
@@ -301,6 +302,8 @@ pub const SETTINGS: &[Setting] = &[
     row("logging.qgis_info", Kind::Bool, "no", "log what QGIS says at level Info, too")
         .env(&["QGSRV_LOGGING_QGIS_INFO", "QGSRV_QGIS_INFO"]),
     row("logging.json", Kind::Bool, "no", "log JSON objects instead of text"),
+    row("logging.slow_seconds", Kind::SecondsOrZero, "5", "requests that take longer are logged with their full query; 0: none"),
+    row("logging.otlp_endpoint", Kind::Text, "", "URL of an OpenTelemetry collector that gets traces, such as http://127.0.0.1:4318/v1/traces; empty: none"),
 
     row("projects.cache.rootdir", Kind::Path, "", "absolute directory of the projects; required")
         .env(&["QGSRV_CACHE_ROOTDIR"]).older(&["cache.rootdir"])
@@ -416,12 +419,14 @@ pub const SETTINGS: &[Setting] = &[
     row("metadata.external_doc_description", Kind::Text, "", "what further documentation says"),
     row("metadata.external_doc_url", Kind::Text, "", "where it is"),
 
-    row("management.enabled", Kind::Bool, "no", "serve the management API").later(),
-    row("management.interfaces", Kind::Addresses, "127.0.0.1", "IP addresses of the management API").later(),
-    row("management.port", Kind::Port, "19876", "TCP port of the management API").later(),
-    row("management.ssl", Kind::Bool, "no", "serve the management API over HTTPS").later(),
-    row("management.ssl_cert", Kind::Path, "", "PEM file with its certificate chain").later(),
-    row("management.ssl_key", Kind::Path, "", "PEM file with its private key").later(),
+    row("management.enabled", Kind::Bool, "no", "serve /ping, /ready, /status and /metrics on management.port"),
+    row("management.interfaces", Kind::Addresses, "127.0.0.1", "IP addresses to listen on for that; whoever reaches them reads it"),
+    row("management.port", Kind::Port, "19876", "TCP port for that; 0 takes any free one"),
+    row("management.ssl", Kind::Bool, "no", "serve it over HTTPS"),
+    row("management.ssl_cert", Kind::Path, "", "PEM file with its certificate chain"),
+    row("management.ssl_key", Kind::Path, "", "PEM file with its private key"),
+    row("management.connections_max", SMALL, "64", "open connections there; more have to wait"),
+    row("management.timeout", Kind::Seconds, "10", "seconds for one connection there, which serves one request"),
 
     row("monitor:amqp.host", Kind::Text, "", "AMQP server that is told about each request")
         .env(&["AMQP_HOST"]).later(),

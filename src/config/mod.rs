@@ -32,6 +32,8 @@ pub struct Config {
     pub broker: Broker,
     pub pool: Pool,
     pub log: Log,
+    /// None unless it is enabled.
+    pub management: Option<Management>,
     /// No local pool; workers come through the gate (`--proxy`).
     pub proxy: bool,
     /// User to become after the ports are bound (`--setuid`).
@@ -96,6 +98,12 @@ pub struct Http {
     pub request_timeout: Duration,
     /// QGIS APIs that are enabled: name and root path (`landing_page` → `/catalog`).
     pub apis: Vec<(String, String)>,
+    /// Say in every reply where the time went.
+    pub server_timing: bool,
+    /// `logging.slow_seconds`: what takes longer is logged in full.
+    pub slow: Option<Duration>,
+    /// `logging.otlp_endpoint`: the URL that gets traces.
+    pub otlp: Option<String>,
     /// `[metadata]`, shown at `/`.
     pub metadata: BTreeMap<String, String>,
 }
@@ -196,6 +204,17 @@ pub struct Pool {
     pub env_allow: Vec<String>,
 }
 
+/// The listener for those who run the server.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Management {
+    pub interfaces: Vec<IpAddr>,
+    pub port: u16,
+    pub tls: Option<Tls>,
+    pub connections_max: usize,
+    /// For one request, from its connection to the last byte of its reply.
+    pub timeout: Duration,
+}
+
 #[derive(Debug, Clone, PartialEq)]
 pub struct Log {
     pub level: tracing::Level,
@@ -239,6 +258,9 @@ impl Default for Config {
                 headers_max: 100,
                 request_timeout: seconds(20),
                 apis: Vec::new(),
+                server_timing: false,
+                slow: Some(seconds(5)),
+                otlp: None,
                 metadata: BTreeMap::new(),
             },
             broker: Broker {
@@ -299,6 +321,7 @@ impl Default for Config {
                 qgis_info: false,
                 json: false,
             },
+            management: None,
             proxy: false,
             setuid: None,
             restartmon: None,
@@ -332,6 +355,9 @@ impl Config {
             broker: Broker::read(settings),
             pool: Pool::read(settings),
             log: Log::read(settings),
+            management: settings
+                .bool("management.enabled")
+                .then(|| Management::read(settings)),
             proxy: settings.bool("server.proxy"),
             setuid: settings.text("server.setuid"),
             restartmon: settings.path("server.restartmon"),
@@ -346,12 +372,9 @@ impl Http {
     fn read(settings: &Settings) -> Self {
         Self {
             interfaces: settings.addresses("server.interfaces"),
-            port: u16::try_from(settings.count("server.port")).expect("a port has 16 bits"),
+            port: port("server.port", settings),
             threads: settings.size("server.http_threads"),
-            tls: settings.bool("server.ssl").then(|| Tls {
-                cert: settings.path("server.ssl_cert").unwrap_or_default(),
-                key: settings.path("server.ssl_key").unwrap_or_default(),
-            }),
+            tls: tls("server", settings),
             http_proxy: settings.bool("server.http_proxy"),
             proxy_url: settings.text("server.proxy_url"),
             cross_origin: settings.bool("server.cross_origin"),
@@ -375,6 +398,9 @@ impl Http {
             headers_max: settings.size("server.headers_max"),
             request_timeout: settings.duration("server.timeout"),
             apis: apis(settings),
+            server_timing: settings.bool("server.server_timing"),
+            otlp: settings.text("logging.otlp_endpoint"),
+            slow: Some(settings.duration("logging.slow_seconds")).filter(|slow| !slow.is_zero()),
             metadata: present("metadata.", settings),
         }
     }
@@ -448,6 +474,18 @@ impl Pool {
     }
 }
 
+impl Management {
+    fn read(settings: &Settings) -> Self {
+        Self {
+            interfaces: settings.addresses("management.interfaces"),
+            port: port("management.port", settings),
+            tls: tls("management", settings),
+            connections_max: settings.size("management.connections_max"),
+            timeout: settings.duration("management.timeout"),
+        }
+    }
+}
+
 impl Log {
     fn read(settings: &Settings) -> Self {
         Self {
@@ -456,6 +494,22 @@ impl Log {
             json: settings.bool("logging.json"),
         }
     }
+}
+
+fn port(name: &str, settings: &Settings) -> u16 {
+    u16::try_from(settings.count(name)).expect("a port has 16 bits")
+}
+
+fn tls(section: &str, settings: &Settings) -> Option<Tls> {
+    let path = |key: &str| {
+        settings
+            .path(&format!("{section}.{key}"))
+            .unwrap_or_default()
+    };
+    settings.bool(&format!("{section}.ssl")).then(|| Tls {
+        cert: path("ssl_cert"),
+        key: path("ssl_key"),
+    })
 }
 
 /// The enabled APIs that have a path.

@@ -1,19 +1,38 @@
-//! One log line per request, written when its reply is over.
+//! One log line per request, written and counted when its reply is over, and one more
+//! when it was slow.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hyper::{Method, Uri};
+use percent_encoding::percent_decode_str;
 use tokio::runtime::Handle;
 
-use crate::protocol::Timings;
+use crate::metrics::{self, Kind, Metrics};
+use crate::protocol::{Timings, Trace};
+use crate::traces::{Facts, Open, Traces};
 
 /// Longer targets are cut in the log.
 const TARGET_MAX: usize = 2048;
 
 /// 499 is what nginx calls a client that left before the answer.
 const CLIENT_LEFT: u16 = 499;
+
+/// Parameters with such names have values that are nobody's business.
+const SECRETS: [&str; 9] = [
+    "passw",
+    "pwd",
+    "token",
+    "secret",
+    "apikey",
+    "api_key",
+    "api-key",
+    "signature",
+    "credential",
+];
 
 /// The line; dropping it leads to its being written, after the connection had its
 /// turn to write the end of the reply: a client need not wait for our log.
@@ -26,14 +45,41 @@ pub struct Entry {
     pub request_id: String,
     pub client: IpAddr,
     pub method: Method,
-    target: String,
+    uri: Uri,
+    /// The parameters of a form, when they came as a body.
+    pub form: Option<String>,
+    pub trace: Option<Trace>,
+    span: Option<Open>,
+    pub kind: Kind,
     pub status: u16,
+    /// Why there is no reply from QGIS, in the words of the metrics.
+    pub failure: Option<&'static str>,
+    /// Of the bodies.
+    pub received: u64,
     pub bytes: u64,
     pub end: End,
+    /// How long it waited for a worker, if one replied.
+    pub queued: Option<Duration>,
     /// What the worker took, once it has said so.
     pub timings: Option<Timings>,
     since: Instant,
+    /// When the broker was asked.
+    pub called: Option<Instant>,
+    /// When its response began.
+    pub answered: Option<Instant>,
     taken: Duration,
+    streamed: Option<Duration>,
+    books: Books,
+}
+
+/// Where a request is counted, and what is slow.
+#[derive(Debug, Clone)]
+pub struct Books {
+    pub metrics: Arc<Metrics>,
+    /// None: nothing is.
+    pub slow: Option<Duration>,
+    /// None: nobody is told.
+    pub traces: Option<Arc<Traces>>,
 }
 
 /// How a reply ended.
@@ -48,18 +94,35 @@ pub enum End {
 
 impl Line {
     /// A request without a reply so far.
-    pub fn new(request_id: String, client: IpAddr, method: Method, uri: &Uri) -> Self {
+    pub fn new(
+        request_id: String,
+        client: IpAddr,
+        method: Method,
+        uri: &Uri,
+        books: Books,
+    ) -> Self {
         Self(Some(Entry {
             request_id,
             client,
             method,
-            target: target(uri),
+            uri: uri.clone(),
+            form: None,
+            trace: None,
+            span: None,
+            kind: Kind::PAGE,
             status: CLIENT_LEFT,
+            failure: None,
+            received: 0,
             bytes: 0,
             end: End::ClientLeft,
+            queued: None,
             timings: None,
             since: Instant::now(),
+            called: None,
+            answered: None,
             taken: Duration::ZERO,
+            streamed: None,
+            books,
         }))
     }
 }
@@ -80,15 +143,11 @@ impl DerefMut for Line {
     }
 }
 
-fn target(uri: &Uri) -> String {
-    let target = uri.path_and_query().map_or("", |target| target.as_str());
-    target.chars().take(TARGET_MAX).collect()
-}
-
 impl Drop for Line {
     fn drop(&mut self) {
         let mut entry = self.0.take().expect(THERE);
         entry.taken = entry.since.elapsed();
+        entry.streamed = entry.answered.map(|answered| answered.elapsed());
         // The task of a connection writes what it has before another task runs.
         if let Ok(runtime) = Handle::try_current() {
             drop(runtime.spawn(async { drop(entry) }));
@@ -98,12 +157,75 @@ impl Drop for Line {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        let ms = self.taken.as_secs_f64() * 1e3;
-        let worker_ms = |part: fn(&Timings) -> u64| {
-            self.timings
-                .as_ref()
-                .map(|timings| part(timings) as f64 / 1e3)
+        self.count();
+        self.log();
+        self.close_span();
+        if self.books.slow.is_some_and(|slow| self.taken >= slow) {
+            self.complain();
+        }
+    }
+}
+
+impl Entry {
+    /// Tells the collector, if there is one, and the worker who its parent is.
+    pub fn open_span(&mut self) {
+        let Some(traces) = &self.books.traces else {
+            return;
         };
+        let span = traces.begin(self.trace.as_ref());
+        self.trace = Some(span.trace(self.trace.take()));
+        self.span = Some(span);
+    }
+
+    fn close_span(&self) {
+        let (Some(traces), Some(span)) = (&self.books.traces, &self.span) else {
+            return;
+        };
+        let facts = Facts {
+            request_id: &self.request_id,
+            method: self.method.as_str(),
+            path: cut(self.uri.path()),
+            kind: self.kind,
+            status: self.status,
+            called: self.called,
+            queued: self.queued,
+            load: self.load(),
+            render: self.render(),
+        };
+        traces.close(span, &facts);
+    }
+
+    fn load(&self) -> Option<Duration> {
+        self.timings.map(|it| Duration::from_micros(it.load_us))
+    }
+
+    fn render(&self) -> Option<Duration> {
+        self.timings.map(|it| Duration::from_micros(it.render_us))
+    }
+
+    fn trace_id(&self) -> Option<&str> {
+        self.trace.as_ref().map(Trace::id)
+    }
+
+    fn target(&self) -> &str {
+        self.uri
+            .path_and_query()
+            .map_or("", |target| target.as_str())
+    }
+
+    fn count(&self) {
+        self.books.metrics.replied(&metrics::Request {
+            kind: self.kind,
+            status: self.status,
+            taken: self.taken,
+            load: self.load(),
+            render: self.render(),
+            received: self.received,
+            sent: self.bytes,
+        });
+    }
+
+    fn log(&self) {
         let end = match self.end {
             End::Whole => "whole",
             End::ClientLeft => "client left",
@@ -112,15 +234,124 @@ impl Drop for Entry {
         tracing::info!(
             target: "access",
             request_id = self.request_id,
+            trace_id = self.trace_id(),
             client = %self.client,
             method = %self.method,
-            uri = self.target,
+            uri = &*without_secrets(cut(self.target())),
             status = self.status,
+            failure = self.failure,
             bytes = self.bytes,
-            ms = format_args!("{ms:.1}"),
-            load_ms = worker_ms(|timings| timings.load_us),
-            render_ms = worker_ms(|timings| timings.render_us),
+            ms = ms(self.taken),
+            queue_ms = self.queued.map(ms),
+            load_ms = self.load().map(ms),
+            render_ms = self.render().map(ms),
+            stream_ms = self.streamed.map(ms),
             end,
         );
+    }
+
+    /// The whole of the query, so that it can be asked again.
+    fn complain(&self) {
+        tracing::warn!(
+            target: "slow",
+            request_id = self.request_id,
+            trace_id = self.trace_id(),
+            client = %self.client,
+            method = %self.method,
+            uri = &*without_secrets(self.target()),
+            form = self.form.as_deref().map(without_secrets).as_deref(),
+            status = self.status,
+            failure = self.failure,
+            ms = ms(self.taken),
+            queue_ms = self.queued.map(ms),
+            load_ms = self.load().map(ms),
+            render_ms = self.render().map(ms),
+            stream_ms = self.streamed.map(ms),
+            "took longer than logging.slow_seconds"
+        );
+    }
+}
+
+fn ms(duration: Duration) -> f64 {
+    duration.as_micros() as f64 / 1e3
+}
+
+fn cut(target: &str) -> &str {
+    let end = target.char_indices().map(|(at, _)| at).nth(TARGET_MAX);
+    &target[..end.unwrap_or(target.len())]
+}
+
+/// `target` with stars for the values of parameters that look secret.
+fn without_secrets(target: &str) -> Cow<'_, str> {
+    let (path, query) = match target.split_once('?') {
+        Some((path, query)) => (Some(path), query),
+        None if target.starts_with('/') => return target.into(),
+        None => (None, target),
+    };
+    // Nearly always nothing is, and one look at the whole finds that out.
+    if !is_secret(query) {
+        return target.into();
+    }
+    let shown = |pair| match (is_secret(pair), pair.split_once('=')) {
+        (true, Some((key, _))) => format!("{key}=***"),
+        _ => pair.to_owned(),
+    };
+    let pairs: Vec<String> = query.split('&').map(shown).collect();
+    match path {
+        Some(path) => format!("{path}?{}", pairs.join("&")).into(),
+        None => pairs.join("&").into(),
+    }
+}
+
+/// Whether a name that looks secret is followed by a value: the pair's own, or one
+/// within it, as in an address that is a value.
+fn is_secret(text: &str) -> bool {
+    let plain = percent_decode_str(text)
+        .decode_utf8_lossy()
+        .to_ascii_lowercase();
+    let has_value = |word: &&str| {
+        let at = plain.find(*word);
+        at.is_some_and(|at| plain[at..].contains(['=', ':']))
+    };
+    SECRETS.iter().any(has_value) || has_userinfo(&plain)
+}
+
+/// `http://user:password@host`.
+fn has_userinfo(plain: &str) -> bool {
+    let authority = |rest: &str| {
+        rest.split(['/', '?', '#'])
+            .next()
+            .is_some_and(|authority| authority.contains('@'))
+    };
+    plain.split("://").skip(1).any(authority)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_not_logged_and_nothing_else_is_hidden() {
+        for (target, logged) in [
+            ("/ows/?MAP=city&LAYERS=a", "/ows/?MAP=city&LAYERS=a"),
+            ("/ows/?PassWord=x&MAP=a", "/ows/?PassWord=***&MAP=a"),
+            ("/ows/?MAP=a&access_token=x", "/ows/?MAP=a&access_token=***"),
+            ("/ows/?%74oken=x", "/ows/?%74oken=***"),
+            ("/ows/?a:password=x&b=1", "/ows/?a:password=***&b=1"),
+            ("/ows/?SLD=http://h/%3Ftoken%3Dx", "/ows/?SLD=***"),
+            ("/ows/?SLD=http://me:pw@h/x", "/ows/?SLD=***"),
+            ("/ows/?FILTER=a@b", "/ows/?FILTER=a@b"),
+            ("/ows/?LAYERS=tokens", "/ows/?LAYERS=tokens"),
+            ("MAP=a&pwd=x", "MAP=a&pwd=***"),
+            ("/token=x", "/token=x"),
+        ] {
+            assert_eq!(without_secrets(target), logged);
+        }
+    }
+
+    #[test]
+    fn a_long_target_is_cut_between_two_characters() {
+        assert_eq!(cut(&"é".repeat(3000)).chars().count(), TARGET_MAX);
+        assert_eq!(cut("/x"), "/x");
     }
 }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Frame, SizeHint};
@@ -20,6 +21,10 @@ pub trait Chunks: Send + Unpin + 'static {
     fn outcome(&self) -> Option<&Outcome>;
     /// All chunks are here.
     fn is_complete(&self) -> bool;
+    /// How long the request waited for a worker.
+    fn queued(&self) -> Option<Duration> {
+        None
+    }
 }
 
 impl Chunks for broker::Body {
@@ -33,6 +38,10 @@ impl Chunks for broker::Body {
 
     fn is_complete(&self) -> bool {
         self.is_complete()
+    }
+
+    fn queued(&self) -> Option<Duration> {
+        Some(self.queued())
     }
 }
 

@@ -6,18 +6,19 @@
 //! connection has been still for too long.
 
 mod access;
-mod body;
+pub mod body;
 mod form;
 pub(crate) mod forwarded;
-mod pages;
-mod reply;
+pub mod pages;
+pub mod reply;
 mod request;
 mod respond;
 mod route;
 #[cfg(test)]
 mod tests;
 mod threads;
-mod tls;
+pub mod tls;
+mod trace;
 mod watch;
 
 use std::convert::Infallible;
@@ -41,6 +42,7 @@ use tokio_rustls::TlsAcceptor;
 pub use respond::Backend;
 
 use crate::config::Http;
+use crate::traces::Traces;
 use respond::{Front, Peer};
 use threads::Threads;
 use watch::{Limits, Verdict, Watch, Watched};
@@ -64,6 +66,8 @@ const ACCEPT_PAUSE_MAX: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub enum Error {
     Tls(tls::Error),
+    /// Why no traces can be told.
+    Traces(String),
     Threads(io::Error),
 }
 
@@ -71,6 +75,7 @@ impl std::fmt::Display for Error {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Tls(error) => error.fmt(f),
+            Self::Traces(why) => write!(f, "logging.otlp_endpoint: {why}"),
             Self::Threads(error) => write!(f, "no threads (server.http_threads): {error}"),
         }
     }
@@ -142,6 +147,8 @@ impl<B: Backend> Server<B> {
             .map(tls::acceptor)
             .transpose()
             .map_err(Error::Tls)?;
+        let traces = config.otlp.as_deref().map(Traces::start).transpose();
+        let traces = traces.map_err(Error::Traces)?.map(Arc::new);
         let n_permits = u32::try_from(config.connections_max)
             .unwrap_or(u32::MAX)
             .clamp(1, 1 << 20);
@@ -160,7 +167,7 @@ impl<B: Backend> Server<B> {
             tls,
             permits: Arc::new(Semaphore::new(n_permits as usize)),
             n_permits,
-            front: Arc::new(Front::new(config, backend)),
+            front: Arc::new(Front::new(config, backend, traces)),
         })
     }
 
@@ -258,7 +265,7 @@ fn deepen(listener: &TcpListener) -> io::Result<()> {
 }
 
 /// Without descriptors or memory the next accept fails at once, so it has to wait.
-fn pause_after(error: &io::Error, last: Duration) -> Duration {
+pub fn pause_after(error: &io::Error, last: Duration) -> Duration {
     let is_shortage = matches!(
         error.raw_os_error(),
         Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
@@ -282,6 +289,7 @@ async fn connection<B: Backend>(
     let (Ok(()), Ok(local)) = (tcp.set_nodelay(true), tcp.local_addr()) else {
         return; // The client has gone already.
     };
+    let _counted = server.front.books.metrics.connected();
     let watch = Watch::new(server.limits);
     let io = Watched::new(tcp, watch.clone());
     let Some(tls) = &server.tls else {

@@ -85,7 +85,8 @@ pub fn ready<C>(is_ready: bool) -> Response<Content<C>> {
     }
 }
 
-/// `/status`: workers and queue. Nothing of the environment, no settings.
+/// `/status`: workers and queue. Nothing of the environment, no settings, and
+/// nothing of other clients' requests: that is for the management listener.
 pub fn status<C>(status: &Status) -> Response<Content<C>> {
     let page = json!({
         "version": env!("CARGO_PKG_VERSION"),
@@ -101,7 +102,8 @@ pub fn status<C>(status: &Status) -> Response<Content<C>> {
     fresh(StatusCode::OK, page.to_string())
 }
 
-fn worker(worker: &Worker) -> Value {
+/// What everybody may know of a worker.
+pub fn worker(worker: &Worker) -> Value {
     let ready = &worker.ready;
     json!({
         "pool": ready.pool,
@@ -118,7 +120,7 @@ fn worker(worker: &Worker) -> Value {
     })
 }
 
-fn quarantined(it: &Quarantined) -> Value {
+pub fn quarantined(it: &Quarantined) -> Value {
     json!({
         "fingerprint": it.fingerprint,
         "operation": it.operation,
@@ -129,7 +131,7 @@ fn quarantined(it: &Quarantined) -> Value {
     })
 }
 
-fn breaker(it: &Open) -> Value {
+pub fn breaker(it: &Open) -> Value {
     json!({
         "project": it.project,
         "probing": it.is_probing,
@@ -139,7 +141,8 @@ fn breaker(it: &Open) -> Value {
     })
 }
 
-fn fresh<C>(status: StatusCode, text: String) -> Response<Content<C>> {
+/// JSON that no cache keeps.
+pub fn fresh<C>(status: StatusCode, text: String) -> Response<Content<C>> {
     let mut response = text_response(status, JSON, text);
     response
         .headers_mut()

@@ -10,7 +10,7 @@ use hyper::{Response, StatusCode};
 use super::body::{Chunks, Content};
 use crate::broker::{Error, Outcome};
 use crate::ogc::exception::{self, Exception};
-use crate::protocol::{Failure, Head};
+use crate::protocol::{Failure, Head, Timings};
 
 /// Why there is no reply from QGIS.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -321,22 +321,53 @@ pub fn text_response<C>(
     response
 }
 
+/// Where the time went, as far as the head of a response can know: for the access log.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Known {
+    pub queued: Option<Duration>,
+    pub timings: Option<Timings>,
+}
+
+impl Known {
+    /// The value of Server-Timing, in milliseconds; None if nothing is known.
+    pub fn server_timing(&self) -> Option<HeaderValue> {
+        let micros = |duration: Duration| duration.as_micros() as u64;
+        let parts = [
+            ("queue", self.queued.map(micros)),
+            ("load", self.timings.map(|it| it.load_us)),
+            ("render", self.timings.map(|it| it.render_us)),
+        ];
+        let known = parts.iter().filter_map(|(name, us)| Some((name, (*us)?)));
+        let texts: Vec<String> = known
+            .map(|(name, us)| format!("{name};dur={}", us as f64 / 1e3))
+            .collect();
+        HeaderValue::from_str(&texts.join(", "))
+            .ok()
+            .filter(|value| !value.is_empty())
+    }
+}
+
 /// What QGIS answered. Capabilities change with their project and with nothing
 /// else, so they alone say when that was.
 pub fn from_qgis<C: Chunks>(
     head: Head,
     body: C,
     is_capabilities: bool,
+    request_id: &str,
 ) -> Result<Response<Content<C>>, Refusal> {
     let Some(status) = status(head.status) else {
         tracing::warn!(
+            request_id,
             status = head.status,
             "a worker replied with a status that is none"
         );
         return Err(Refusal::Broker(Error::Failed(Failure::QgisFailed)));
     };
     let modified = last_modified(body.outcome()).filter(|_| is_capabilities);
-    let timings = body.outcome().map(|outcome| outcome.timings);
+    let known = Known {
+        queued: body.queued(),
+        timings: body.outcome().map(|outcome| outcome.timings),
+    };
     let content = Content::of_reply(body, head.length)?;
     let mut response = Response::new(if may_have_body(status) {
         content
@@ -344,14 +375,13 @@ pub fn from_qgis<C: Chunks>(
         Content::empty()
     });
     *response.status_mut() = status;
-    copy_headers(&head.headers, response.headers_mut());
+    copy_headers(&head.headers, response.headers_mut(), request_id);
     if let Some(modified) = modified {
         response
             .headers_mut()
             .insert(header::LAST_MODIFIED, modified);
     }
-    // For the access log.
-    response.extensions_mut().insert(timings);
+    response.extensions_mut().insert(known);
     Ok(response)
 }
 
@@ -383,7 +413,7 @@ fn status(number: u16) -> Option<StatusCode> {
 
 /// Headers of a reply but for those of one hop. What is no header (a line
 /// break of a plugin, say) is dropped rather than sent.
-fn copy_headers(from: &[(String, String)], to: &mut HeaderMap) {
+fn copy_headers(from: &[(String, String)], to: &mut HeaderMap, request_id: &str) {
     let hop: Vec<String> = from
         .iter()
         .filter(|(name, _)| name.eq_ignore_ascii_case("connection"))
@@ -403,7 +433,9 @@ fn copy_headers(from: &[(String, String)], to: &mut HeaderMap) {
             HeaderValue::from_bytes(value.trim().as_bytes()),
         ) {
             (Ok(name), Ok(value)) => _ = to.append(name, value),
-            _ => tracing::warn!(header = ?name, "a worker replied with a header that is none"),
+            _ => {
+                tracing::warn!(request_id, header = ?name, "a worker replied with a header that is none")
+            }
         }
     }
 }
@@ -540,7 +572,7 @@ mod tests {
             .map(|(n, v)| (n.to_string(), v.to_string()))
             .collect();
         let mut to = HeaderMap::new();
-        copy_headers(&from, &mut to);
+        copy_headers(&from, &mut to, "r-1");
         let mut left: Vec<(&str, &str)> = to
             .iter()
             .map(|(n, v)| (n.as_str(), v.to_str().expect("ASCII")))

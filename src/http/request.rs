@@ -16,8 +16,9 @@ use super::forwarded::Base;
 use super::reply::{Dialect, Refusal};
 use crate::broker::Call;
 use crate::config::Http;
+use crate::metrics::Kind;
 use crate::ogc::{guard, ows};
-use crate::protocol::{HEAD_MAX, ProjectRef};
+use crate::protocol::{HEAD_MAX, ProjectRef, Trace};
 
 /// A longer or stranger `X-Request-Id` is replaced.
 const REQUEST_ID_MAX: usize = 128;
@@ -38,6 +39,9 @@ const TO_QGIS: [&str; 3] = ["accept", "content-type", "if-none-match"];
 /// What the front knows about a request for a worker.
 pub struct Asked {
     pub call: Call,
+    pub kind: Kind,
+    /// The parameters of a form that came as body.
+    pub form: Option<String>,
     /// MAP as the client wrote it.
     pub map: Option<String>,
     pub dialect: Dialect,
@@ -56,6 +60,7 @@ pub struct Incomplete<'a> {
     pub parts: &'a Parts,
     pub base: &'a Base,
     pub request_id: &'a str,
+    pub trace: Option<&'a Trace>,
 }
 
 /// The id that the client gave, if it can stand in logs and headers, or a new one.
@@ -240,7 +245,14 @@ impl Incomplete<'_> {
         } else {
             self.parts.method.clone()
         };
-        let mut call = self.call(method, kvp.to_query(), body, Some(project), operation);
+        let service = match &dialect {
+            Dialect::Ows { service, .. } => service.as_deref(),
+            Dialect::Problem => None,
+        };
+        let kind = Kind::ows(service, &operation);
+        let query = kvp.to_query();
+        let form = is_form.then(|| query.clone());
+        let mut call = self.call(method, query, body, Some(project), operation);
         call.retry = !is_post && may_cancel;
         call.cancel = may_cancel;
         if !fits(&call) {
@@ -250,7 +262,13 @@ impl Incomplete<'_> {
                 false => Refusal::HeadTooLarge { limit },
             }));
         }
-        Ok(Asked { call, map, dialect })
+        Ok(Asked {
+            call,
+            kind,
+            form,
+            map,
+            dialect,
+        })
     }
 
     /// A request for an API, which keeps its own grammar.
@@ -287,6 +305,8 @@ impl Incomplete<'_> {
         }
         Ok(Asked {
             call,
+            kind: Kind::api(self.parts.uri.path()),
+            form: None,
             map,
             dialect: Dialect::Problem,
         })
@@ -339,6 +359,7 @@ impl Incomplete<'_> {
             retry: false,
             cancel: false,
             timeout: self.config.request_timeout,
+            trace: self.trace.cloned(),
         }
     }
 
@@ -353,6 +374,11 @@ impl Incomplete<'_> {
         if self.config.http_proxy {
             out.push(("X-Forwarded-Host".to_owned(), self.base.authority.clone()));
             out.push(("X-Forwarded-Proto".to_owned(), self.base.scheme.clone()));
+        }
+        if let Some(Trace { parent, state }) = self.trace {
+            out.push(("Traceparent".to_owned(), parent.clone()));
+            let state = state.clone().map(|state| ("Tracestate".to_owned(), state));
+            out.extend(state);
         }
         for name in self.parts.headers.keys().map(|name| name.as_str()) {
             if self.reaches_qgis(name) && !(is_bodiless && name == "content-type") {
@@ -412,7 +438,13 @@ fn fits(call: &Call) -> bool {
 fn is_ours(name: &str) -> bool {
     matches!(
         name,
-        "host" | "x-request-id" | "forwarded" | "x-forwarded-host" | "x-forwarded-proto"
+        "host"
+            | "x-request-id"
+            | "forwarded"
+            | "x-forwarded-host"
+            | "x-forwarded-proto"
+            | "traceparent"
+            | "tracestate"
     )
 }
 

@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Instant;
 
 use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderMap, HeaderValue};
@@ -13,19 +14,22 @@ use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode, Version};
 use tokio::time::timeout;
 
-use super::access::Line;
+use super::access::{Books, Line};
 use super::body::{Chunks, Content, Outgoing};
 use super::forwarded::{self, Base};
 use super::pages;
-use super::reply::{self, Dialect, Refusal};
+use super::reply::{self, Dialect, Known, Refusal};
 use super::request::{self, Asked, Held, Incomplete, Refused, Room};
 use super::route::Route;
+use super::trace;
 use super::watch::Running;
 use crate::broker::{self, Call, Status};
 use crate::config::Http;
+use crate::metrics::Metrics;
 use crate::ogc::guard;
 use crate::ogc::ows::Kvp;
-use crate::protocol::{Head, Timings};
+use crate::protocol::Head;
+use crate::traces::Traces;
 
 /// How long a browser may remember what OPTIONS said, in seconds.
 const PREFLIGHT_AGE: &str = "3600";
@@ -39,6 +43,10 @@ pub trait Backend: Send + Sync + 'static {
     ) -> impl Future<Output = Result<(Head, Self::Body), broker::Error>> + Send;
     fn is_ready(&self) -> bool;
     fn status(&self) -> impl Future<Output = Status> + Send;
+    /// Where it counts, and the front with it.
+    fn metrics(&self) -> Arc<Metrics> {
+        Arc::default()
+    }
 }
 
 impl Backend for broker::Handle {
@@ -57,6 +65,10 @@ impl Backend for broker::Handle {
     async fn status(&self) -> Status {
         self.status().await
     }
+
+    fn metrics(&self) -> Arc<Metrics> {
+        self.metrics().clone()
+    }
 }
 
 /// Both ends of a connection.
@@ -72,15 +84,22 @@ pub struct Front<B> {
     config: Arc<Http>,
     backend: B,
     room: Room,
+    pub books: Books,
 }
 
 impl<B: Backend> Front<B> {
-    pub fn new(config: Arc<Http>, backend: B) -> Self {
+    pub fn new(config: Arc<Http>, backend: B, traces: Option<Arc<Traces>>) -> Self {
         let room = Room::new(config.body_memory);
+        let books = Books {
+            metrics: backend.metrics(),
+            slow: config.slow,
+            traces,
+        };
         Self {
             config,
             backend,
             room,
+            books,
         }
     }
 
@@ -92,10 +111,10 @@ impl<B: Backend> Front<B> {
         running: Running,
     ) -> Response<Outgoing<B::Body>> {
         let (parts, incoming) = request.into_parts();
-        let line = self.line(&parts, peer);
+        let mut line = self.line(&parts, peer);
         let request_id = line.request_id.clone();
         let mut unread = Some(incoming).filter(|body| !body.is_end_stream());
-        let response = self.respond(&parts, &mut unread, peer, &request_id);
+        let response = self.respond(&parts, &mut unread, peer, &mut line);
         let response = unless_panicked(response).await;
         let response = response.unwrap_or_else(|| {
             tracing::error!(request_id, "a request panicked");
@@ -120,12 +139,16 @@ impl<B: Backend> Front<B> {
             .then(|| forwarded::client(&parts.headers))
             .flatten();
         let client = told.unwrap_or_else(|| peer.client.ip());
-        Line::new(
+        let mut line = Line::new(
             request::request_id(&parts.headers),
             client,
             parts.method.clone(),
             &parts.uri,
-        )
+            self.books.clone(),
+        );
+        line.trace = trace::of(&parts.headers);
+        line.open_span();
+        line
     }
 
     /// `incoming` is None afterwards if nothing of it is left.
@@ -134,7 +157,7 @@ impl<B: Backend> Front<B> {
         parts: &Parts,
         incoming: &mut Option<Incoming>,
         peer: Peer,
-        request_id: &str,
+        line: &mut Line,
     ) -> Response<Content<B::Body>> {
         let route = self.route(parts);
         let refuse = |refusal: Refusal| refusal.into_response(&dialect(route, parts), None);
@@ -160,12 +183,6 @@ impl<B: Backend> Front<B> {
         if parts.method == Method::OPTIONS {
             return options(route, &parts.headers);
         }
-        let incomplete = Incomplete {
-            config: &self.config,
-            parts,
-            base: &base,
-            request_id,
-        };
         match route {
             Route::Root => {
                 pages::root(&base.with("/"), &self.config.metadata, &self.status().await)
@@ -175,7 +192,7 @@ impl<B: Backend> Front<B> {
             Route::Status => pages::status(&self.status().await),
             Route::Ows | Route::Api => {
                 match request::body(&self.config, &self.room, &parts.headers, incoming).await {
-                    Ok(held) => self.ask(route, &incomplete, held).await,
+                    Ok(held) => self.ask(route, parts, &base, held, line).await,
                     Err(refusal) => refuse(refusal),
                 }
             }
@@ -234,15 +251,31 @@ impl<B: Backend> Front<B> {
     async fn ask(
         &self,
         route: Route,
-        request: &Incomplete<'_>,
+        parts: &Parts,
+        base: &Base,
         held: Held,
+        line: &mut Line,
     ) -> Response<Content<B::Body>> {
+        line.received = held.body.len() as u64;
+        let request = Incomplete {
+            config: &self.config,
+            parts,
+            base,
+            request_id: &line.request_id,
+            trace: line.trace.as_ref(),
+        };
         let asked = if route == Route::Ows {
             request.ows(held.body.clone())
         } else {
             request.api(held.body.clone()).await
         };
-        let Asked { call, map, dialect } = match asked {
+        let Asked {
+            call,
+            kind,
+            form,
+            map,
+            dialect,
+        } = match asked {
             Ok(asked) => asked,
             Err(Refused {
                 refusal,
@@ -250,10 +283,14 @@ impl<B: Backend> Front<B> {
                 map,
             }) => return refusal.into_response(&dialect, map.as_deref()),
         };
+        (line.kind, line.form, line.called) = (kind, form, Some(Instant::now()));
         let is_capabilities = call.operation.eq_ignore_ascii_case("GetCapabilities");
-        let replied = self.backend.call(call).await.map_err(Refusal::from);
-        let response =
-            replied.and_then(|(head, body)| reply::from_qgis(head, body, is_capabilities));
+        let replied = self.backend.call(call).await;
+        line.failure = replied.as_ref().err().map(broker::Error::reason);
+        let replied = replied.map_err(Refusal::from);
+        let response = replied.and_then(|(head, body)| {
+            reply::from_qgis(head, body, is_capabilities, &line.request_id)
+        });
         match response {
             Err(refusal) => refusal.into_response(&dialect, map.as_deref()),
             Ok(response) if route == Route::Ows => with_map_id(response, map.as_deref()),
@@ -292,7 +329,14 @@ impl<B: Backend> Front<B> {
             content = Content::empty();
         }
         line.status = head.status.as_u16();
-        line.timings = head.extensions.remove::<Option<Timings>>().flatten();
+        line.answered = Some(Instant::now());
+        let known: Known = head.extensions.remove().unwrap_or_default();
+        (line.queued, line.timings) = (known.queued, known.timings);
+        if self.config.server_timing
+            && let Some(timing) = known.server_timing()
+        {
+            head.headers.append("server-timing", timing);
+        }
         Response::from_parts(head, Outgoing::new(content, line, running))
     }
 
@@ -301,7 +345,11 @@ impl<B: Backend> Front<B> {
     fn share(&self, request: &HeaderMap, response: &mut HeaderMap) {
         if self.config.cross_origin {
             let all = HeaderValue::from_static("*");
-            response.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, all);
+            response.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, all.clone());
+            if self.config.server_timing {
+                // Otherwise browsers keep Server-Timing from scripts of other sites.
+                response.insert("timing-allow-origin", all);
+            }
             return;
         }
         response.append(header::VARY, HeaderValue::from_static("Origin"));

@@ -1982,6 +1982,7 @@ async fn each_request_is_one_line_of_the_access_log() {
         "status=200",
         "bytes=16",
         "ms=",
+        "stream_ms=",
         r#"end="whole""#,
     ] {
         assert!(lines[0].contains(part), "{part} in {}", lines[0]);
@@ -1990,4 +1991,45 @@ async fn each_request_is_one_line_of_the_access_log() {
         assert!(lines[1].contains(part), "{part} in {}", lines[1]);
     }
     assert_eq!(lines.len(), 2);
+}
+
+const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
+#[tokio::test]
+async fn a_trace_goes_with_the_request_and_a_malformed_one_does_not() {
+    for (parent, is_passed) in [(PARENT, true), ("00-x", false)] {
+        let broker = Broker::saying("");
+        // Not even if the operator lets all headers through.
+        let server = Server::start(&broker, |http| http.allow_headers.push("trace".into()));
+        let headers = format!("traceparent: {parent}\r\ntracestate: a=1\r\n");
+        server.send("GET", GET_MAP, &headers, "").await;
+        let call = broker.only_call();
+        let passed = call
+            .headers
+            .iter()
+            .filter(|(name, _)| name == "Traceparent");
+        assert_eq!(passed.count(), usize::from(is_passed));
+        assert_eq!(header(&call, "Traceparent"), is_passed.then_some(parent));
+        assert_eq!(header(&call, "Tracestate"), is_passed.then_some("a=1"));
+        let trace = call.trace.map(|trace| (trace.parent, trace.state));
+        let expected = (parent.to_owned(), Some("a=1".to_owned()));
+        assert_eq!(trace, is_passed.then_some(expected));
+    }
+}
+
+#[tokio::test]
+async fn server_timing_is_silent_unless_it_is_wanted() {
+    let broker = Broker::saying("a picture");
+    let silent = Server::start(&broker, |_| {});
+    assert_eq!(silent.get(GET_MAP).await.header("server-timing"), "");
+    let telling = Server::start(&broker, |http| http.server_timing = true);
+    let answered = telling.get(GET_MAP).await;
+    assert_eq!(answered.header("server-timing"), "load;dur=0, render;dur=0");
+    assert_eq!(answered.header("timing-allow-origin"), "*");
+    // Nothing took any of that time.
+    assert_eq!(telling.get("/ping").await.header("server-timing"), "");
+    let failing = Server::start(&Broker::failing(Error::WorkerDied), |http| {
+        http.server_timing = true;
+    });
+    assert_eq!(failing.get(GET_MAP).await.header("server-timing"), "");
 }

@@ -290,6 +290,7 @@ struct Link {
 type Connecting = Pin<Box<dyn Future<Output = Result<Dealer, String>> + Send>>;
 
 struct Running {
+    request_id: String,
     outlet: Arc<Outlet>,
     /// Between two parts.
     timeout: Duration,
@@ -446,7 +447,7 @@ impl Link {
         if self.running.is_some() {
             // Two at a time would mix their maps; the server sees the connection end.
             tracing::error!(
-                id = request.request_id,
+                request_id = request.request_id,
                 "a second request while one is running"
             );
             return self.disconnected();
@@ -463,6 +464,7 @@ impl Link {
         ));
         let first_byte = Duration::from_millis(request.first_byte_ms);
         self.running = Some(Running {
+            request_id: request.request_id.clone(),
             outlet: outlet.clone(),
             timeout: Duration::from_millis(request.chunk_ms),
             deadline: Instant::now() + first_byte,
@@ -571,7 +573,9 @@ impl Link {
         // One more than the server waits for us: to leave costs the running request.
         let limit = self.settings.heartbeat * (self.settings.heartbeat_misses + 1);
         if self.dealer.is_some() && self.heard_at.elapsed() > limit {
+            let request_id = self.running.as_ref().map(|it| it.request_id.as_str());
             tracing::warn!(
+                request_id,
                 server = self.settings.server,
                 "silent for {limit:?}: leaving it"
             );

@@ -275,8 +275,8 @@ pub struct Qgis {
     eager: bool,
     chunk_bytes: usize,
     rules: config::Pool,
-    /// The request id of the running request, for log lines that QGIS writes.
-    current: Arc<Mutex<String>>,
+    /// Who is served, for log lines that QGIS writes.
+    current: Arc<Mutex<Option<Current>>>,
     /// QGIS said of it that it lacks memory.
     starved: Arc<AtomicBool>,
     pub plugins: Vec<String>,
@@ -293,7 +293,7 @@ impl Qgis {
         tmpdir: &Path,
         qgis_info: bool,
     ) -> Result<Self, Error> {
-        let current = Arc::new(Mutex::new(String::new()));
+        let current = Arc::new(Mutex::new(None));
         let starved = Arc::new(AtomicBool::new(false));
         Python::attach(|py| {
             let log = Py::new(
@@ -419,6 +419,23 @@ impl Qgis {
         });
     }
 
+    /// From now on all that QGIS says is about `request`.
+    pub fn begin(&self, request: &Request) {
+        self.set_current(Some(Current {
+            request_id: request.request_id.clone(),
+            trace_id: request.trace.as_ref().map(|trace| trace.id().to_owned()),
+        }));
+    }
+
+    /// And now it is not any more.
+    pub fn end(&self) {
+        self.set_current(None);
+    }
+
+    fn set_current(&self, current: Option<Current>) {
+        *self.current.lock().expect("nobody panics while holding it") = current;
+    }
+
     /// Passes one request to QGIS. Parts of a stream go to `outlet` while QGIS works.
     pub fn serve(
         &mut self,
@@ -427,10 +444,6 @@ impl Qgis {
         project: Option<&Project>,
         outlet: Arc<Outlet>,
     ) -> Served {
-        self.current
-            .lock()
-            .expect("nobody panics while holding it")
-            .clone_from(&request.request_id);
         let start = Instant::now();
         let answer = Python::attach(|py| {
             let sink = Bound::new(py, Sink::new(outlet, self.chunk_bytes))
@@ -462,8 +475,9 @@ impl Qgis {
     fn lack(&self, head: &Head, bytes: &[u8]) -> Option<Failure> {
         match head.status {
             200 if is_cut_off(head, bytes) => {
-                let id = self.current.lock().map(|id| id.clone()).unwrap_or_default();
-                tracing::error!(%id, "QGIS made no whole image: out of memory (worker.memory_limit), or too large for its format");
+                tracing::error!(
+                    "QGIS made no whole image: out of memory (worker.memory_limit), or too large for its format"
+                );
                 Some(Failure::TooLarge)
             }
             500 if bytes == BARE => Some(match self.starved.load(Ordering::Relaxed) {
@@ -741,26 +755,47 @@ const STARVED: &str = "out of memory";
 /// `log(level, tag, text)`: what QGIS, Qt and plugins say, as our log lines.
 #[pyclass(frozen)]
 struct Log {
-    current: Arc<Mutex<String>>,
+    current: Arc<Mutex<Option<Current>>>,
     /// QGIS said that it lacks memory.
     starved: Arc<AtomicBool>,
     qgis_info: bool,
 }
 
+/// Which request is served.
+#[derive(Debug, Clone)]
+struct Current {
+    request_id: String,
+    trace_id: Option<String>,
+}
+
+/// QGIS may speak on threads of its own, which are in no span; so the line has no
+/// span at all, and says itself what it belongs to.
+macro_rules! said {
+    ($level:ident, $current:expr, $tag:expr, $text:expr) => {
+        tracing::$level!(
+            target: "qgisserver::qgis",
+            parent: None,
+            request_id = $current.as_ref().map(|it| it.request_id.as_str()),
+            trace_id = $current.as_ref().and_then(|it| it.trace_id.as_deref()),
+            tag = $tag,
+            "{}",
+            $text
+        )
+    };
+}
+
 #[pymethods]
 impl Log {
     fn __call__(&self, level: &str, tag: &str, text: &str) {
-        let id = self.current.lock().map(|id| id.clone()).unwrap_or_default();
         if level == "error" && text.contains(STARVED) {
             self.starved.store(true, Ordering::Relaxed);
         }
+        let current = self.current.lock().map_or(None, |current| current.clone());
         match level {
-            "error" => tracing::error!(target: "qgisserver::qgis", %id, %tag, "{text}"),
-            "warning" => tracing::warn!(target: "qgisserver::qgis", %id, %tag, "{text}"),
-            "info" if self.qgis_info => {
-                tracing::info!(target: "qgisserver::qgis", %id, %tag, "{text}")
-            }
-            _ => tracing::debug!(target: "qgisserver::qgis", %id, %tag, "{text}"),
+            "error" => said!(error, current, tag, text),
+            "warning" => said!(warn, current, tag, text),
+            "info" if self.qgis_info => said!(info, current, tag, text),
+            _ => said!(debug, current, tag, text),
         }
     }
 }

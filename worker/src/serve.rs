@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use qgisserver::config;
-use qgisserver::protocol::{Born, Failure, Final, Ready, Request, Timings, Versions};
+use qgisserver::protocol::{self, Born, Failure, Final, Ready, Request, Timings, Trace, Versions};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::board::{Board, Farewell};
@@ -159,11 +159,23 @@ impl Server {
             outlet,
         }: Job,
     ) {
+        // Whatever is said until the answer is out is about this request. The span is of
+        // the highest level, so that it is there whatever `logging.level` says.
+        let trace_id = request.trace.as_ref().map(Trace::id);
+        let span = tracing::error_span!("request", request_id = request.request_id, trace_id);
+        let _inside = span.enter();
+        self.qgis.begin(&request);
+        self.answer(&request, &body, &outlet);
+        self.qgis.end();
+    }
+
+    fn answer(&mut self, request: &Request, body: &[u8], outlet: &Arc<Outlet>) {
         let start = Instant::now();
-        let found = find(&mut self.qgis, &mut self.projects, &request);
+        let found = find(&mut self.qgis, &mut self.projects, request);
         let load_us = micros(start.elapsed());
-        let (project, stamp) = match found {
-            Ok(found) => found.unzip(),
+        let (project, stamp, found) = match found {
+            Ok(Some((project, stamp, found))) => (Some(project), Some(stamp), Some(found)),
+            Ok(None) => (None, None, None),
             Err(failure) => {
                 let timings = Timings {
                     load_us,
@@ -180,7 +192,7 @@ impl Server {
                 return outlet.end(report, Bytes::new());
             }
         };
-        let served = self.qgis.serve(&request, &body, project, outlet.clone());
+        let served = self.qgis.serve(request, body, project, outlet.clone());
         if let Err(Failure::TooLarge) = served.answer {
             // Its parts were made; the next request wants to find room.
             memory::give_back();
@@ -195,16 +207,24 @@ impl Server {
             project_version: stamp.map(|stamp| stamp.version()),
             project_modified: stamp.map(|stamp| stamp.modified()),
             n_projects: self.projects.n_open(),
+            found: found.map(as_told),
             ..Final::default()
         };
         tracing::debug!(
-            id = request.request_id,
             operation = request.operation,
             load_us,
             render_us = timings.render_us,
             "served"
         );
-        finish(&outlet, served, report, self.chunk_bytes);
+        finish(outlet, served, report, self.chunk_bytes);
+    }
+}
+
+fn as_told(found: Found) -> protocol::Found {
+    match found {
+        Found::Cached => protocol::Found::Cached,
+        Found::Loaded => protocol::Found::Loaded,
+        Found::Reloaded => protocol::Found::Reloaded,
     }
 }
 
@@ -213,7 +233,7 @@ fn find<'a>(
     qgis: &mut Qgis,
     projects: &'a mut Projects<Project>,
     request: &Request,
-) -> Result<Option<(&'a Project, Stamp)>, Failure> {
+) -> Result<Option<(&'a Project, Stamp, Found)>, Failure> {
     let Some(name) = &request.project else {
         return Ok(None);
     };
@@ -221,12 +241,12 @@ fn find<'a>(
     let start = Instant::now();
     let (project, stamp, found) = projects.get(&path, start, |path| qgis.load(path))?;
     if found != Found::Cached {
-        let (id, ms) = (&request.request_id, start.elapsed().as_millis());
-        tracing::info!(id, project = %name, ms, bad_layers = ?project.bad_layers, "project loaded");
+        let ms = start.elapsed().as_millis();
+        tracing::info!(project = %name, ms, bad_layers = ?project.bad_layers, "project loaded");
         // QGIS keeps its capabilities for longer than we keep projects.
         qgis.forget(&path);
     }
-    Ok(Some((project, stamp)))
+    Ok(Some((project, stamp, found)))
 }
 
 /// Sends what is left of the answer: in chunks when there is much, the last with FINAL.

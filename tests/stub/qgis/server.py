@@ -18,6 +18,7 @@
 | `DO=exit&N=3` | exit with this status |
 | `DO=raise` | a Python exception that nobody catches |
 | `DO=memory` | as if memory had run out |
+| `DO=log` | say something at levels Info and Warning, then echo |
 | `DO=stream&N=4&SIZE=1000` | N flushed chunks of SIZE bytes, then `THEN` |
 | `TICK=name` | a line for each of these chunks |
 | `THEN=signal`, `exit`, `raise`, `hang`, `wait` | instead of the end of the stream |
@@ -31,10 +32,12 @@ import json
 import os
 import re
 import signal
+import threading
 import time
 from urllib.parse import parse_qsl, urlsplit
 
 from . import control
+from .core import Qgis, QgsApplication
 
 _kept = []
 CHUNK = b"0123456789abcdefghijklmnopqrstuvwxyz"
@@ -220,6 +223,14 @@ def _act(do, asked, request, response, project):
         raise RuntimeError("as the request wished")
     elif do == "memory":
         raise MemoryError
+    elif do == "log":
+        say = QgsApplication.messageLog().messageReceived.emit
+        say("a warning of QGIS", "Server", Qgis.Warning)
+        # QGIS speaks on threads of its own, too.
+        aside = threading.Thread(target=say, args=("said aside", "Server", Qgis.Info))
+        aside.start()
+        aside.join()
+        _echo(asked, request, response, project)
     elif do == "stream":
         _stream(asked, request, response, project)
     else:

@@ -33,10 +33,10 @@ pub struct Obituary {
 
 impl Obituary {
     pub fn log(&self) {
-        let text = self.text();
+        let (text, request_id) = (self.text(), self.request_id());
         match self.is_expected() {
-            true => tracing::info!(worker = self.number, "{text}"),
-            false => tracing::error!(worker = self.number, "{text}"),
+            true => tracing::info!(request_id, worker = self.number, "{text}"),
+            false => tracing::error!(request_id, worker = self.number, "{text}"),
         }
     }
 
@@ -62,6 +62,12 @@ impl Obituary {
             WaitStatus::Signaled(..) => self.crashed_with > self.limit / 4 * 3,
             _ => false,
         }
+    }
+
+    /// The link puts it in brackets at the end of what is served; ids have no blanks.
+    fn request_id(&self) -> Option<&str> {
+        let (_, id) = self.serving.as_deref()?.rsplit_once(" (")?;
+        id.strip_suffix(')')
     }
 
     fn is_expected(&self) -> bool {
@@ -171,7 +177,7 @@ mod tests {
             was_warm: true,
             verdict: None,
             farewell: Farewell::None,
-            serving: Some("GetMap of file:city".into()),
+            serving: Some("GetMap of file:city (r-1)".into()),
             dismissed: None,
             crashed_with: 500 << 10,
             limit: 1 << 20,
@@ -184,8 +190,9 @@ mod tests {
         let obituary = obituary(Signal::SIGSEGV);
         assert_eq!(
             obituary.text(),
-            "worker 3 (pid 4242) killed by SIGSEGV after 2h 14m and 5120 requests, while serving GetMap of file:city"
+            "worker 3 (pid 4242) killed by SIGSEGV after 2h 14m and 5120 requests, while serving GetMap of file:city (r-1)"
         );
+        assert_eq!(obituary.request_id(), Some("r-1"));
         assert!(!obituary.is_expected());
         assert_eq!(obituary.because(), Because::Killed);
     }

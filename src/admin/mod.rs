@@ -1,0 +1,289 @@
+//! The management listener: how the server fares, for those who run it.
+//!
+//! | path | what |
+//! |---|---|
+//! | `/ping` | this process answers |
+//! | `/ready` | a request would find a worker, and the server is not stopping |
+//! | `/status` | pools, workers, queue, losses, as JSON (`health.rs`) |
+//! | `/metrics` | the same and all counters, for Prometheus (`metrics.rs`) |
+//!
+//! A port of its own, on loopback unless the operator says otherwise: none of this
+//! is on the public one. A connection serves one request and has a bound in time,
+//! so nobody holds a place for long.
+
+mod health;
+mod metrics;
+#[cfg(test)]
+mod tests;
+
+use std::convert::Infallible;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{self, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+
+use crate::broker::{Handle, Status};
+use crate::config;
+use crate::http;
+
+/// hyper takes no smaller one.
+const HEAD_MAX: usize = 8192;
+
+const ALLOW: &str = "GET, HEAD";
+
+/// Why the listener does not start.
+#[derive(Debug)]
+pub enum Error {
+    Tls(http::tls::Error),
+    Listener(std::io::Error),
+}
+
+impl std::fmt::Display for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        use http::tls::Error as Tls;
+        match self {
+            Self::Tls(Tls::Cert { path, why }) => {
+                write!(f, "management.ssl_cert: {}: {why}", path.display())
+            }
+            Self::Tls(Tls::Key { path, why }) => {
+                write!(f, "management.ssl_key: {}: {why}", path.display())
+            }
+            Self::Listener(error) => write!(f, "management.interfaces: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// What the pages are made of.
+struct Server {
+    broker: Handle,
+    since: Instant,
+    stopping: AtomicBool,
+    tls: Option<TlsAcceptor>,
+    permits: Arc<Semaphore>,
+    timeout: Duration,
+}
+
+/// The running listener. Dropping it ends it.
+pub struct Listening {
+    server: Arc<Server>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Listening {
+    /// The server takes no more requests: it is not ready any more.
+    pub fn stopping(&self) {
+        self.server.stopping.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(|task| task.abort());
+    }
+}
+
+/// Begins to serve `listeners`, on the runtime of the caller.
+pub fn start(
+    config: &config::Management,
+    listeners: Vec<TcpListener>,
+    broker: Handle,
+) -> Result<Listening, Error> {
+    let tls = config.tls.as_ref().map(acceptor).transpose()?;
+    let server = Arc::new(Server {
+        broker,
+        since: Instant::now(),
+        stopping: AtomicBool::new(false),
+        tls,
+        permits: Arc::new(Semaphore::new(config.connections_max)),
+        timeout: config.timeout,
+    });
+    let mut tasks = Vec::new();
+    for listener in listeners {
+        let listener = listener
+            .set_nonblocking(true)
+            .and_then(|()| tokio::net::TcpListener::from_std(listener))
+            .map_err(Error::Listener)?;
+        tasks.push(tokio::spawn(accept(server.clone(), listener)));
+    }
+    Ok(Listening { server, tasks })
+}
+
+/// One request per connection needs no HTTP/2.
+fn acceptor(files: &config::Tls) -> Result<TlsAcceptor, Error> {
+    let public = http::tls::acceptor(files).map_err(Error::Tls)?;
+    let mut config = rustls::ServerConfig::clone(public.config());
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+/// Takes connections as long as there are permits for them; the rest waits in the
+/// kernel's backlog.
+async fn accept(server: Arc<Server>, listener: tokio::net::TcpListener) {
+    let mut pause = Duration::ZERO;
+    loop {
+        tokio::time::sleep(pause).await;
+        let permits = server.permits.clone();
+        let permit = permits.acquire_owned().await;
+        let permit = permit.expect("nobody closes the semaphore");
+        pause = match listener.accept().await {
+            Ok((tcp, _)) => {
+                tokio::spawn(connection(server.clone(), tcp, permit));
+                Duration::ZERO
+            }
+            Err(error) => http::pause_after(&error, pause),
+        };
+    }
+}
+
+/// Slow heads, slow readers and slow handshakes end at the same bound.
+async fn connection(server: Arc<Server>, tcp: TcpStream, _permit: OwnedSemaphorePermit) {
+    let served = async {
+        match &server.tls {
+            None => drive(&server, tcp).await,
+            Some(tls) => match tls.accept(tcp).await {
+                Ok(io) => drive(&server, io).await,
+                Err(error) => tracing::debug!(%error, "management: no TLS handshake"),
+            },
+        }
+    };
+    if timeout(server.timeout, served).await.is_err() {
+        tracing::debug!("management: a connection was too slow (management.timeout)");
+    }
+}
+
+async fn drive(server: &Server, io: impl AsyncRead + AsyncWrite + Unpin) {
+    let service = service_fn(|request: Request<Incoming>| async move {
+        Ok::<_, Infallible>(server.answer(&request).await)
+    });
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(server.timeout)
+        .keep_alive(false)
+        .max_buf_size(HEAD_MAX)
+        .serve_connection(TokioIo::new(io), service)
+        .await;
+    if let Err(error) = served {
+        tracing::debug!(%error, "management: connection ended");
+    }
+}
+
+impl Server {
+    async fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        let mut response = match self.page(request).await {
+            Ok((kind, text)) => page(StatusCode::OK, kind, text),
+            Err(refusal) => refusal.into_response(),
+        };
+        let headers = response.headers_mut();
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.insert(
+            header::X_CONTENT_TYPE_OPTIONS,
+            HeaderValue::from_static("nosniff"),
+        );
+        // hyper keeps the body of a HEAD back, and announces its length.
+        response
+    }
+
+    async fn page(&self, request: &Request<Incoming>) -> Result<(&'static str, String), Refusal> {
+        let path = request.uri().path();
+        if !["/ping", "/ready", "/status", "/metrics"].contains(&path) {
+            return Err(Refusal::NoSuchPath);
+        }
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            return Err(Refusal::Method);
+        }
+        match path {
+            "/ping" => Ok((JSON, health::ping())),
+            "/ready" => match self.is_ready() {
+                true => Ok((JSON, health::ready())),
+                false => Err(Refusal::NotReady),
+            },
+            "/status" => {
+                let (broker, up) = (self.status().await?, self.since.elapsed());
+                let counted = self.broker.metrics();
+                Ok((JSON, health::status(self.is_ready(), up, &broker, counted)))
+            }
+            _ => {
+                let page = metrics::page(
+                    self.broker.metrics(),
+                    &self.status().await?,
+                    self.is_ready(),
+                );
+                Ok((metrics::CONTENT_TYPE, page))
+            }
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        self.broker.is_ready() && !self.stopping.load(Ordering::Relaxed)
+    }
+
+    /// A broker that does not answer is worse news than any page has.
+    async fn status(&self) -> Result<Status, Refusal> {
+        let patience = self.timeout / 2;
+        timeout(patience, self.broker.status())
+            .await
+            .map_err(|_| Refusal::BrokerSilent)
+    }
+}
+
+const JSON: &str = "application/json;charset=utf-8";
+
+/// Why there is no page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refusal {
+    NoSuchPath,
+    Method,
+    NotReady,
+    BrokerSilent,
+}
+
+impl Refusal {
+    /// In the words of RFC 9457.
+    fn into_response(self) -> Response<Full<Bytes>> {
+        let (status, detail) = match self {
+            Self::NoSuchPath => (StatusCode::NOT_FOUND, "No such page"),
+            Self::Method => (StatusCode::METHOD_NOT_ALLOWED, "Allowed are GET and HEAD"),
+            Self::NotReady => (StatusCode::SERVICE_UNAVAILABLE, "No worker is ready"),
+            Self::BrokerSilent => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "The broker does not answer",
+            ),
+        };
+        let problem = serde_json::json!({
+            "type": "about:blank",
+            "title": status.canonical_reason(),
+            "status": status.as_u16(),
+            "detail": detail,
+        });
+        let mut response = page(status, "application/problem+json", problem.to_string());
+        if self == Self::Method {
+            let allow = HeaderValue::from_static(ALLOW);
+            response.headers_mut().insert(header::ALLOW, allow);
+        }
+        response
+    }
+}
+
+fn page(status: StatusCode, kind: &'static str, text: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(text));
+    *response.status_mut() = status;
+    let kind = HeaderValue::from_static(kind);
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}

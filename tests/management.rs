@@ -1,0 +1,567 @@
+//! What those who run the server see of it: pages, counters, log lines.
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader, Read, Write};
+
+use common::{Server, World, eventually, http, path_of};
+use nix::sys::signal::Signal;
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::trace::v1::Span;
+use prost::Message;
+use serde_json::Value;
+
+const ENABLED: &str = "management.enabled = yes\nmanagement.port = 0";
+
+/// The server, and where its management listener is.
+struct Managed {
+    server: Server,
+    base: String,
+}
+
+impl Managed {
+    fn start(settings: &str) -> Self {
+        let server = Server::stub(&format!("{ENABLED}\n{settings}"));
+        let base = server
+            .process
+            .log
+            .wait_for("management at ", address_in_text);
+        Self { server, base }
+    }
+
+    fn get(&self, path: &str) -> http::Reply {
+        let url = format!("{}{path}", self.base);
+        http::ask("GET", &url, &[], b"").unwrap_or_else(|error| panic!("{path}: {error}"))
+    }
+
+    fn scrape(&self) -> Exposition {
+        let reply = self.get("/metrics");
+        assert_eq!(reply.status, 200);
+        Exposition::parse(&reply.text())
+    }
+
+    fn status(&self) -> Value {
+        self.get("/status").json()
+    }
+
+    /// Waits until a sample has this value.
+    fn until(&self, sample: &str, value: f64) {
+        eventually(&format!("{sample} is {value}"), || {
+            (self.scrape().value(sample) == value).then_some(())
+        });
+    }
+}
+
+fn address_in_text(line: &str) -> Option<String> {
+    let rest = line.split("management at ").nth(1)?;
+    Some(rest.split("/ ").next()?.trim_end_matches('/').to_owned())
+}
+
+/// A page in the text format of Prometheus, read strictly.
+struct Exposition {
+    samples: BTreeMap<String, f64>,
+    kinds: BTreeMap<String, String>,
+}
+
+impl Exposition {
+    fn parse(text: &str) -> Self {
+        let mut page = Self {
+            samples: BTreeMap::new(),
+            kinds: BTreeMap::new(),
+        };
+        assert!(text.ends_with('\n'));
+        let mut helped = BTreeSet::new();
+        for line in text.lines() {
+            if let Some(rest) = line.strip_prefix("# HELP ") {
+                let (name, help) = rest.split_once(' ').expect("a help text");
+                assert!(helped.insert(name.to_owned()), "{name} is helped twice");
+                assert!(!help.is_empty());
+            } else if let Some(rest) = line.strip_prefix("# TYPE ") {
+                let (name, kind) = rest.split_once(' ').expect("a type");
+                let before = page.kinds.insert(name.to_owned(), kind.to_owned());
+                assert_eq!(before, None, "{name} is typed twice");
+            } else {
+                page.sample(line);
+            }
+        }
+        page.check_histograms();
+        page
+    }
+
+    fn sample(&mut self, line: &str) {
+        let (series, value) = line.rsplit_once(' ').expect("a value");
+        let value: f64 = value.parse().expect("a number");
+        let name = series.split('{').next().expect("a name");
+        let family = ["_bucket", "_sum", "_count"]
+            .iter()
+            .filter_map(|suffix| name.strip_suffix(suffix))
+            .find(|family| {
+                self.kinds
+                    .get(*family)
+                    .is_some_and(|kind| kind == "histogram")
+            })
+            .unwrap_or(name);
+        let kind = self.kinds.get(family);
+        let kind = kind.unwrap_or_else(|| panic!("{name} comes before its type"));
+        assert!(name.starts_with("qgisserver_"), "{name}");
+        assert_eq!(name.ends_with("_total"), kind == "counter", "{name}");
+        let before = self.samples.insert(series.to_owned(), value);
+        assert_eq!(before, None, "{series} twice");
+    }
+
+    /// Buckets grow, and the last has everything.
+    fn check_histograms(&self) {
+        let histograms = self.kinds.iter().filter(|(_, kind)| *kind == "histogram");
+        for (name, _) in histograms {
+            let counts: Vec<_> = self.of(&format!("{name}_count")).collect();
+            for (series, count) in counts {
+                let labels = series.trim_start_matches(&format!("{name}_count"));
+                let labels = labels.trim_start_matches('{').trim_end_matches('}');
+                let bucket = format!("{name}_bucket{{{labels},le=\"");
+                let mut buckets: Vec<f64> = self.of(&bucket).map(|(_, n)| n).collect::<Vec<_>>();
+                buckets.sort_by(f64::total_cmp);
+                assert_eq!(buckets.last(), Some(&count), "{series}");
+                assert_eq!(self.value(&format!("{bucket}+Inf\"}}")), count);
+            }
+        }
+    }
+
+    fn of(&self, prefix: &str) -> impl Iterator<Item = (&str, f64)> {
+        let from = self.samples.range(prefix.to_owned()..);
+        from.take_while(move |(series, _)| series.starts_with(prefix))
+            .map(|(series, value)| (series.as_str(), *value))
+    }
+
+    /// A series that is not there yet has counted nothing.
+    fn value(&self, series: &str) -> f64 {
+        self.samples.get(series).copied().unwrap_or_default()
+    }
+}
+
+#[test]
+fn the_metrics_count_what_was_done() {
+    let settings = "server.timeout = 1\nzmq.cancel_grace = 0.2\nworker.young = 0";
+    let managed = Managed::start(settings);
+    let server = &managed.server;
+    let before = managed.scrape();
+    assert_eq!(before.value("qgisserver_workers{state=\"idle\"}"), 2.0);
+    assert_eq!(before.value("qgisserver_ready"), 1.0);
+
+    let mut sent = 0;
+    for _ in 0..6 {
+        let reply = server.act("DO=echo");
+        assert_eq!(reply.status, 200);
+        sent += reply.body.len();
+    }
+    let now = managed.scrape();
+    let get_map = "service=\"WMS\",operation=\"GetMap\"";
+    let get_map = |name: &str| {
+        let sorted = "operation=\"GetMap\",service=\"WMS\"";
+        let value = now.value(&format!("qgisserver_{name}_seconds_count{{{get_map}}}"));
+        value.max(now.value(&format!("qgisserver_{name}_seconds_count{{{sorted}}}")))
+    };
+    for name in ["request", "load", "render"] {
+        assert_eq!(get_map(name), 6.0, "{name}");
+    }
+    for (series, value) in [
+        ("qgisserver_queue_seconds_count{lane=\"default\"}", 6.0),
+        (
+            "qgisserver_replies_total{service=\"WMS\",status=\"200\"}",
+            6.0,
+        ),
+        ("qgisserver_retries_total", 0.0),
+    ] {
+        assert_eq!(now.value(series), value, "{series}");
+    }
+    let found = |what: &str| now.value(&format!("qgisserver_projects_total{{found=\"{what}\"}}"));
+    assert_eq!(found("loaded") + found("cached"), 6.0);
+    assert!(found("loaded") >= 1.0 && found("cached") >= 4.0);
+    let bytes = |page: &Exposition| page.value("qgisserver_sent_bytes_total");
+    assert!(bytes(&now) - bytes(&before) >= sent as f64);
+
+    // A death, a time-out, an absent project, a body.
+    assert_eq!(server.act("DO=signal&ONCE=died").status, 200);
+    managed.until("qgisserver_retries_total", 1.0);
+    managed.until("qgisserver_workers_gone_total{reason=\"serving\"}", 1.0);
+    server.wait_workers(2);
+    assert_eq!(server.act("DO=hang").status, 504);
+    managed.until("qgisserver_failures_total{reason=\"timeout\"}", 1.0);
+    managed.until("qgisserver_cancellations_total{stage=\"running\"}", 1.0);
+    managed.until("qgisserver_workers_gone_total{reason=\"stuck\"}", 1.0);
+    assert_eq!(managed.status()["workers_gone"]["stuck"], 1);
+    let absent = server.get("/ows/?MAP=absent&SERVICE=WMS&REQUEST=GetMap");
+    assert_eq!(absent.status, 404);
+    managed.until(
+        "qgisserver_failures_total{reason=\"project_not_found\"}",
+        1.0,
+    );
+    managed.until(
+        "qgisserver_replies_total{service=\"WMS\",status=\"404\"}",
+        1.0,
+    );
+    managed.until(
+        "qgisserver_replies_total{service=\"WMS\",status=\"504\"}",
+        1.0,
+    );
+    let received = managed.scrape().value("qgisserver_received_bytes_total");
+    server.post(
+        "/wfs3/collections?MAP=city",
+        "application/json",
+        b"{\"a\": 1}",
+    );
+    managed.until("qgisserver_received_bytes_total", received + 8.0);
+}
+
+#[test]
+fn the_queue_is_seen_while_it_waits_and_a_client_that_leaves_it_is_counted() {
+    let managed = Managed::start("server.workers = 1\nworker.spares = 0");
+    let server = &managed.server;
+    let busy = server.act_later("DO=wait&FOR=go&MARK=began");
+    server.world.wait_count("began", 1);
+    let mut waiting: Vec<_> = (0..5).map(|_| server.connect()).collect();
+    for stream in &mut waiting {
+        http::send_get(stream, &path_of("DO=echo"));
+    }
+    managed.until("qgisserver_waiting{lane=\"default\"}", 5.0);
+    let status = managed.status();
+    assert_eq!(
+        status["queue"],
+        serde_json::json!({ "waiting": 5, "running": 1 })
+    );
+    assert_eq!(status["pools"][0]["busy"], 1);
+    let worker = &status["workers"][0];
+    assert_eq!(worker["request"]["operation"], "GetMap");
+    assert_eq!(worker["request"]["project"], "file:city");
+    assert!(
+        worker["versions"]["qgis"]
+            .as_str()
+            .unwrap()
+            .contains("stub")
+    );
+    assert!(worker["memory_kb"].is_u64() && worker["plugins"].is_array());
+    drop(waiting);
+    managed.until("qgisserver_cancellations_total{stage=\"waiting\"}", 5.0);
+    managed.until("qgisserver_waiting{lane=\"default\"}", 0.0);
+    server.world.tell("go");
+    assert_eq!(busy.join().unwrap().unwrap().status, 200);
+    managed.until("qgisserver_workers{state=\"idle\"}", 1.0);
+}
+
+#[test]
+fn each_port_serves_its_own_pages_only() {
+    let managed = Managed::start("server.status_page = yes");
+    assert_eq!(managed.server.get("/metrics").status, 404);
+    let public = managed.server.get("/status").json();
+    assert_eq!(public["pools"], Value::Null);
+    assert_eq!(public["workers"][0]["request"], Value::Null);
+    assert_eq!(managed.get(&path_of("DO=echo")).status, 404);
+    assert_eq!(managed.get("/").status, 404);
+    assert_eq!(managed.get("/ping").status, 200);
+}
+
+#[test]
+fn nobody_listens_for_management_unless_it_is_enabled() {
+    let server = Server::stub("management.port = 0");
+    assert_eq!(server.process.log.count("management"), 0);
+    assert_eq!(server.get("/metrics").status, 404);
+}
+
+#[test]
+fn a_management_port_that_is_taken_is_a_wrong_configuration() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let mut args: Vec<String> = vec!["-b".into(), "127.0.0.1".into(), "-p".into(), "0".into()];
+    args.extend(["--rootdir".into(), "/".into()]);
+    for setting in ["management.enabled=yes", &format!("management.port={port}")] {
+        args.extend(["--set".into(), setting.into()]);
+    }
+    let program = env!("CARGO_BIN_EXE_qgisserver");
+    let output = std::process::Command::new(program).args(args).output();
+    let output = output.unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(78), "{text}");
+    assert!(text.contains("management.port"), "{text}");
+}
+
+#[test]
+fn a_server_that_stops_is_not_ready_and_says_so_until_its_last_request_ended() {
+    let managed = Managed::start("");
+    let server = &managed.server;
+    assert_eq!(managed.get("/ready").status, 200);
+    let last = server.act_later("DO=wait&FOR=go&MARK=began");
+    server.world.wait_count("began", 1);
+    server.signal(Signal::SIGTERM);
+    eventually("not ready", || {
+        (managed.get("/ready").status == 503).then_some(())
+    });
+    assert_eq!(managed.get("/ping").status, 200);
+    assert_eq!(managed.status()["ready"], false);
+    server.world.tell("go");
+    assert_eq!(last.join().unwrap().unwrap().status, 200);
+}
+
+/// The lines of a log in JSON.
+fn objects(server: &Server) -> Vec<Value> {
+    let text = server.process.log.text();
+    let lines = text.lines().filter(|line| !line.is_empty());
+    lines
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
+        .collect()
+}
+
+fn with_id<'a>(lines: &'a [Value], id: &str) -> Vec<&'a Value> {
+    lines
+        .iter()
+        .filter(|line| line["request_id"] == id)
+        .collect()
+}
+
+fn wait_line(server: &Server, id: &str, has: impl Fn(&Value) -> bool) -> Value {
+    eventually(&format!("a line of {id}"), || {
+        let lines = objects(server);
+        with_id(&lines, id)
+            .into_iter()
+            .find(|line| has(line))
+            .cloned()
+    })
+}
+
+const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+
+#[test]
+fn every_line_of_a_request_has_its_id_in_both_programs() {
+    let world = World::stub();
+    let settings = "logging.json = yes\nlogging.level = debug\nlogging.qgis_info = yes\n\
+                    server.workers = 1\nworker.spares = 0";
+    let server = Server::start(world, settings).ready();
+    eventually("both have said that they are ready", || {
+        let lines = objects(&server);
+        let says = |target: &str, text: &str| {
+            let is_it = |line: &&Value| line["target"] == target && line["message"] == text;
+            lines.iter().find(is_it).map(drop)
+        };
+        says("qgisserver", "ready")?;
+        says("qgisserver_worker::pool", "the pool is ready")
+    });
+    let n_before = objects(&server).len();
+    let parent = format!("00-{TRACE}-00f067aa0ba902b7-01");
+    let headers = [
+        ("X-Request-Id", "life"),
+        ("Traceparent", parent.as_str()),
+        ("Tracestate", "a=1"),
+    ];
+    let reply = server.request("GET", &path_of("DO=log"), &headers, b"");
+    // Plugins see the trace, too.
+    assert_eq!(reply.json()["headers"]["Traceparent"], parent);
+    assert_eq!(reply.json()["headers"]["Tracestate"], "a=1");
+    wait_line(&server, "life", |line| line["message"] == "served");
+    let access = wait_line(&server, "life", |line| line["target"] == "access");
+    assert_eq!(access["trace_id"], TRACE);
+    for part in ["ms", "queue_ms", "load_ms", "render_ms", "stream_ms"] {
+        assert!(
+            access[part].as_f64().is_some_and(|ms| ms >= 0.0),
+            "{part}: {access}"
+        );
+    }
+
+    let lines = objects(&server);
+    for line in &lines[n_before..] {
+        assert!(line["request_id"].is_string(), "whose is it? {line}");
+    }
+    let life = with_id(&lines, "life");
+    let says = |text: &str| {
+        let found = life.iter().find(|line| line["message"] == text);
+        found.unwrap_or_else(|| panic!("{text}: {life:#?}"))
+    };
+    says("assigned");
+    for text in [
+        "project loaded",
+        "served",
+        "a warning of QGIS",
+        "said aside",
+    ] {
+        assert_eq!(says(text)["trace_id"], TRACE, "{text}");
+    }
+    let pids: BTreeSet<_> = life.iter().map(|line| line["pid"].as_u64()).collect();
+    assert_eq!(pids.len(), 2, "server and worker: {life:#?}");
+}
+
+#[test]
+fn a_death_is_told_with_the_id_by_everybody_who_notices() {
+    let settings = "logging.json = yes\nlogging.level = debug\nworker.young = 0";
+    let server = Server::start(World::stub(), settings).ready();
+    let headers = [("X-Request-Id", "fatal")];
+    let fatal = path_of("DO=segfault&ONCE=died");
+    assert_eq!(server.request("GET", &fatal, &headers, b"").status, 200);
+    for text in ["gone while serving", "is sent once more, to another worker"] {
+        wait_line(&server, "fatal", |line| line["message"] == text);
+    }
+    wait_line(&server, "fatal", |line| {
+        let message = line["message"].as_str();
+        message.is_some_and(|text| text.contains("killed by SIGSEGV"))
+    });
+    let raised = [("X-Request-Id", "raised")];
+    let reply = server.request("GET", &path_of("DO=raise"), &raised, b"");
+    assert_eq!(reply.status, 500);
+    wait_line(&server, "raised", |line| line["trace"].is_string());
+    let access = wait_line(&server, "raised", |line| line["target"] == "access");
+    assert_eq!(access["failure"], "plugin_raised");
+}
+
+#[test]
+fn a_slow_request_is_logged_with_its_full_query_and_no_secret() {
+    let server = Server::stub("logging.json = yes\nlogging.slow_seconds = 0.05");
+    let long = "x".repeat(5000);
+    let slow = format!("DO=wait&FOR=go&MARK=began&LAYERS={long}&PASSWORD=hush");
+    let url = server.url(&path_of(&slow));
+    let asked = std::thread::spawn(move || {
+        http::ask("GET", &url, &[("X-Request-Id", "slow")], b"").unwrap()
+    });
+    server.world.wait_count("began", 1);
+    let began = std::time::Instant::now();
+    eventually("it is slow", || {
+        (began.elapsed() > std::time::Duration::from_millis(60)).then_some(())
+    });
+    server.world.tell("go");
+    assert_eq!(asked.join().unwrap().status, 200);
+    let line = wait_line(&server, "slow", |line| line["target"] == "slow");
+    assert_eq!(line["level"], "WARN");
+    let uri = line["uri"].as_str().unwrap();
+    assert!(uri.contains(&long) && uri.contains("PASSWORD=***"), "{uri}");
+    assert!(line["render_ms"].as_f64().unwrap() > 50.0, "{line}");
+    assert!(!server.process.log.text().contains("hush"));
+}
+
+#[test]
+fn a_form_that_is_slow_is_logged_with_what_it_asked() {
+    let settings = "logging.json = yes\nlogging.slow_seconds = 0.000001";
+    let server = Server::stub(settings);
+    let headers = [
+        ("X-Request-Id", "form"),
+        ("Content-Type", "application/x-www-form-urlencoded"),
+    ];
+    let body = b"SERVICE=WMS&REQUEST=GetMap&MAP=city&LAYERS=roads&token=hush";
+    let reply = server.request("POST", "/ows/", &headers, body);
+    assert_eq!(reply.status, 200);
+    let line = wait_line(&server, "form", |line| line["target"] == "slow");
+    let form = line["form"].as_str().unwrap();
+    assert!(form.contains("LAYERS=roads"), "{form}");
+    assert!(!server.process.log.text().contains("hush"));
+}
+
+#[test]
+fn server_timing_is_said_when_the_operator_wants_it() {
+    let server = Server::stub("server.server_timing = yes");
+    let reply = server.act("DO=echo");
+    let timing = reply.header("server-timing").expect("Server-Timing");
+    let names: Vec<_> = timing
+        .split(", ")
+        .map(|part| part.split_once(";dur=").expect("a duration"))
+        .map(|(name, ms)| (name, ms.parse::<f64>().expect("a number")))
+        .collect();
+    assert_eq!(
+        names.iter().map(|it| it.0).collect::<Vec<_>>(),
+        ["queue", "load", "render"]
+    );
+    assert_eq!(reply.header("timing-allow-origin"), Some("*"));
+    // Of a stream only what is known at its head.
+    let stream = server.act("DO=stream&N=3&SIZE=300000");
+    let timing = stream.header("server-timing").expect("Server-Timing");
+    assert!(
+        timing.starts_with("queue;dur=") && !timing.contains("render"),
+        "{timing}"
+    );
+    assert_eq!(
+        Server::stub("").act("DO=echo").header("server-timing"),
+        None
+    );
+}
+
+/// Takes requests as a collector of OpenTelemetry does; gives the spans of the next one.
+fn collector() -> (String, impl FnOnce() -> Vec<Span>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/v1/traces", listener.local_addr().unwrap());
+    let spans = std::thread::spawn(move || {
+        let (stream, _) = listener.accept().unwrap();
+        let body = take_post(stream);
+        let batch = ExportTraceServiceRequest::decode(&body[..]).expect("protobuf");
+        let scopes = batch
+            .resource_spans
+            .into_iter()
+            .flat_map(|it| it.scope_spans);
+        scopes.flat_map(|scope| scope.spans).collect()
+    });
+    (url, || spans.join().unwrap())
+}
+
+/// The body of one request, which is answered 200.
+fn take_post(stream: std::net::TcpStream) -> Vec<u8> {
+    let mut from = BufReader::new(stream);
+    let mut length = 0;
+    loop {
+        let mut line = String::new();
+        from.read_line(&mut line).unwrap();
+        if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+            length = value.trim().parse().unwrap();
+        }
+        if line.trim().is_empty() {
+            break;
+        }
+    }
+    let mut body = vec![0; length];
+    from.read_exact(&mut body).unwrap();
+    let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    from.get_mut().write_all(answer).unwrap();
+    body
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn a_collector_gets_the_spans_of_a_request_and_the_worker_their_parent() {
+    let (url, spans) = collector();
+    let settings = format!("logging.json = yes\nlogging.otlp_endpoint = {url}");
+    let mut server = Server::stub(&settings);
+    let parent = format!("00-{TRACE}-00f067aa0ba902b7-01");
+    let headers = [("X-Request-Id", "traced"), ("Traceparent", parent.as_str())];
+    let reply = server.request("GET", &path_of("DO=echo"), &headers, b"");
+    let told = reply.json()["headers"]["Traceparent"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let access = wait_line(&server, "traced", |line| line["target"] == "access");
+    assert_eq!(access["trace_id"], TRACE);
+    // What was not sent yet leaves before the server does.
+    server.process.stop();
+    let spans = spans();
+    let of_trace: Vec<&Span> = spans
+        .iter()
+        .filter(|span| hex(&span.trace_id) == TRACE)
+        .collect();
+    let span = |name: &str| {
+        let found = of_trace.iter().find(|span| span.name == name);
+        *found.unwrap_or_else(|| panic!("{name} in {of_trace:#?}"))
+    };
+    let http = span("WMS GetMap");
+    assert_eq!(hex(&http.parent_span_id), "00f067aa0ba902b7");
+    assert_eq!(told, format!("00-{TRACE}-{}-01", hex(&http.span_id)));
+    let mut at = http.start_time_unix_nano;
+    for part in ["queue", "load", "render"].map(span) {
+        assert_eq!(part.parent_span_id, http.span_id);
+        assert!(part.start_time_unix_nano >= at && part.end_time_unix_nano >= at);
+        at = part.end_time_unix_nano;
+    }
+}
+
+#[test]
+fn a_collector_that_does_not_answer_costs_a_log_line_and_nothing_else() {
+    let nobody = common::free_address();
+    let settings = format!("logging.otlp_endpoint = http://{nobody}/v1/traces");
+    let mut server = Server::stub(&settings);
+    assert_eq!(server.act("DO=echo").status, 200);
+    assert!(server.process.stop().success());
+    assert_eq!(server.process.log.count("traces are lost"), 1);
+}
