@@ -9,7 +9,7 @@
 //! | a full queue is a 500 with a traceback per request | `faults::a_full_queue_is_a_503_with_retry_after_at_once` |
 //! | a request that waited too long gets no answer until a worker is free | `faults::a_request_that_waits_too_long_for_a_worker_is_a_504_and_is_never_run` |
 //! | a READY that crosses a request makes a busy worker look free: two requests at once | `broker::queue` (unit tests), `history` |
-//! | the 5 seconds of a stream count from its beginning, however it moves | [`a_stream_that_moves_may_last_longer_than_the_timeout`] |
+//! | the time of a stream counts from its beginning, however it moves: it is killed at its timeout | [`a_stream_that_moves_may_last_longer_than_the_timeout`] |
 //! | a stream that fails ends properly: silent truncation with 200 | `faults::a_stream_that_fails_half_way_aborts_the_connection`, `history` |
 //! | clients that read slowly grow the server without bound | `faults::a_slow_client_slows_its_own_stream_and_memory_stays_flat`, `overload::a_thousand_clients_that_hardly_read_disturb_nobody` |
 //! | heads and bodies may take for ever | `overload::a_thousand_clients_that_never_end_their_heads_disturb_nobody`, `…_bodies_…` |
