@@ -13,27 +13,34 @@ pub mod log;
 mod ogc;
 mod pool;
 pub mod protocol;
-mod restart;
+mod reload;
+pub mod sockets;
+pub mod upgrade;
 
 use std::future::Future;
-use std::net::TcpListener;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use broker::{Broker, Handle};
-use config::Config;
+use config::{Config, Sources};
 use pool::Order;
-use protocol::Reason;
+use reload::Reload;
+use sockets::{Predecessor, Sockets};
+use upgrade::Program;
 
 /// Why the server ends before it is told to.
 #[derive(Debug)]
 pub enum Error {
     Broker(broker::StartError),
     Http(http::Error),
+    Sockets(io::Error),
     /// The broker's thread ended by itself, which is a bug.
     BrokerEnded,
 }
@@ -50,6 +57,7 @@ impl std::fmt::Display for Error {
         match self {
             Self::Broker(error) => error.fmt(f),
             Self::Http(error) => error.fmt(f),
+            Self::Sockets(error) => write!(f, "the sockets cannot be used: {error}"),
             Self::BrokerEnded => write!(f, "the broker ended by itself: this is a bug"),
         }
     }
@@ -62,34 +70,84 @@ pub fn worker_program(config: &Config) -> PathBuf {
     pool::program(&config.pool)
 }
 
-/// Serves `listeners` until `shutdown`, then lets running requests end. Restarts
-/// the workers at SIGHUP and when `server.restartmon` changes. Must run on a
+/// Serves `sockets` until `shutdown` or a successor's word, then lets running requests
+/// end. Reads `sources`, where `config` came from, again at SIGHUP and when
+/// `server.restartmon` changes; starts `program` as successor at SIGUSR2. Must run on a
 /// current_thread runtime, as the broker does.
 pub async fn run(
     config: Config,
-    listeners: Vec<TcpListener>,
+    sources: Sources,
+    mut sockets: Sockets,
+    program: Program,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), Error> {
-    let (handle, mut broker) = broker::start(&config.broker).await.map_err(Error::Broker)?;
+    let gate = match config.broker.gate {
+        Some(address) => Some(open_gate(&mut sockets, address)?),
+        None => None,
+    };
+    sockets.close_rest();
+    let (handle, mut broker) = broker::start(&config.broker, gate)
+        .await
+        .map_err(Error::Broker)?;
     if let Some(gate) = broker.gate {
         tracing::info!("workers are welcome at tcp://{gate}");
     }
+    let server = http::Server::new(config.http.clone(), handle.clone()).map_err(Error::Http)?;
+    let server = Arc::new(server);
     let (orders, keeper) = start_pool(&config, &broker);
-    tokio::spawn(restart::watch(
-        config.clone(),
-        restarter(orders.clone(), handle.clone()),
-    ));
-    tokio::spawn(announce(
-        handle.clone(),
-        config.proxy,
-        config.pool.start_timeout,
-    ));
-    let drain = config.drain_timeout;
-    let served = tokio::select! {
-        served = http::serve(Arc::new(config.http), listeners, handle, shutdown, drain) => served.map_err(Error::Http),
-        () = broker.ended() => Err(Error::BrokerEnded),
+    let predecessor = sockets.take_predecessor();
+    let (in_force, current) = watch::channel(config.clone());
+    tokio::spawn(reload::watch(Reload {
+        sources,
+        server: server.clone(),
+        broker: handle.clone(),
+        orders: orders.clone(),
+        endpoint: broker.endpoint.clone(),
+        config: in_force,
+    }));
+    let mut shutdown = pin!(shutdown);
+    let may_serve = match predecessor {
+        None => {
+            let patience = config.pool.start_timeout;
+            tokio::spawn(announce(handle.clone(), config.proxy, patience));
+            true
+        }
+        Some(predecessor) => tokio::select! {
+            () = succeed(predecessor, &handle, config.proxy) => true,
+            () = shutdown.as_mut() => false,
+        },
     };
-    let _ = sd_notify::notify(false, &[NotifyState::Stopping]);
+    let mut has_successor = false;
+    let served = if may_serve {
+        let listeners = sockets.http().map_err(Error::Sockets)?;
+        let mut gate = broker.accepting();
+        let drain = async {
+            let patience = || current.borrow().pool.start_timeout;
+            tokio::select! {
+                () = shutdown => {}
+                pid = upgrade::watch(&program, &sockets, patience) => {
+                    has_successor = true;
+                    gate.take();
+                    let _ = sd_notify::notify(false, &[NotifyState::MainPid(pid)]);
+                    if config.proxy {
+                        handle.release();
+                    }
+                }
+            }
+            // Who connects from here on does so to a successor, or to nobody.
+            drop(sockets);
+            current.borrow().drain_timeout
+        };
+        tokio::select! {
+            served = http::serve(server, listeners, drain) => served.map_err(Error::Http),
+            () = broker.ended() => Err(Error::BrokerEnded),
+        }
+    } else {
+        Ok(())
+    };
+    if !has_successor {
+        let _ = sd_notify::notify(false, &[NotifyState::Stopping]);
+    }
     // Every client has its answer or was cut off: nothing is left to wait for.
     broker.stop(Duration::ZERO).await;
     if let (Some(orders), Some(keeper)) = (orders, keeper) {
@@ -98,6 +156,22 @@ pub async fn run(
     }
     tracing::info!("stopped");
     served
+}
+
+fn open_gate(sockets: &mut Sockets, address: SocketAddr) -> Result<TcpListener, Error> {
+    let opened = sockets.open_gate(address);
+    opened.map_err(|error| Error::Broker(broker::StartError::Gate { address, error }))
+}
+
+/// Waits until requests will be answered, and tells the server whose place we take.
+/// One that died meanwhile cannot serve any more, so we do.
+async fn succeed(predecessor: Predecessor, handle: &Handle, proxy: bool) {
+    let mut look = tokio::time::interval(Duration::from_millis(10));
+    while !proxy && !handle.is_ready() && predecessor.is_alive() {
+        look.tick().await;
+    }
+    tracing::info!("ready");
+    predecessor.tell();
 }
 
 type Keeper = tokio::task::JoinHandle<()>;
@@ -112,15 +186,6 @@ fn start_pool(config: &Config, broker: &Broker) -> (Option<mpsc::Sender<Order>>,
         Some(orders),
         Some(tokio::spawn(pool::keep(recipe, received))),
     )
-}
-
-/// How to restart the workers: the local pool by signal, others through their workers.
-fn restarter(orders: Option<mpsc::Sender<Order>>, handle: Handle) -> impl Fn() + Send {
-    move || match &orders {
-        // A full channel means that it was told already.
-        Some(orders) => drop(orders.try_send(Order::Restart)),
-        None => handle.tell_pools(Reason::Restart),
-    }
 }
 
 /// Tells systemd and the log that requests will be answered. A proxy has no

@@ -10,7 +10,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::pin::pin;
@@ -72,7 +72,10 @@ impl std::fmt::Display for StartError {
 impl std::error::Error for StartError {}
 
 /// Must be called on the one thread of a current_thread runtime, which the broker shares.
-pub async fn start(config: &config::Broker) -> Result<(Handle, Broker), StartError> {
+pub async fn start(
+    config: &config::Broker,
+    gate: Option<TcpListener>,
+) -> Result<(Handle, Broker), StartError> {
     let directory = Directory::create(&config.runtime_dir, directory::SERVER).map_err(|error| {
         StartError::Directory {
             parent: config.runtime_dir.clone(),
@@ -120,7 +123,12 @@ pub async fn start(config: &config::Broker) -> Result<(Handle, Broker), StartErr
         relay: None,
     };
     if let Some(address) = config.gate {
-        let gate = Gate::open(address, path, gate_limits(config))
+        let listener = match gate {
+            Some(listener) => Ok(listener),
+            None => TcpListener::bind(address),
+        };
+        let gate = listener
+            .and_then(|listener| Gate::open(listener, path, gate_limits(config)))
             .map_err(|error| StartError::Gate { address, error })?;
         broker.gate = Some(gate.address);
         broker.relay = Some(gate);
@@ -149,6 +157,7 @@ struct Driver<T> {
     commands: mpsc::UnboundedSender<Command>,
     published: watch::Sender<Status>,
     stop_until: Option<Instant>,
+    releasing: bool,
 }
 
 /// A call without an end.
@@ -214,6 +223,7 @@ impl<T: Transport> Driver<T> {
             commands,
             published,
             stop_until: None,
+            releasing: false,
         }
     }
 
@@ -306,6 +316,8 @@ impl<T: Transport> Driver<T> {
             }
             Command::Status => self.publish(),
             Command::TellPools(reason) => self.tell_pools(reason),
+            Command::Configure(config) => self.configure(*config),
+            Command::Release => self.releasing = true,
             Command::Stop { within } => self.stop(within),
         }
         self.act();
@@ -350,6 +362,31 @@ impl<T: Transport> Driver<T> {
         let until = Instant::now() + within;
         self.stop_until = Some(self.stop_until.map_or(until, |earlier| earlier.min(until)));
         self.queue.stop();
+    }
+
+    /// What both ends of a connection have agreed upon stays.
+    fn configure(&mut self, config: config::Broker) {
+        self.config = config::Broker {
+            heartbeat: self.config.heartbeat,
+            heartbeat_misses: self.config.heartbeat_misses,
+            window: self.config.window,
+            ..config
+        };
+        self.queue.configure(limits(&self.config));
+    }
+
+    /// As long as requests wait here, no worker is too many.
+    fn release(&mut self) {
+        while self.releasing && self.queue.n_waiting() == 0 && self.workers.len() > 1 {
+            let idle = self.workers.iter().find(|(_, it)| it.serving.is_none());
+            let Some(peer) = idle.map(|(peer, _)| peer.clone()) else {
+                return;
+            };
+            self.queue.gone(&peer, Instant::now());
+            self.bury(&peer, "it goes to our successor");
+            let reason = Reason::Stopping;
+            self.send(&peer, Message::Disconnect(Disconnect { reason }));
+        }
     }
 
     fn tell_pools(&mut self, reason: Reason) {
@@ -544,6 +581,7 @@ impl<T: Transport> Driver<T> {
     // What the queue decided.
 
     fn act(&mut self) {
+        self.release();
         loop {
             let effects = self.queue.effects();
             if effects.is_empty() {

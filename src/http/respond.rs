@@ -4,7 +4,6 @@ use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
-use std::sync::Arc;
 use std::task::Poll;
 
 use hyper::body::{Body, Incoming};
@@ -31,7 +30,7 @@ use crate::protocol::{Head, Timings};
 const PREFLIGHT_AGE: &str = "3600";
 
 /// What the front needs of the broker.
-pub trait Backend: Send + Sync + 'static {
+pub trait Backend: Clone + Send + Sync + 'static {
     type Body: Chunks;
     fn call(
         &self,
@@ -69,19 +68,37 @@ pub struct Peer {
 
 /// The part of the server that knows no sockets.
 pub struct Front<B> {
-    config: Arc<Http>,
+    config: Http,
     backend: B,
     room: Room,
 }
 
 impl<B: Backend> Front<B> {
-    pub fn new(config: Arc<Http>, backend: B) -> Self {
+    pub fn new(config: Http, backend: B) -> Self {
         let room = Room::new(config.body_memory);
         Self {
             config,
             backend,
             room,
         }
+    }
+
+    /// The same with other settings.
+    pub fn with(&self, config: Http) -> Self {
+        let room = match config.body_memory == self.config.body_memory {
+            true => self.room.clone(),
+            // What is in the old room leaves it in time.
+            false => Room::new(config.body_memory),
+        };
+        Self {
+            config,
+            backend: self.backend.clone(),
+            room,
+        }
+    }
+
+    pub fn config(&self) -> &Http {
+        &self.config
     }
 
     /// The response to a request, whatever happens.

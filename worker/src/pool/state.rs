@@ -169,6 +169,11 @@ impl Pool {
         Some(age)
     }
 
+    /// Goes by `rules` from now on.
+    pub fn configure(&mut self, rules: Rules) {
+        self.rules = rules;
+    }
+
     /// Replace every worker, one after the other.
     pub fn restart(&mut self) {
         self.generation += 1;
