@@ -70,6 +70,23 @@ fn systemd_is_told_when_the_server_is_ready_and_when_it_stops() {
 }
 
 #[test]
+fn systemd_is_told_which_process_succeeds_and_that_nothing_stops() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut server = Notifying::start(folder.path(), "qgisserver", &[]);
+    server.says("READY=1");
+    kill(Pid::from_raw(server.child.id() as i32), Signal::SIGUSR2).unwrap();
+    let successor = server.next();
+    let pid = successor.strip_prefix("MAINPID=").expect(&successor);
+    let pid = Pid::from_raw(pid.trim().parse().unwrap());
+    let status = eventually("the end", String::new, || server.child.try_wait().unwrap());
+    assert!(status.success(), "{status}");
+    kill(pid, Signal::SIGTERM).unwrap();
+    assert_eq!(server.next().trim(), "STOPPING=1", "and not before");
+    let gone = || (!Path::new(&format!("/proc/{pid}/fd/0")).exists()).then_some(());
+    eventually("the end", String::new, gone);
+}
+
+#[test]
 fn systemd_is_told_when_a_pool_is_ready_and_when_it_stops() {
     let folder = tempfile::tempdir().unwrap();
     let mut proxy = Notifying::start(folder.path(), "qgisserver", &["--proxy"]);
@@ -161,15 +178,16 @@ impl Notifying {
         Self { socket, child }
     }
 
+    fn next(&self) -> String {
+        let mut message = [0; 4096];
+        let n = self.socket.recv(&mut message).expect("a message");
+        String::from_utf8_lossy(&message[..n]).into_owned()
+    }
+
     /// Waits for the word; others, such as STATUS, may come before it.
     fn says(&self, word: &str) {
-        let mut message = [0; 4096];
         loop {
-            let n = self
-                .socket
-                .recv(&mut message)
-                .unwrap_or_else(|error| panic!("{word}: {error}"));
-            let message = String::from_utf8_lossy(&message[..n]).into_owned();
+            let message = self.next();
             if message.lines().any(|line| line == word) {
                 return;
             }
