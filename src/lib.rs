@@ -32,7 +32,7 @@ use broker::{Broker, Handle};
 use config::{Config, Sources};
 use pool::Order;
 use reload::Reload;
-use sockets::{Predecessor, Sockets};
+use sockets::{GATE, Predecessor, Sockets};
 use upgrade::Program;
 
 /// Why the server ends before it is told to.
@@ -159,7 +159,7 @@ pub async fn run(
 }
 
 fn open_gate(sockets: &mut Sockets, address: SocketAddr) -> Result<TcpListener, Error> {
-    let opened = sockets.open_gate(address);
+    let opened = sockets.open_other(GATE, address);
     opened.map_err(|error| Error::Broker(broker::StartError::Gate { address, error }))
 }
 

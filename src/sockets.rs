@@ -3,7 +3,7 @@
 //!
 //! | `LISTEN_FDNAMES` | what |
 //! |---|---|
-//! | `own-http`, `own-gate` | bound by our predecessor; used where the settings still ask for the address |
+//! | `own-http`, `own-gate`, … | bound by our predecessor; used where the settings still ask for the address |
 //! | `gate` | where pools join, whatever `zmq.bindaddr` says |
 //! | `predecessor` | a pipe on which our predecessor waits for [`READY`] |
 //! | any other | HTTP, whatever `server.interfaces` and `server.port` say |
@@ -25,9 +25,11 @@ pub const READY: &[u8] = b"READY=1\n";
 /// is made, so `LISTEN_PID` cannot be.
 pub const PREDECESSOR: &str = "QGISSERVER_PREDECESSOR";
 
-const OWN_HTTP: &str = "own-http";
-const OWN_GATE: &str = "own-gate";
-const GATE: &str = "gate";
+/// What serves another purpose than HTTP.
+pub const GATE: &str = "gate";
+
+const OWN: &str = "own-";
+const HTTP: &str = "http";
 const PIPE: &str = "predecessor";
 
 /// A listening socket, and the name under which it is passed on.
@@ -48,7 +50,7 @@ pub struct Inherited {
 #[derive(Debug, Default)]
 pub struct Sockets {
     http: Vec<Socket>,
-    gate: Option<Socket>,
+    others: Vec<Socket>,
     /// Passed to us, and nobody has asked for them yet.
     rest: Vec<Socket>,
     predecessor: Option<Predecessor>,
@@ -130,19 +132,18 @@ impl Sockets {
     /// The HTTP sockets that `http` asks for, if nobody else has decided. An error names
     /// the address that cannot be had.
     pub fn open(http: &Http, mut inherited: Inherited) -> Result<Self, (SocketAddr, io::Error)> {
-        let reserved = [OWN_HTTP, OWN_GATE, GATE];
-        let mut found = inherited.pick(|it| !reserved.contains(&&*it.name));
+        let mut found = inherited.pick(|it| !it.name.starts_with(OWN) && it.name != GATE);
         if found.is_empty() {
-            let mut own = inherited.pick(|it| it.name == OWN_HTTP);
+            let mut passed = inherited.pick(|it| it.name == own(HTTP));
             for ip in &http.interfaces {
                 let address = SocketAddr::new(*ip, http.port);
-                let socket = Socket::at(address, &mut own, OWN_HTTP);
+                let socket = Socket::at(address, &mut passed, HTTP);
                 found.push(socket.map_err(|error| (address, error))?);
             }
         }
         Ok(Self {
             http: found,
-            gate: None,
+            others: Vec::new(),
             rest: inherited.sockets,
             predecessor: inherited.predecessor,
         })
@@ -154,15 +155,16 @@ impl Sockets {
         all.map(|socket| socket.listener.try_clone()).collect()
     }
 
-    /// Where pools join: passed by whoever started us, or at `address`.
-    pub fn open_gate(&mut self, address: SocketAddr) -> io::Result<TcpListener> {
-        let passed = self.rest.iter().position(|it| it.name == GATE);
-        let gate = match passed {
+    /// What is called `name`, such as [`GATE`]: passed by whoever started us, or at
+    /// `address`. A successor gets it, too.
+    pub fn open_other(&mut self, name: &str, address: SocketAddr) -> io::Result<TcpListener> {
+        let passed = self.rest.iter().position(|it| it.name == name);
+        let socket = match passed {
             Some(index) => self.rest.remove(index),
-            None => Socket::at(address, &mut self.rest, OWN_GATE)?,
+            None => Socket::at(address, &mut self.rest, name)?,
         };
-        let listener = gate.listener.try_clone()?;
-        self.gate = Some(gate);
+        let listener = socket.listener.try_clone()?;
+        self.others.push(socket);
         Ok(listener)
     }
 
@@ -179,7 +181,7 @@ impl Sockets {
     pub fn to_pass_on(&self, pipe: OwnedFd) -> io::Result<(Vec<&str>, Vec<OwnedFd>)> {
         let mut names = Vec::new();
         let mut descriptors = Vec::new();
-        for socket in self.http.iter().chain(&self.gate) {
+        for socket in self.http.iter().chain(&self.others) {
             names.push(socket.name.as_str());
             descriptors.push(socket.listener.try_clone()?.into());
         }
@@ -189,20 +191,26 @@ impl Sockets {
     }
 }
 
+/// What we bind for a purpose is passed on under this name.
+fn own(purpose: &str) -> String {
+    format!("{OWN}{purpose}")
+}
+
 impl Socket {
-    /// At `address`: one of `own` with this name, or a new one.
-    fn at(address: SocketAddr, own: &mut Vec<Socket>, name: &str) -> io::Result<Self> {
+    /// At `address`: what a predecessor bound there for the same purpose, or a new one.
+    fn at(address: SocketAddr, passed: &mut Vec<Socket>, purpose: &str) -> io::Result<Self> {
+        let name = own(purpose);
         let fits = |it: &Socket| {
             it.name == name
                 && it.listener.local_addr().is_ok_and(|at| {
                     at.ip() == address.ip() && (address.port() == 0 || at.port() == address.port())
                 })
         };
-        if let Some(index) = own.iter().position(fits) {
-            return Ok(own.remove(index));
+        if let Some(index) = passed.iter().position(fits) {
+            return Ok(passed.remove(index));
         }
         Ok(Self {
-            name: name.into(),
+            name,
             listener: TcpListener::bind(address)?,
         })
     }
@@ -255,7 +263,7 @@ mod tests {
         for (same_port, any_port) in [(true, false), (false, true), (false, false)] {
             let (one, address) = listener();
             let (gate, gate_address) = listener();
-            let passed = vec![(OWN_HTTP, one.into()), (OWN_GATE, gate.into())];
+            let passed = vec![("own-http", one.into()), ("own-gate", gate.into())];
             let (free, other) = listener();
             drop(free);
             let port = match (same_port, any_port) {
@@ -270,7 +278,7 @@ mod tests {
                 other
             };
             assert_eq!(addresses(&sockets), [expected]);
-            let gate = sockets.open_gate(gate_address).unwrap();
+            let gate = sockets.open_other(GATE, gate_address).unwrap();
             assert_eq!(gate.local_addr().unwrap(), gate_address);
         }
     }

@@ -173,3 +173,47 @@ impl Drop for Successor {
         self.terminate();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_is_known_by_the_path_that_was_called_as_long_as_it_leads_to_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let (one, link) = (folder.path().join("one"), folder.path().join("link"));
+        std::fs::write(&one, "").unwrap();
+        std::os::unix::fs::symlink(&one, &link).unwrap();
+        let one = one.canonicalize().unwrap();
+        assert_eq!(found(&link), Some(link.clone()));
+        assert!(is_same(&link, &one));
+        assert!(!is_same(Path::new("/bin/sh"), &one));
+        assert!(!is_same(&folder.path().join("none"), &one));
+    }
+
+    #[test]
+    fn a_name_without_a_folder_is_looked_for_as_a_shell_does() {
+        let shell = found(Path::new("sh")).expect("every system has one");
+        assert!(shell.is_absolute() && shell.is_file());
+        assert_eq!(found(Path::new("no-such-program-anywhere")), None);
+        assert!(found(Path::new("./here")).unwrap().is_absolute());
+    }
+
+    #[tokio::test]
+    async fn a_successor_that_says_something_else_is_not_believed() {
+        let program = |script: &str| Program {
+            path: "/bin/sh".into(),
+            args: ["sh", "-c", script].map(OsString::from).into(),
+        };
+        let sockets = Sockets::default();
+        let patience = Duration::from_secs(20);
+        let good = program("printf 'READY=1\\n' >&3; exec 3>&-; sleep 0.1");
+        assert!(succeed(&good, &sockets, patience).await.is_ok());
+        let bad = program("printf 'READY=2\\n' >&3; exit 4");
+        let why = succeed(&bad, &sockets, patience).await.unwrap_err();
+        assert!(why.contains("status 4"), "{why}");
+        let silent = program("exec sleep 100");
+        let why = succeed(&silent, &sockets, Duration::from_millis(50)).await;
+        assert!(why.unwrap_err().contains("worker.start_timeout"));
+    }
+}

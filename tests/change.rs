@@ -163,6 +163,16 @@ fn a_pool_on_its_own_reads_its_settings_again_and_keeps_them_when_they_are_broke
 
 /// The certificate that a new connection gets.
 fn certificate(address: SocketAddr) -> Vec<u8> {
+    let mut client = tls();
+    let mut socket = http::connect(address);
+    while client.is_handshaking() {
+        client.complete_io(&mut socket).unwrap();
+    }
+    client.peer_certificates().unwrap()[0].to_vec()
+}
+
+/// A client that believes every server.
+fn tls() -> rustls::ClientConnection {
     #[derive(Debug)]
     struct Any;
     use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -207,12 +217,42 @@ fn certificate(address: SocketAddr) -> Vec<u8> {
         .with_custom_certificate_verifier(Arc::new(Any))
         .with_no_client_auth();
     let name = "localhost".try_into().unwrap();
-    let mut client = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
-    let mut socket = http::connect(address);
-    while client.is_handshaking() {
-        client.complete_io(&mut socket).unwrap();
-    }
-    client.peer_certificates().unwrap()[0].to_vec()
+    rustls::ClientConnection::new(Arc::new(config), name).unwrap()
+}
+
+#[test]
+fn a_handshake_that_began_before_the_stop_is_finished_and_its_request_answered() {
+    let world = World::stub();
+    let made = rcgen::generate_simple_self_signed(["localhost".into()]).unwrap();
+    let (cert, key) = (world.path("cert.pem"), world.path("key.pem"));
+    std::fs::write(&cert, made.cert.pem()).unwrap();
+    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    let settings = format!(
+        "server.ssl = yes\nserver.drain_idle = 10\nserver.ssl_cert = {}\nserver.ssl_key = {}",
+        cert.display(),
+        key.display()
+    );
+    let mut server = Server::start_tls(world, &settings);
+    let mut client = tls();
+    let mut socket = http::connect(server.address);
+    client.write_tls(&mut socket).unwrap();
+    // Its answer is here: the server has accepted.
+    socket.peek(&mut [0]).unwrap();
+    server.signal(Signal::SIGTERM);
+    eventually("nobody listens", || {
+        TcpStream::connect(server.address).err()
+    });
+    let mut stream = rustls::Stream::new(&mut client, &mut socket);
+    let request = format!(
+        "GET {} HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        path_of("DO=echo")
+    );
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply).unwrap();
+    assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
+    drop(socket);
+    assert!(server.process.stop().success());
 }
 
 #[test]
@@ -259,6 +299,10 @@ struct Load {
 
 impl Load {
     fn on(address: SocketAddr) -> Self {
+        Self::of(address, &path_of("DO=echo"))
+    }
+
+    fn of(address: SocketAddr, path: &str) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let pauses = [None, None, Some(0), Some(0), Some(40), Some(400)];
         let n_served: Vec<_> = pauses
@@ -269,11 +313,11 @@ impl Load {
             .into_iter()
             .zip(&n_served)
             .map(|(pause, n): (Option<u64>, _)| {
-                let (stop, n) = (stop.clone(), n.clone());
+                let (stop, n, path) = (stop.clone(), n.clone(), path.to_owned());
                 std::thread::spawn(move || {
                     let (mut failures, mut kept) = (Vec::new(), None);
                     while !stop.load(Ordering::Relaxed) {
-                        match get(address, &mut kept) {
+                        match get(address, &path, &mut kept) {
                             Ok(()) => drop(n.fetch_add(1, Ordering::Relaxed)),
                             Err(error) => failures.push(error),
                         }
@@ -311,7 +355,7 @@ impl Load {
 }
 
 /// One request on the connection that was kept, or on a new one.
-fn get(address: SocketAddr, kept: &mut Option<TcpStream>) -> Result<(), String> {
+fn get(address: SocketAddr, path: &str, kept: &mut Option<TcpStream>) -> Result<(), String> {
     let was_kept = kept.is_some();
     let failed = |what: &str| format!("{what} (a kept connection: {was_kept})");
     let mut stream = match kept.take() {
@@ -319,7 +363,6 @@ fn get(address: SocketAddr, kept: &mut Option<TcpStream>) -> Result<(), String> 
         None => TcpStream::connect(address).map_err(|error| failed(&error.to_string()))?,
     };
     stream.set_read_timeout(Some(SOON)).unwrap();
-    let path = path_of("DO=echo");
     write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n")
         .map_err(|error| failed(&error.to_string()))?;
     let mut reply = Vec::new();
@@ -332,10 +375,11 @@ fn get(address: SocketAddr, kept: &mut Option<TcpStream>) -> Result<(), String> 
             return Err(failed("closed without an answer"));
         }
         reply.extend_from_slice(&buffer[..n]);
-        let text = String::from_utf8_lossy(&reply).to_lowercase();
-        let Some((head, body)) = text.split_once("\r\n\r\n") else {
+        let Some(end) = reply.windows(4).position(|it| it == b"\r\n\r\n") else {
             continue;
         };
+        let (head, body) = (&reply[..end], &reply[end + 4..]);
+        let head = String::from_utf8_lossy(head).to_lowercase();
         let length = head
             .lines()
             .find_map(|it| it.strip_prefix("content-length: "));
@@ -344,7 +388,7 @@ fn get(address: SocketAddr, kept: &mut Option<TcpStream>) -> Result<(), String> 
             continue;
         }
         if !head.starts_with("http/1.1 200") {
-            return Err(failed(head));
+            return Err(failed(&head));
         }
         if !head.contains("connection: close") {
             *kept = Some(stream);
@@ -539,6 +583,26 @@ fn an_upgrade_of_a_proxy_loses_nothing_and_its_pools_come_along() {
     stop(pid);
 }
 
+/// Real maps from real QGIS, while everything that makes them is replaced.
+#[test]
+fn with_real_qgis_a_rolling_restart_and_an_upgrade_lose_no_map() {
+    let server = Server::real("server.workers = 2");
+    let load = Load::of(
+        server.address,
+        "/ows/?MAP=world&SERVICE=WMS&VERSION=1.3.0&REQUEST=GetMap&LAYERS=land&STYLES=\
+         &CRS=EPSG:4326&BBOX=-90,-180,90,180&WIDTH=100&HEIGHT=50&FORMAT=image/png",
+    );
+    let before = server.workers();
+    server.signal(Signal::SIGHUP);
+    eventually("all workers are new", || {
+        let now = server.workers();
+        (now.len() == 2 && now.iter().all(|pid| !before.contains(pid))).then_some(())
+    });
+    let pid = upgrade(&server, server.process.pid());
+    load.assert_no_failure();
+    stop(pid);
+}
+
 /// The successor of a server that gave up its rights has none to give up.
 #[test]
 fn an_upgrade_after_setuid_stays_that_user() {
@@ -580,11 +644,17 @@ fn activated(world: &World, tmp: &Path, listener: &TcpListener) -> Child {
         .env("PYTHONPATH", world.path("stub"))
         .stdin(Stdio::null())
         .stderr(Stdio::null());
-    // SAFETY: dup2 is async-signal-safe, and its copy stays open after exec.
+    // SAFETY: both are async-signal-safe, and what they leave stays open after exec.
     unsafe {
-        command.pre_exec(move || match libc::dup2(fd, 3) {
-            3 if fd != 3 => Ok(()),
-            _ => Err(std::io::Error::last_os_error()),
+        command.pre_exec(move || {
+            let kept = match fd {
+                3 => libc::fcntl(fd, libc::F_SETFD, 0),
+                _ => libc::dup2(fd, 3),
+            };
+            match kept {
+                -1 => Err(std::io::Error::last_os_error()),
+                _ => Ok(()),
+            }
         });
     }
     command.spawn().unwrap()
@@ -599,17 +669,16 @@ fn end(mut server: Child) {
 fn with_socket_activation_a_restart_makes_clients_wait_and_refuses_nobody() {
     let world = World::stub();
     let tmp = tempfile::Builder::new().prefix("qs").tempdir().unwrap();
-    // Its own descriptor is not 3, which the server expects.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let server = activated(&world, tmp.path(), &listener);
-    get(address, &mut None).unwrap();
+    get(address, &path_of("DO=echo"), &mut None).unwrap();
     end(server);
-    let waiting = std::thread::spawn(move || get(address, &mut None));
+    let waiting = std::thread::spawn(move || get(address, &path_of("DO=echo"), &mut None));
     let load = Load::on(address);
     let server = activated(&world, tmp.path(), &listener);
     waiting.join().unwrap().unwrap();
-    get(address, &mut None).unwrap();
+    get(address, &path_of("DO=echo"), &mut None).unwrap();
     load.assert_no_failure();
     end(server);
 }

@@ -1034,6 +1034,55 @@ mod tests {
     }
 
     #[test]
+    fn a_broker_with_a_successor_sends_its_idle_workers_away_but_for_one() {
+        let mut driver = Driver::with_workers(&["a", "b", "c"]);
+        let mut first = driver.call(1, get("GetMap"));
+        let mut second = driver.call(2, get("GetMap"));
+        driver.obey(Command::Release);
+        assert_eq!(driver.workers.len(), 2, "those that are busy");
+        let told = |driver: &Driver<Wire>| {
+            let goodbyes = driver.transport.sent.iter().filter(|(_, message)| {
+                matches!(message, Message::Disconnect(it) if it.reason == Reason::Stopping)
+            });
+            goodbyes.count()
+        };
+        assert_eq!(told(&driver), 1);
+        driver.finish("a", 1);
+        driver.finish("b", 2);
+        assert!(first.try_recv().unwrap().is_ok() && second.try_recv().unwrap().is_ok());
+        assert_eq!((driver.workers.len(), told(&driver)), (1, 2));
+        // It answers what still comes, and nothing else comes to it.
+        let mut late = driver.call(3, get("GetMap"));
+        let last = if driver.workers.contains_key(&Peer::from("a")) {
+            "a"
+        } else {
+            "b"
+        };
+        driver.finish(last, 3);
+        assert!(late.try_recv().unwrap().is_ok());
+        assert_eq!(driver.workers.len(), 1);
+    }
+
+    #[test]
+    fn new_settings_bound_the_queue_at_once_and_leave_alone_what_both_ends_agreed_upon() {
+        let mut driver = Driver::with_workers(&[]);
+        let mut waiting = driver.call(1, get("GetMap"));
+        let config = config::Broker {
+            queue_max: 1,
+            window: 3,
+            heartbeat: Duration::from_secs(9),
+            ..config::Config::default().broker
+        };
+        driver.obey(Command::Configure(Box::new(config)));
+        let refused = driver.call(2, get("GetMap")).try_recv().unwrap();
+        assert_eq!(refused.unwrap_err(), Error::QueueFull { limit: 1 });
+        assert!(waiting.try_recv().is_err(), "it waits still");
+        let default = config::Config::default().broker;
+        assert_eq!(driver.config.window, default.window);
+        assert_eq!(driver.config.heartbeat, default.heartbeat);
+    }
+
+    #[test]
     fn a_request_that_could_not_be_sent_goes_to_the_next_worker() {
         let mut driver = Driver::with_workers(&["a", "b", "c"]);
         driver.transport.dead.extend(["a".into(), "b".into()]);

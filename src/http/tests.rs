@@ -2045,3 +2045,39 @@ async fn a_new_certificate_is_for_new_connections_and_a_broken_one_for_nobody() 
     old.write_all(ping).await.expect("written");
     assert!(old.read(&mut buffer).await.expect("a reply") > 0);
 }
+
+#[tokio::test]
+async fn a_stop_lets_the_streams_of_http_2_end_and_refuses_others_without_a_reset() {
+    let (broker, mut senders) = streaming();
+    let mut secure = Secure::start(&broker, |_| {});
+    let mut client = secure.http2().await;
+    let request = |target: &str| {
+        Request::get(format!("https://localhost{target}"))
+            .body(Empty::<Bytes>::new())
+            .expect("a request")
+    };
+    let running = client.send_request(request(GET_MAP));
+    let (running, sender) = tokio::join!(running, async {
+        let sender = senders.recv().await.expect("a stream");
+        sender.send(Ok("first".into())).await.expect("taken");
+        sender
+    });
+    let running = running.expect("a response");
+    drop(secure.server.stop.take());
+    // What still comes is answered, until GOAWAY tells the client to ask elsewhere.
+    timeout(BOUND, async {
+        while client.ready().await.is_ok() {
+            match client.send_request(request("/ping")).await {
+                Ok(response) => assert_eq!(response.status(), 200),
+                Err(_) => break,
+            }
+        }
+    })
+    .await
+    .expect("in time");
+    sender.send(Ok("second".into())).await.expect("taken");
+    drop(sender);
+    let whole = running.into_body().collect().await.expect("the whole body");
+    assert_eq!(whole.to_bytes(), "firstsecond");
+    secure.server.stopped().await;
+}
