@@ -81,10 +81,7 @@ pub async fn run(
     program: Program,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), Error> {
-    let gate = match config.broker.gate {
-        Some(address) => Some(open_gate(&mut sockets, address)?),
-        None => None,
-    };
+    let gate = open_gate(&mut sockets, config.broker.gate)?;
     sockets.close_rest();
     let (handle, mut broker) = broker::start(&config.broker, gate)
         .await
@@ -117,21 +114,22 @@ pub async fn run(
             () = shutdown.as_mut() => false,
         },
     };
-    let mut has_successor = false;
+    let mut end = End::Told;
     let served = if may_serve {
         let listeners = sockets.http().map_err(Error::Sockets)?;
         let mut gate = broker.accepting();
         let drain = async {
             let patience = || current.borrow().pool.start_timeout;
-            tokio::select! {
-                () = shutdown => {}
-                pid = upgrade::watch(&program, &sockets, patience) => {
-                    has_successor = true;
-                    gate.take();
-                    let _ = sd_notify::notify(false, &[NotifyState::MainPid(pid)]);
-                    if config.proxy {
-                        handle.release();
-                    }
+            end = tokio::select! {
+                () = shutdown => End::Told,
+                pid = upgrade::watch(&program, &sockets, patience) => End::Succeeded { pid },
+            };
+            if let End::Succeeded { pid } = end {
+                let _ = sd_notify::notify(false, &[NotifyState::MainPid(pid)]);
+                // Pools that come from here on go there.
+                gate.take();
+                if config.proxy {
+                    handle.release();
                 }
             }
             // Who connects from here on does so to a successor, or to nobody.
@@ -145,7 +143,8 @@ pub async fn run(
     } else {
         Ok(())
     };
-    if !has_successor {
+    // For systemd the service goes on when another process serves.
+    if matches!(end, End::Told) {
         let _ = sd_notify::notify(false, &[NotifyState::Stopping]);
     }
     // Every client has its answer or was cut off: nothing is left to wait for.
@@ -158,9 +157,24 @@ pub async fn run(
     served
 }
 
-fn open_gate(sockets: &mut Sockets, address: SocketAddr) -> Result<TcpListener, Error> {
-    let opened = sockets.open_other(GATE, address);
-    opened.map_err(|error| Error::Broker(broker::StartError::Gate { address, error }))
+/// Why a server drains.
+#[derive(Clone, Copy)]
+enum End {
+    Told,
+    Succeeded { pid: u32 },
+}
+
+fn open_gate(
+    sockets: &mut Sockets,
+    address: Option<SocketAddr>,
+) -> Result<Option<TcpListener>, Error> {
+    let Some(address) = address else {
+        return Ok(None);
+    };
+    match sockets.open_other(GATE, address) {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error) => Err(Error::Broker(broker::StartError::Gate { address, error })),
+    }
 }
 
 /// Waits until requests will be answered, and tells the server whose place we take.
