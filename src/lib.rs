@@ -17,23 +17,29 @@ mod metrics;
 mod ogc;
 mod pool;
 pub mod protocol;
-mod restart;
+mod reload;
+pub mod sockets;
 mod thread;
 mod traces;
+pub mod upgrade;
 
 use std::future::Future;
-use std::net::TcpListener;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use broker::{Broker, Handle};
-use config::Config;
+use config::{Config, Sources};
 use pool::Order;
-use protocol::Reason;
+use reload::Reload;
+use sockets::{GATE, Predecessor, Sockets};
+use upgrade::Program;
 
 /// Why the server ends before it is told to.
 #[derive(Debug)]
@@ -41,6 +47,7 @@ pub enum Error {
     Broker(broker::StartError),
     Http(http::Error),
     Management(admin::Error),
+    Sockets(io::Error),
     /// The broker's task ended by itself, which is a bug.
     BrokerEnded,
 }
@@ -62,6 +69,7 @@ impl std::fmt::Display for Error {
             Self::Broker(error) => error.fmt(f),
             Self::Http(error) => error.fmt(f),
             Self::Management(error) => error.fmt(f),
+            Self::Sockets(error) => write!(f, "the sockets cannot be used: {error}"),
             Self::BrokerEnded => write!(f, "the broker ended by itself: this is a bug"),
         }
     }
@@ -82,43 +90,93 @@ pub fn worker_program(config: &Config) -> PathBuf {
     pool::program(&config.pool)
 }
 
-/// Serves `listeners` until `shutdown`, then lets running requests end. Restarts
-/// the workers at SIGHUP and when `server.restartmon` changes. Must run on a
+/// Serves `sockets` until `shutdown` or a successor's word, then lets running requests
+/// end. Reads `sources`, where `config` came from, again at SIGHUP and when
+/// `server.restartmon` changes; starts `program` as successor at SIGUSR2. Must run on a
 /// current_thread runtime, as the broker does.
 pub async fn run(
     config: Config,
-    listeners: Listeners,
+    sources: Sources,
+    mut sockets: Sockets,
+    management: Vec<TcpListener>,
+    program: Program,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), Error> {
-    let (handle, mut broker) = broker::start(&config.broker).await.map_err(Error::Broker)?;
+    let gate = open_gate(&mut sockets, config.broker.gate)?;
+    sockets.close_rest();
+    let (handle, mut broker) = broker::start(&config.broker, gate)
+        .await
+        .map_err(Error::Broker)?;
     if let Some(gate) = broker.gate {
         tracing::info!("workers are welcome at tcp://{gate}");
     }
-    let management = config.management.as_ref();
-    let management = management
-        .map(|config| admin::start(config, listeners.management, handle.clone()))
-        .transpose()
-        .map_err(Error::Management)?;
-    let shutdown = async {
-        shutdown.await;
-        management.iter().for_each(admin::Listening::stopping);
-    };
+    let server = http::Server::new(config.http.clone(), handle.clone()).map_err(Error::Http)?;
+    let server = Arc::new(server);
     let (orders, keeper) = start_pool(&config, &broker);
-    tokio::spawn(restart::watch(
-        config.clone(),
-        restarter(orders.clone(), handle.clone()),
-    ));
-    tokio::spawn(announce(
-        handle.clone(),
-        config.proxy,
-        config.pool.start_timeout,
-    ));
-    let drain = config.drain_timeout;
-    let served = tokio::select! {
-        served = http::serve(Arc::new(config.http), listeners.http, handle, shutdown, drain) => served.map_err(Error::Http),
-        () = broker.ended() => Err(Error::BrokerEnded),
+    let predecessor = sockets.take_predecessor();
+    let (in_force, current) = watch::channel(config.clone());
+    tokio::spawn(reload::watch(Reload {
+        sources,
+        server: server.clone(),
+        broker: handle.clone(),
+        orders: orders.clone(),
+        endpoint: broker.endpoint.clone(),
+        config: in_force,
+    }));
+    let mut shutdown = pin!(shutdown);
+    let may_serve = match predecessor {
+        None => {
+            let patience = config.pool.start_timeout;
+            tokio::spawn(announce(handle.clone(), config.proxy, patience));
+            true
+        }
+        Some(predecessor) => tokio::select! {
+            () = succeed(predecessor, &handle, config.proxy) => true,
+            () = shutdown.as_mut() => false,
+        },
     };
-    let _ = sd_notify::notify(false, &[NotifyState::Stopping]);
+    let mut end = End::Told;
+    let served = if may_serve {
+        let listeners = sockets.http().map_err(Error::Sockets)?;
+        let mut gate = broker.accepting();
+        // A predecessor listens there, too, until it hands over.
+        let mut management = config
+            .management
+            .as_ref()
+            .map(|config| admin::start(config, management, handle.clone()))
+            .transpose()
+            .map_err(Error::Management)?;
+        let drain = async {
+            let patience = || current.borrow().pool.start_timeout;
+            end = tokio::select! {
+                () = shutdown => End::Told,
+                pid = upgrade::watch(&program, &sockets, patience) => End::Succeeded { pid },
+            };
+            if let End::Succeeded { pid } = end {
+                let _ = sd_notify::notify(false, &[NotifyState::MainPid(pid)]);
+                // Pools and operators that come from here on go there.
+                gate.take();
+                management.take();
+                if config.proxy {
+                    handle.release();
+                }
+            }
+            management.iter().for_each(admin::Listening::stopping);
+            // Who connects from here on does so to a successor, or to nobody.
+            drop(sockets);
+            current.borrow().drain_timeout
+        };
+        tokio::select! {
+            served = http::serve(server, listeners, drain) => served.map_err(Error::Http),
+            () = broker.ended() => Err(Error::BrokerEnded),
+        }
+    } else {
+        Ok(())
+    };
+    // For systemd the service goes on when another process serves.
+    if matches!(end, End::Told) {
+        let _ = sd_notify::notify(false, &[NotifyState::Stopping]);
+    }
     // Every client has its answer or was cut off: nothing is left to wait for.
     broker.stop(Duration::ZERO).await;
     if let (Some(orders), Some(keeper)) = (orders, keeper) {
@@ -127,6 +185,37 @@ pub async fn run(
     }
     tracing::info!("stopped");
     served
+}
+
+/// Why a server drains.
+#[derive(Clone, Copy)]
+enum End {
+    Told,
+    Succeeded { pid: u32 },
+}
+
+fn open_gate(
+    sockets: &mut Sockets,
+    address: Option<SocketAddr>,
+) -> Result<Option<TcpListener>, Error> {
+    let Some(address) = address else {
+        return Ok(None);
+    };
+    match sockets.open_other(GATE, address) {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error) => Err(Error::Broker(broker::StartError::Gate { address, error })),
+    }
+}
+
+/// Waits until requests will be answered, and tells the server whose place we take.
+/// One that died meanwhile cannot serve any more, so we do.
+async fn succeed(predecessor: Predecessor, handle: &Handle, proxy: bool) {
+    let mut look = tokio::time::interval(Duration::from_millis(10));
+    while !proxy && !handle.is_ready() && predecessor.is_alive() {
+        look.tick().await;
+    }
+    tracing::info!("ready");
+    predecessor.tell();
 }
 
 type Keeper = tokio::task::JoinHandle<()>;
@@ -141,15 +230,6 @@ fn start_pool(config: &Config, broker: &Broker) -> (Option<mpsc::Sender<Order>>,
         Some(orders),
         Some(tokio::spawn(pool::keep(recipe, received))),
     )
-}
-
-/// How to restart the workers: the local pool by signal, others through their workers.
-fn restarter(orders: Option<mpsc::Sender<Order>>, handle: Handle) -> impl Fn() + Send {
-    move || match &orders {
-        // A full channel means that it was told already.
-        Some(orders) => drop(orders.try_send(Order::Restart)),
-        None => handle.tell_pools(Reason::Restart),
-    }
 }
 
 /// Tells systemd and the log that requests will be answered. A proxy has no

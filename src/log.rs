@@ -6,6 +6,8 @@
 
 use std::fmt::{self, Debug, Write};
 use std::io::IsTerminal;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
@@ -17,34 +19,68 @@ use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::{Registry, reload};
 
 use crate::config::Log;
 
-/// Begins to log, for the rest of the process; children of a fork go on with
-/// their own pid. Starts no thread. A second call changes nothing.
-pub fn init(settings: &Log) {
-    let colours = std::io::stderr().is_terminal();
-    let _ = tracing::subscriber::set_global_default(subscriber(settings, colours, std::io::stderr));
+/// What can change while we log.
+#[derive(Clone)]
+struct Switches {
+    json: Arc<AtomicBool>,
+    filter: reload::Handle<Targets, Registry>,
 }
 
-fn subscriber<W>(settings: &Log, colours: bool, writer: W) -> impl Subscriber + Send + Sync + use<W>
+static SWITCHES: OnceLock<Switches> = OnceLock::new();
+
+/// Begins to log, for the rest of the process; children of a fork go on with
+/// their own pid. Starts no thread. A second call only does what [`change`] does.
+pub fn init(settings: &Log) {
+    let colours = std::io::stderr().is_terminal();
+    let (subscriber, switches) = subscriber(settings, colours, std::io::stderr);
+    match tracing::subscriber::set_global_default(subscriber) {
+        Ok(()) => drop(SWITCHES.set(switches)),
+        Err(_) => change(settings),
+    }
+}
+
+/// Logs with these settings from now on.
+pub fn change(settings: &Log) {
+    if let Some(switches) = SWITCHES.get() {
+        switches.turn(settings);
+    }
+}
+
+impl Switches {
+    fn turn(&self, settings: &Log) {
+        self.json.store(settings.json, Ordering::Relaxed);
+        // An error means that nobody logs any more.
+        let _ = self.filter.reload(filter(settings.level));
+    }
+}
+
+fn subscriber<W>(
+    settings: &Log,
+    colours: bool,
+    writer: W,
+) -> (impl Subscriber + Send + Sync + use<W>, Switches)
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
+    let json = Arc::new(AtomicBool::new(settings.json));
+    let (filter, handle) = reload::Layer::new(filter(settings.level));
     let lines = tracing_subscriber::fmt::layer()
         .with_ansi(colours)
         .with_writer(writer)
         // Complaining on stderr about stderr would panic.
         .log_internal_errors(false)
-        .fmt_fields(Fields {
-            json: settings.json,
-        })
-        .event_format(Lines {
-            json: settings.json,
-        });
-    tracing_subscriber::registry()
-        .with(filter(settings.level))
-        .with(lines)
+        .fmt_fields(Fields { json: json.clone() })
+        .event_format(Lines { json: json.clone() });
+    let subscriber = tracing_subscriber::registry().with(filter).with(lines);
+    let switches = Switches {
+        json,
+        filter: handle,
+    };
+    (subscriber, switches)
 }
 
 /// The details of the libraries below us help nobody who debugs a request.
@@ -57,7 +93,7 @@ fn filter(level: Level) -> Targets {
 
 /// One event, one line.
 struct Lines {
-    json: bool,
+    json: Arc<AtomicBool>,
 }
 
 impl<S, N> FormatEvent<S, N> for Lines
@@ -81,7 +117,7 @@ where
                 spans += &fields.fields;
             }
         }
-        match self.json {
+        match self.json.load(Ordering::Relaxed) {
             true => json_line(out, &spans, event),
             false => text_line(out, &spans, event),
         }
@@ -142,13 +178,15 @@ fn colour(level: &Level) -> &'static str {
 }
 
 /// The fields of a span, kept as text: ` name=value` or `,"name":value` for each.
+///
+/// A span that was begun before the format changed keeps its own.
 struct Fields {
-    json: bool,
+    json: Arc<AtomicBool>,
 }
 
 impl<'a> FormatFields<'a> for Fields {
     fn format_fields<R: RecordFields>(&self, mut out: Writer<'a>, fields: R) -> fmt::Result {
-        if self.json {
+        if self.json.load(Ordering::Relaxed) {
             let mut members = Members::default();
             fields.record(&mut members);
             let mut members = members.0.into_iter();
@@ -289,6 +327,10 @@ mod tests {
     }
 
     fn logged(level: Level, json: bool, act: impl FnOnce()) -> String {
+        logged_with(level, json, |_| act())
+    }
+
+    fn logged_with(level: Level, json: bool, act: impl FnOnce(&Switches)) -> String {
         let sink = Sink::default();
         let writer = sink.clone();
         let settings = Log {
@@ -296,10 +338,8 @@ mod tests {
             qgis_info: false,
             json,
         };
-        tracing::subscriber::with_default(
-            subscriber(&settings, false, move || writer.clone()),
-            act,
-        );
+        let (subscriber, switches) = subscriber(&settings, false, move || writer.clone());
+        tracing::subscriber::with_default(subscriber, || act(&switches));
         let bytes = sink.0.lock().unwrap().clone();
         String::from_utf8(bytes).unwrap()
     }
@@ -396,5 +436,33 @@ mod tests {
             "{text}"
         );
         assert_eq!(logged(Level::ERROR, false, act), "");
+    }
+
+    #[test]
+    fn level_and_format_change_between_two_lines() {
+        let text = logged_with(Level::INFO, false, |switches| {
+            let say = |text: &str| tracing::debug!(target: "qgisserver::test", "{text}");
+            let turn = |level, json| {
+                switches.turn(&Log {
+                    level,
+                    qgis_info: false,
+                    json,
+                })
+            };
+            say("one");
+            turn(Level::DEBUG, false);
+            say("two");
+            turn(Level::DEBUG, true);
+            say("three");
+            turn(Level::INFO, false);
+            say("four");
+        });
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 2, "{text}");
+        assert!(lines[0].ends_with(" two"));
+        assert_eq!(
+            serde_json::from_str::<Value>(lines[1]).unwrap()["message"],
+            "three"
+        );
     }
 }

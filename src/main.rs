@@ -1,12 +1,15 @@
 //! The server: flags → settings → log → signals → ports → privileges → run → exit code.
 
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
-use qgisserver::config::{self, Action, Config, Http, Management};
-use qgisserver::{Listeners, log};
+use qgisserver::config::{self, Action, Config, Management, Sources};
+use qgisserver::log;
+use qgisserver::sockets::{Inherited, MANAGEMENT, Sockets};
+use qgisserver::upgrade::Program;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
 
 /// The configuration is wrong (`EX_CONFIG`), as far as only trying shows.
 const CONFIGURATION: u8 = 78;
@@ -14,14 +17,14 @@ const CONFIGURATION: u8 = 78;
 const UNAVAILABLE: u8 = 69;
 
 fn main() -> ExitCode {
-    let environment = config::environment();
-    match config::server_command_line(std::env::args_os(), &environment) {
+    let mut sources = Sources::of_server(std::env::args_os(), config::environment());
+    match sources.read() {
         Ok(Action::Run(config, warnings)) => {
             log::init(&config.log);
             warnings
                 .iter()
                 .for_each(|warning| tracing::warn!("{warning}"));
-            serve(*config).unwrap_or_else(|(code, message)| {
+            serve(*config, sources).unwrap_or_else(|(code, message)| {
                 tracing::error!("{message}");
                 ExitCode::from(code)
             })
@@ -40,7 +43,10 @@ fn main() -> ExitCode {
 
 type Failed = (u8, String);
 
-fn serve(config: Config) -> Result<ExitCode, Failed> {
+fn serve(config: Config, sources: Sources) -> Result<ExitCode, Failed> {
+    let unavailable = |error: std::io::Error| (UNAVAILABLE, error.to_string());
+    let program = Program::of_this_process().map_err(unavailable)?;
+    let inherited = Inherited::take().map_err(unavailable)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -48,16 +54,19 @@ fn serve(config: Config) -> Result<ExitCode, Failed> {
     // Before the ports: whoever sees us listen may tell us to stop.
     let stop = {
         let _inside = runtime.enter();
-        // Heard for good from now on; what it means is `restart.rs`'s to know.
+        // Heard for good from now on; what they mean is for `reload.rs` and `upgrade.rs` to know.
         drop(signal(SignalKind::hangup()));
+        drop(signal(SignalKind::user_defined2()));
         [SignalKind::terminate(), SignalKind::interrupt()]
             .map(|kind| signal(kind).expect("the signal can be handled"))
     };
-    let listeners = bind(&config)?;
+    let (sockets, management) = open(&config, inherited)?;
     become_user(config.setuid.as_deref())?;
     raise_descriptor_limit();
-    let outcome =
-        runtime.block_on(async { qgisserver::run(config, listeners, stopped(stop)).await });
+    let outcome = runtime.block_on(async {
+        let stopped = stopped(stop);
+        qgisserver::run(config, sources, sockets, management, program, stopped).await
+    });
     outcome
         .map(|()| ExitCode::SUCCESS)
         .map_err(|error| match error.is_configuration() {
@@ -66,52 +75,45 @@ fn serve(config: Config) -> Result<ExitCode, Failed> {
         })
 }
 
-fn bind(config: &Config) -> Result<Listeners, Failed> {
-    let scheme = |tls: bool| if tls { "https" } else { "http" };
-    let Http {
+/// What is listened on for HTTP and the workers, and what for the management.
+fn open(config: &Config, inherited: Inherited) -> Result<(Sockets, Vec<TcpListener>), Failed> {
+    let opened = Sockets::open(&config.http, inherited);
+    let mut sockets = opened.map_err(|(address, error)| not_bound("server", address, error))?;
+    let listeners = sockets
+        .http()
+        .map_err(|error| (UNAVAILABLE, error.to_string()))?;
+    announce("listening on", config.http.tls.is_some(), &listeners);
+    let mut management = Vec::new();
+    if let Some(Management {
         interfaces,
         port,
         tls,
         ..
-    } = &config.http;
-    let what = format!("listening on {}", scheme(tls.is_some()));
-    let http = listen("server", interfaces, *port, &what)?;
-    let management = match &config.management {
-        None => Vec::new(),
-        Some(Management {
-            interfaces,
-            port,
-            tls,
-            ..
-        }) => {
-            let what = format!("management at {}", scheme(tls.is_some()));
-            listen("management", interfaces, *port, &what)?
+    }) = &config.management
+    {
+        for ip in interfaces {
+            let address = SocketAddr::new(*ip, *port);
+            let opened = sockets.open_other(MANAGEMENT, address);
+            management.push(opened.map_err(|error| not_bound("management", address, error))?);
         }
-    };
-    Ok(Listeners { http, management })
+        announce("management at", tls.is_some(), &management);
+    }
+    Ok((sockets, management))
 }
 
-/// The ports of one section of the settings.
-fn listen(
-    section: &str,
-    interfaces: &[IpAddr],
-    port: u16,
-    what: &str,
-) -> Result<Vec<TcpListener>, Failed> {
-    let bind = |interface: &IpAddr| {
-        let address = SocketAddr::new(*interface, port);
-        let failed = |error| {
-            let names = format!("{section}.interfaces, {section}.port");
-            (
-                CONFIGURATION,
-                format!("cannot listen on {address} ({names}): {error}"),
-            )
-        };
-        let listener = TcpListener::bind(address).map_err(failed)?;
-        tracing::info!("{what}://{}/", listener.local_addr().map_err(failed)?);
-        Ok(listener)
-    };
-    interfaces.iter().map(bind).collect()
+fn not_bound(section: &str, address: SocketAddr, error: std::io::Error) -> Failed {
+    let names = format!("{section}.interfaces, {section}.port");
+    (
+        CONFIGURATION,
+        format!("cannot listen on {address} ({names}): {error}"),
+    )
+}
+
+fn announce(what: &str, tls: bool, listeners: &[TcpListener]) {
+    let scheme = if tls { "https" } else { "http" };
+    for address in listeners.iter().flat_map(TcpListener::local_addr) {
+        tracing::info!("{what} {scheme}://{address}/");
+    }
 }
 
 /// `--setuid`: the ports are bound, nothing else needs root.
@@ -126,6 +128,9 @@ fn become_user(name: Option<&str>) -> Result<(), Failed> {
     let user = nix::unistd::User::from_name(name)
         .map_err(|error| failed(error.to_string()))?
         .ok_or_else(|| failed("there is no such user".into()))?;
+    if is_already(&user) {
+        return Ok(());
+    }
     let c_name = std::ffi::CString::new(name).map_err(|error| failed(error.to_string()))?;
     nix::unistd::initgroups(&c_name, user.gid)
         .and_then(|()| nix::unistd::setgid(user.gid))
@@ -144,6 +149,14 @@ fn become_user(name: Option<&str>) -> Result<(), Failed> {
     Ok(())
 }
 
+/// As the successor of a server that became it.
+fn is_already(user: &nix::unistd::User) -> bool {
+    use nix::unistd::{getresgid, getresuid};
+    let uid = getresuid().is_ok_and(|it| [it.real, it.effective, it.saved] == [user.uid; 3]);
+    let gid = getresgid().is_ok_and(|it| [it.real, it.effective, it.saved] == [user.gid; 3]);
+    uid && gid
+}
+
 /// Every connection is a descriptor, and the usual soft limit is 1024.
 fn raise_descriptor_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -157,11 +170,14 @@ fn raise_descriptor_limit() {
 /// Some supervisors signal the process and its group: one wish, told twice.
 const SAME_WISH: Duration = Duration::from_millis(500);
 
-/// Resolves at SIGTERM or SIGINT. Another one ends the process at once.
+/// Resolves at SIGTERM or SIGINT. Another one ends the process at once, be it that it
+/// stops or that it makes room for a successor.
 async fn stopped([mut terminate, mut interrupt]: [Signal; 2]) {
-    next(&mut terminate, &mut interrupt).await;
-    tracing::info!("stopping: running requests may end, a second signal ends them");
+    let (tell, told) = oneshot::channel();
     tokio::spawn(async move {
+        next(&mut terminate, &mut interrupt).await;
+        tracing::info!("stopping: running requests may end, a second signal ends them");
+        let _ = tell.send(());
         let first = Instant::now();
         while first.elapsed() < SAME_WISH {
             next(&mut terminate, &mut interrupt).await;
@@ -169,6 +185,7 @@ async fn stopped([mut terminate, mut interrupt]: [Signal; 2]) {
         tracing::warn!("stopped by a second signal");
         std::process::exit(1);
     });
+    let _ = told.await;
 }
 
 async fn next(terminate: &mut Signal, interrupt: &mut Signal) {

@@ -21,7 +21,7 @@ const PROGRAM: &str = "qgisserver-worker";
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 
 /// How to start the pool, and how patient to be.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recipe {
     program: PathBuf,
     args: Vec<OsString>,
@@ -56,21 +56,22 @@ pub fn program(pool: &config::Pool) -> PathBuf {
 }
 
 /// What the pool can be told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Order {
-    /// Replace the workers, one after the other.
-    Restart,
+    /// Replace the workers, one after the other. The pool reads its settings again by
+    /// itself; these are for the next pool.
+    Renew(Recipe),
     /// Let running requests end, then end.
     Stop,
 }
 
 /// Keeps a pool alive until it is told to stop, or nobody can tell it any more.
-pub async fn keep(recipe: Recipe, mut orders: mpsc::Receiver<Order>) {
+pub async fn keep(mut recipe: Recipe, mut orders: mpsc::Receiver<Order>) {
     let mut pause = FIRST_PAUSE;
     loop {
         let born = Instant::now();
         match spawn(&recipe) {
-            Ok((mut child, _lifeline)) => match watch(&mut child, &mut orders).await {
+            Ok((mut child, _lifeline)) => match watch(&mut child, &mut recipe, &mut orders).await {
                 Ended::Stopped => return stop(&mut child, recipe.patience).await,
                 Ended::Died(status) => {
                     tracing::error!("the pool died ({status}): starting another")
@@ -87,7 +88,10 @@ pub async fn keep(recipe: Recipe, mut orders: mpsc::Receiver<Order>) {
         };
         tokio::select! {
             () = sleep(pause) => {}
-            order = orders.recv() => if order != Some(Order::Restart) { return },
+            order = orders.recv() => match order {
+                Some(Order::Renew(new)) => recipe = new,
+                Some(Order::Stop) | None => return,
+            },
         }
     }
 }
@@ -113,13 +117,20 @@ fn spawn(recipe: &Recipe) -> std::io::Result<(Child, ChildStdin)> {
     Ok((child, lifeline))
 }
 
-async fn watch(child: &mut Child, orders: &mut mpsc::Receiver<Order>) -> Ended {
+async fn watch(
+    child: &mut Child,
+    recipe: &mut Recipe,
+    orders: &mut mpsc::Receiver<Order>,
+) -> Ended {
     loop {
         // Neither future loses anything when it is dropped.
         tokio::select! {
             status = child.wait() => return Ended::Died(status.unwrap_or_default()),
             order = orders.recv() => match order {
-                Some(Order::Restart) => signal(child, Signal::SIGHUP),
+                Some(Order::Renew(new)) => {
+                    *recipe = new;
+                    signal(child, Signal::SIGHUP);
+                }
                 Some(Order::Stop) | None => return Ended::Stopped,
             },
         }

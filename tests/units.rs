@@ -30,7 +30,7 @@ fn systemd_finds_no_fault_in_the_units() {
         .filter(|line| line.contains("qgisserver"))
         .collect();
     assert_eq!(about_us, Vec::<&str>::new());
-    assert_eq!(units.len(), 3);
+    assert_eq!(units.len(), 4);
 }
 
 #[test]
@@ -38,7 +38,7 @@ fn nobody_is_killed_while_the_server_still_drains() {
     let drain = Config::default()
         .drain_timeout
         .max(Config::default().pool.drain_timeout);
-    for path in files("systemd") {
+    for path in services() {
         assert!(
             seconds(&path, "TimeoutStopSec=") > drain,
             "{}",
@@ -50,7 +50,7 @@ fn nobody_is_killed_while_the_server_still_drains() {
 
 #[test]
 fn reload_is_a_rolling_restart_in_every_unit() {
-    for path in files("systemd") {
+    for path in services() {
         let unit = fs::read_to_string(&path).unwrap();
         assert!(
             unit.contains("\nExecReload=/bin/kill -HUP $MAINPID\n"),
@@ -67,6 +67,23 @@ fn systemd_is_told_when_the_server_is_ready_and_when_it_stops() {
     let mut server = Notifying::start(folder.path(), "qgisserver", &[]);
     server.says("READY=1");
     server.ends_after("STOPPING=1");
+}
+
+#[test]
+fn systemd_is_told_which_process_succeeds_and_that_nothing_stops() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut server = Notifying::start(folder.path(), "qgisserver", &[]);
+    server.says("READY=1");
+    kill(Pid::from_raw(server.child.id() as i32), Signal::SIGUSR2).unwrap();
+    let successor = server.next();
+    let pid = successor.strip_prefix("MAINPID=").expect(&successor);
+    let pid = Pid::from_raw(pid.trim().parse().unwrap());
+    let status = eventually("the end", String::new, || server.child.try_wait().unwrap());
+    assert!(status.success(), "{status}");
+    kill(pid, Signal::SIGTERM).unwrap();
+    assert_eq!(server.next().trim(), "STOPPING=1", "and not before");
+    let gone = || (!Path::new(&format!("/proc/{pid}/fd/0")).exists()).then_some(());
+    eventually("the end", String::new, gone);
 }
 
 #[test]
@@ -161,15 +178,16 @@ impl Notifying {
         Self { socket, child }
     }
 
+    fn next(&self) -> String {
+        let mut message = [0; 4096];
+        let n = self.socket.recv(&mut message).expect("a message");
+        String::from_utf8_lossy(&message[..n]).into_owned()
+    }
+
     /// Waits for the word; others, such as STATUS, may come before it.
     fn says(&self, word: &str) {
-        let mut message = [0; 4096];
         loop {
-            let n = self
-                .socket
-                .recv(&mut message)
-                .unwrap_or_else(|error| panic!("{word}: {error}"));
-            let message = String::from_utf8_lossy(&message[..n]).into_owned();
+            let message = self.next();
             if message.lines().any(|line| line == word) {
                 return;
             }
@@ -324,6 +342,11 @@ fn settings() -> String {
          [zmq]\nhostaddr=127.0.0.1\nbindaddr=tcp://{gate}\n",
         source("examples/projects").display()
     )
+}
+
+fn services() -> impl Iterator<Item = PathBuf> {
+    let all = files("systemd").into_iter();
+    all.filter(|path| path.extension().is_some_and(|it| it == "service"))
 }
 
 /// Where this build's programs are.

@@ -60,9 +60,15 @@ def _text(owner, name):
 class Application:
     """The one QgsApplication and QgsServer of a worker process."""
 
-    def __init__(self, prefix, tmpdir, log):
+    def __init__(self, prefix, tmpdir, variables, log):
         """``prefix``: where QGIS is installed; ``tmpdir``: the worker's own folder for
-        temporary files; ``log(level, tag, text)`` receives every message."""
+        temporary files; ``variables``: the environment as far as the parent's own differs,
+        None for what is not set; ``log(level, tag, text)`` receives every message."""
+        for name, value in variables.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
         os.environ["TMPDIR"] = tmpdir
         # What systemd hears is the parent's to say.
         os.environ.pop("NOTIFY_SOCKET", None)

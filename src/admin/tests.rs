@@ -34,7 +34,7 @@ impl Management {
         let directory = tempfile::tempdir().unwrap();
         let mut broker = Config::default().broker;
         broker.runtime_dir = directory.path().to_owned();
-        let (handle, broker) = broker::start(&broker).await.unwrap();
+        let (handle, broker) = broker::start(&broker, None).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         Ok(Self {

@@ -39,27 +39,34 @@ pub struct Limits {
 pub struct Gate {
     pub address: SocketAddr,
     stop: Option<oneshot::Sender<()>>,
+    accepting: Option<oneshot::Sender<()>>,
     thread: Thread,
 }
 
 impl Gate {
-    /// Listens on `address` and relays to the ipc socket at `socket`.
-    pub fn open(address: SocketAddr, socket: PathBuf, limits: Limits) -> io::Result<Self> {
+    /// Relays from `listener` to the ipc socket at `socket`.
+    pub fn open(listener: TcpListener, socket: PathBuf, limits: Limits) -> io::Result<Self> {
+        let address = listener.local_addr()?;
         if !address.ip().is_loopback() {
             return Err(io::Error::other(
                 "without authentication only loopback is possible",
             ));
         }
-        let listener = TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
-        let address = listener.local_addr()?;
         let (stop, stopped) = oneshot::channel();
-        let thread = Thread::start("gate", move || serve(listener, socket, limits, stopped))?;
+        let (accepting, shut) = oneshot::channel();
+        let main = move || serve(listener, socket, limits, shut, stopped);
         Ok(Self {
             address,
             stop: Some(stop),
-            thread,
+            accepting: Some(accepting),
+            thread: Thread::start("gate", main)?,
         })
+    }
+
+    /// Dropping it lets no more in.
+    pub fn accepting(&mut self) -> Option<oneshot::Sender<()>> {
+        self.accepting.take()
     }
 
     /// Lets no more in; those inside have `handshake` to see that the ROUTER is gone.
@@ -73,12 +80,14 @@ async fn serve(
     listener: TcpListener,
     socket: PathBuf,
     limits: Limits,
+    mut shut: oneshot::Receiver<()>,
     mut stopped: oneshot::Receiver<()>,
 ) {
     let listener = match tokio::net::TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "the gate cannot listen"),
     };
+    let mut listener = Some(listener);
     let log = Log::default();
     let socket: Arc<Path> = socket.into();
     let mut peers = JoinSet::new();
@@ -86,8 +95,9 @@ async fn serve(
         // Accepting is cancel-safe; a reaped relay has already logged its end.
         tokio::select! {
             _ = &mut stopped => break,
+            _ = &mut shut, if listener.is_some() => listener = None,
             Some(_) = peers.join_next() => {}
-            accepted = listener.accept() => match accepted {
+            accepted = accept(&listener) => match accepted {
                 Ok((_, from)) if peers.len() >= limits.peers_max => {
                     log.refused(from, &format!("{} peers are here already", limits.peers_max));
                 }
@@ -107,6 +117,13 @@ async fn serve(
         while peers.join_next().await.is_some() {}
     })
     .await;
+}
+
+async fn accept(listener: &Option<tokio::net::TcpListener>) -> io::Result<(TcpStream, SocketAddr)> {
+    match listener {
+        Some(listener) => listener.accept().await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn attend(stream: TcpStream, from: SocketAddr, socket: Arc<Path>, limits: Limits, log: Log) {
@@ -301,7 +318,8 @@ mod tests {
                 peers_max: 8,
             };
             adapt(&mut limits);
-            let gate = Gate::open("127.0.0.1:0".parse().unwrap(), path, limits).unwrap();
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let gate = Gate::open(listener, path, limits).unwrap();
             Self {
                 gate,
                 router,
@@ -434,7 +452,11 @@ mod tests {
             idle: LONG,
             peers_max: 1,
         };
-        let opened = Gate::open("0.0.0.0:0".parse().unwrap(), PathBuf::new(), limits);
+        let opened = Gate::open(
+            TcpListener::bind("0.0.0.0:0").unwrap(),
+            PathBuf::new(),
+            limits,
+        );
         assert!(opened.is_err());
     }
 

@@ -17,7 +17,7 @@ mod throttle;
 mod transport;
 pub(crate) mod zmtp;
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
@@ -35,9 +35,13 @@ pub use deaths::Departures;
 pub use quarantine::Quarantined;
 pub use router::StartError;
 
-/// Starts the broker: when this returns, workers can connect.
-pub async fn start(config: &config::Broker) -> Result<(Handle, Broker), StartError> {
-    router::start(config).await
+/// Starts the broker: when this returns, workers can connect. `gate`: where the gate
+/// listens already, if somebody else has bound it.
+pub async fn start(
+    config: &config::Broker,
+    gate: Option<TcpListener>,
+) -> Result<(Handle, Broker), StartError> {
+    router::start(config, gate).await
 }
 
 /// The running broker. Dropping it stops it at once; [`Broker::stop`] lets requests end.
@@ -53,6 +57,11 @@ pub struct Broker {
 }
 
 impl Broker {
+    /// Dropping it lets nobody in through the gate any more; who is inside stays.
+    pub fn accepting(&mut self) -> Option<oneshot::Sender<()>> {
+        self.relay.as_mut().and_then(gate::Gate::accepting)
+    }
+
     /// Refuses new calls, lets those that are here go on for `within`, and tells
     /// the workers. When it returns, the task has ended and the socket is gone.
     pub async fn stop(mut self, within: Duration) {
@@ -99,6 +108,8 @@ enum Command {
     /// Publish a new one.
     Status,
     TellPools(Reason),
+    Configure(Box<config::Broker>),
+    Release,
     Stop {
         within: Duration,
     },
@@ -466,6 +477,19 @@ impl Handle {
     /// One worker of each pool is told `reason` (`Reason::Restart`): its pool renews itself.
     pub fn tell_pools(&self, reason: Reason) {
         let _ = self.commands.send(Command::TellPools(reason));
+    }
+}
+
+impl Handle {
+    /// Goes by `config` from now on, as far as a running broker can.
+    pub fn configure(&self, config: config::Broker) {
+        let _ = self.commands.send(Command::Configure(Box::new(config)));
+    }
+
+    /// Another server waits for our workers: those that have nothing to do are sent
+    /// away, all but one, which answers what still comes.
+    pub fn release(&self) {
+        let _ = self.commands.send(Command::Release);
     }
 }
 

@@ -191,6 +191,11 @@ enum State {
 }
 
 impl Queue {
+    /// Goes by `limits` from now on; what waits already keeps its time.
+    pub fn configure(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
     pub fn new(limits: Limits, now: Instant) -> Self {
         Self {
             limits,

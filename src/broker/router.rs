@@ -10,7 +10,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::pin::pin;
@@ -77,7 +77,10 @@ impl std::fmt::Display for StartError {
 impl std::error::Error for StartError {}
 
 /// Must be called on the one thread of a current_thread runtime, which the broker shares.
-pub async fn start(config: &config::Broker) -> Result<(Handle, Broker), StartError> {
+pub async fn start(
+    config: &config::Broker,
+    gate: Option<TcpListener>,
+) -> Result<(Handle, Broker), StartError> {
     let flavour = tokio::runtime::Handle::current().runtime_flavor();
     debug_assert_eq!(flavour, tokio::runtime::RuntimeFlavor::CurrentThread);
     let directory = Directory::create(&config.runtime_dir, directory::SERVER).map_err(|error| {
@@ -127,7 +130,12 @@ pub async fn start(config: &config::Broker) -> Result<(Handle, Broker), StartErr
         relay: None,
     };
     if let Some(address) = config.gate {
-        let gate = Gate::open(address, path, gate_limits(config))
+        let listener = match gate {
+            Some(listener) => Ok(listener),
+            None => TcpListener::bind(address),
+        };
+        let gate = listener
+            .and_then(|listener| Gate::open(listener, path, gate_limits(config)))
             .map_err(|error| StartError::Gate { address, error })?;
         broker.gate = Some(gate.address);
         broker.relay = Some(gate);
@@ -163,6 +171,7 @@ struct Driver<T> {
     commands: mpsc::UnboundedSender<Command>,
     published: watch::Sender<Status>,
     stop_until: Option<Instant>,
+    releasing: bool,
 }
 
 /// A call without an end.
@@ -251,6 +260,7 @@ impl<T: Transport> Driver<T> {
             commands,
             published,
             stop_until: None,
+            releasing: false,
         }
     }
 
@@ -350,6 +360,8 @@ impl<T: Transport> Driver<T> {
             }
             Command::Status => self.publish(),
             Command::TellPools(reason) => self.tell_pools(reason),
+            Command::Configure(config) => self.configure(*config),
+            Command::Release => self.releasing = true,
             Command::Stop { within } => self.stop(within),
         }
         self.act();
@@ -447,6 +459,31 @@ impl<T: Transport> Driver<T> {
         let until = Instant::now() + within;
         self.stop_until = Some(self.stop_until.map_or(until, |earlier| earlier.min(until)));
         self.queue.stop();
+    }
+
+    /// What both ends of a connection have agreed upon stays.
+    fn configure(&mut self, config: config::Broker) {
+        self.config = config::Broker {
+            heartbeat: self.config.heartbeat,
+            heartbeat_misses: self.config.heartbeat_misses,
+            window: self.config.window,
+            ..config
+        };
+        self.queue.configure(limits(&self.config));
+    }
+
+    /// As long as requests wait here, no worker is too many.
+    fn release(&mut self) {
+        while self.releasing && self.queue.n_waiting() == 0 && self.workers.len() > 1 {
+            let idle = self.workers.iter().find(|(_, it)| it.serving.is_none());
+            let Some(peer) = idle.map(|(peer, _)| peer.clone()) else {
+                return;
+            };
+            self.queue.gone(&peer, Instant::now());
+            self.bury(&peer, "it goes to our successor", Some(Departure::Left));
+            let reason = Reason::Stopping;
+            self.send(&peer, Message::Disconnect(Disconnect { reason }));
+        }
     }
 
     fn tell_pools(&mut self, reason: Reason) {
@@ -762,6 +799,7 @@ impl<T: Transport> Driver<T> {
     // What the queue decided.
 
     fn act(&mut self) {
+        self.release();
         loop {
             let effects = self.queue.effects();
             if effects.is_empty() && std::mem::take(&mut self.recheck) {
@@ -1360,6 +1398,55 @@ mod tests {
             (&*request.request_id, &*request.operation),
             ("r-1", "GetMap")
         );
+    }
+
+    #[test]
+    fn a_broker_with_a_successor_sends_its_idle_workers_away_but_for_one() {
+        let mut driver = Driver::with_workers(&["a", "b", "c"]);
+        let mut first = driver.call(1, get("GetMap"));
+        let mut second = driver.call(2, get("GetMap"));
+        driver.obey(Command::Release);
+        assert_eq!(driver.workers.len(), 2, "those that are busy");
+        let told = |driver: &Driver<Wire>| {
+            let goodbyes = driver.transport.sent.iter().filter(|(_, message)| {
+                matches!(message, Message::Disconnect(it) if it.reason == Reason::Stopping)
+            });
+            goodbyes.count()
+        };
+        assert_eq!(told(&driver), 1);
+        driver.finish("a", 1);
+        driver.finish("b", 2);
+        assert!(first.try_recv().unwrap().is_ok() && second.try_recv().unwrap().is_ok());
+        assert_eq!((driver.workers.len(), told(&driver)), (1, 2));
+        // It answers what still comes, and nothing else comes to it.
+        let mut late = driver.call(3, get("GetMap"));
+        let last = if driver.workers.contains_key(&Peer::from("a")) {
+            "a"
+        } else {
+            "b"
+        };
+        driver.finish(last, 3);
+        assert!(late.try_recv().unwrap().is_ok());
+        assert_eq!(driver.workers.len(), 1);
+    }
+
+    #[test]
+    fn new_settings_bound_the_queue_at_once_and_leave_alone_what_both_ends_agreed_upon() {
+        let mut driver = Driver::with_workers(&[]);
+        let mut waiting = driver.call(1, get("GetMap"));
+        let config = config::Broker {
+            queue_max: 1,
+            window: 3,
+            heartbeat: Duration::from_secs(9),
+            ..config::Config::default().broker
+        };
+        driver.obey(Command::Configure(Box::new(config)));
+        let refused = driver.call(2, get("GetMap")).try_recv().unwrap();
+        assert_eq!(refused.unwrap_err(), Error::QueueFull { limit: 1 });
+        assert!(waiting.try_recv().is_err(), "it waits still");
+        let default = config::Config::default().broker;
+        assert_eq!(driver.config.window, default.window);
+        assert_eq!(driver.config.heartbeat, default.heartbeat);
     }
 
     #[test]

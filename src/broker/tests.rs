@@ -28,7 +28,7 @@ impl Server {
         // Fakes do not beat unless the test is about it.
         config.heartbeat = LONG;
         adapt(&mut config);
-        let (handle, broker) = start(&config).await.unwrap();
+        let (handle, broker) = start(&config, None).await.unwrap();
         Self {
             handle,
             broker,

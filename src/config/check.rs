@@ -11,8 +11,22 @@ use super::kind::loopback;
 use super::layers::{Mistake, Settings};
 use super::{Config, Http};
 
+/// When the settings are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    Start,
+    /// The old ones are in force. A certificate that cannot be read does not keep the
+    /// rest from changing: whoever loads it says so, and goes on with the old one.
+    Running,
+}
+
 /// Everything that would only fail later.
-pub fn mistakes(config: &Config, settings: &Settings, program: Program) -> Vec<Mistake> {
+pub fn mistakes(
+    config: &Config,
+    settings: &Settings,
+    program: Program,
+    moment: Moment,
+) -> Vec<Mistake> {
     let is_server = program == Program::Server;
     let mut found = Found {
         settings,
@@ -27,11 +41,12 @@ pub fn mistakes(config: &Config, settings: &Settings, program: Program) -> Vec<M
     if is_server {
         found.note("zmq.ipcpath", socket_directory(&config.broker.runtime_dir));
     }
-    if let (true, Some(tls)) = (is_server, &config.http.tls) {
+    let is_start = moment == Moment::Start;
+    if let (true, Some(tls)) = (is_server && is_start, &config.http.tls) {
         found.note("server.ssl_cert", readable(&tls.cert, "server.ssl"));
         found.note("server.ssl_key", readable(&tls.key, "server.ssl"));
     }
-    let management = config.management.as_ref().filter(|_| is_server);
+    let management = config.management.as_ref().filter(|_| is_server && is_start);
     if let Some(tls) = management.and_then(|management| management.tls.as_ref()) {
         found.note("management.ssl_cert", readable(&tls.cert, "management.ssl"));
         found.note("management.ssl_key", readable(&tls.key, "management.ssl"));

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf, absolute};
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
+use super::check::{self, Moment};
 use super::keys::{Flag, Program, SETTINGS, Setting, Takes};
 use super::kind::Kind;
-use super::layers::{Environment, Given, Merged, Mistake, Origin, merge};
-use super::{Config, check, file, print};
+use super::layers::{Environment, Given, Merged, Mistake, Origin, Settings, merge};
+use super::{Config, file, print};
 
 /// The command line is wrong (`EX_USAGE`).
 const USAGE: i32 = 64;
@@ -44,7 +45,7 @@ pub fn server_command_line(
     args: impl Iterator<Item = OsString>,
     env: &Environment,
 ) -> Result<Action, Exit> {
-    command_line(Program::Server, args, env)
+    command_line(Program::Server, args, env, Moment::Start).map(|(action, _)| action)
 }
 
 /// Understands `qgisserver-worker ARGS`; `args` begins with the name of the program.
@@ -52,18 +53,21 @@ pub fn worker_command_line(
     args: impl Iterator<Item = OsString>,
     env: &Environment,
 ) -> Result<Action, Exit> {
-    command_line(Program::Worker, args, env)
+    command_line(Program::Worker, args, env, Moment::Start).map(|(action, _)| action)
 }
 
-fn command_line(
+/// What the user asks for, and the settings that it was understood from.
+pub(super) fn command_line(
     program: Program,
     args: impl Iterator<Item = OsString>,
     env: &Environment,
-) -> Result<Action, Exit> {
+    moment: Moment,
+) -> Result<(Action, Settings), Exit> {
+    let nothing = || Settings(Default::default());
     let matches = match command(program).try_get_matches_from(args) {
         Ok(matches) => matches,
         Err(help) if help.kind() == ErrorKind::DisplayHelp => {
-            return Ok(Action::Help(help.to_string()));
+            return Ok((Action::Help(help.to_string()), nothing()));
         }
         Err(error) => {
             return Err(Exit {
@@ -73,7 +77,7 @@ fn command_line(
         }
     };
     if matches.get_flag("version") {
-        return Ok(Action::Version);
+        return Ok((Action::Version, nothing()));
     }
     let (flags, path, mut mistakes) = understand(program, &matches);
     let (in_file, wrong) = path.as_deref().map(file::read).unwrap_or_default();
@@ -86,34 +90,34 @@ fn command_line(
     } = merge(env, in_file, flags);
     mistakes.extend(wrong);
     if matches.get_flag("print-config") {
-        return fail_or(mistakes, || {
-            Action::PrintConfig(print::effective(&settings))
-        });
+        let text = print::effective(&settings);
+        return fail_or(mistakes, || (Action::PrintConfig(text), settings));
     }
     let config = Config {
         forwarded,
         ..Config::read(&settings)
     };
-    mistakes.extend(check::mistakes(&config, &settings, program));
+    mistakes.extend(check::mistakes(&config, &settings, program, moment));
     warnings.extend(check::warnings(&config));
     if is_local_pool(program, &matches) {
         // The server that started it said the same.
         warnings.clear();
     }
     let is_check = matches.get_flag("check-config");
-    fail_or(mistakes, || match is_check {
+    let action = match is_check {
         true => Action::CheckConfig(verdict(&warnings)),
         false => Action::Run(Box::new(config), warnings),
-    })
+    };
+    fail_or(mistakes, || (action, settings))
 }
 
 fn is_local_pool(program: Program, matches: &ArgMatches) -> bool {
     program == Program::Worker && matches.contains_id("connect")
 }
 
-fn fail_or(mistakes: Vec<Mistake>, action: impl FnOnce() -> Action) -> Result<Action, Exit> {
+pub(super) fn fail_or<T>(mistakes: Vec<Mistake>, good: impl FnOnce() -> T) -> Result<T, Exit> {
     if mistakes.is_empty() {
-        return Ok(action());
+        return Ok(good());
     }
     let code = if mistakes.iter().all(Mistake::is_usage) {
         USAGE

@@ -214,6 +214,11 @@ pub fn setting(name: &str) -> Option<&'static Setting> {
         .find(|row| row.name == name || row.older.contains(&name))
 }
 
+/// Whether an environment variable may set anything.
+pub fn is_variable(name: &str) -> bool {
+    name.starts_with("QGSRV_") || SETTINGS.iter().any(|row| row.env.contains(&name))
+}
+
 /// The family that `name` belongs to.
 pub fn family(name: &str) -> Option<&'static Family> {
     FAMILIES.iter().find(|family| {
@@ -250,6 +255,7 @@ pub const SETTINGS: &[Setting] = &[
     row("server.timeout", Kind::Seconds, "20", "seconds until a reply must begin, and between two parts of it")
         .flags(&[Flag::value("timeout", "SECONDS", SERVER)]),
     row("server.drain_timeout", Kind::SecondsOrZero, "20", "seconds that running requests may take when the server is told to stop"),
+    row("server.drain_idle", Kind::SecondsOrZero, "1", "seconds that a connection without a request is still kept then, because one may be on its way"),
     row("server.setuid", Kind::Text, "", "user to become once the ports are bound")
         .flags(&[Flag::value("setuid", "SETUID", SERVER).short('u')]),
     row("server.proxy", Kind::Bool, "no", "start no local pool: workers join through zmq.bindaddr")
@@ -469,6 +475,39 @@ pub const FAMILIES: &[Family] = &[
         env_prefix: None, state: State::Later },
 ];
 
+/// What a running program takes up when it is told to read its settings again; all
+/// others wait for the next start. A family stands here by its prefix.
+#[rustfmt::skip]
+const LIVE: &[&str] = &[
+    "server.workers", "server.timeout", "server.drain_timeout", "server.drain_idle",
+    "server.default_project", "server.ssl_cert", "server.ssl_key", "server.http_proxy",
+    "server.proxy_url", "server.cross_origin", "server.allow_headers", "server.status_page",
+    "server.connections_max", "server.streams_max", "server.header_timeout",
+    "server.body_timeout", "server.body_rate_min", "server.body_time_max",
+    "server.idle_timeout", "server.write_timeout", "server.write_rate_min",
+    "server.linger_timeout", "server.body_max", "server.body_memory", "server.uri_max",
+    "server.header_max", "server.headers_max", "server.restartmon",
+    "server.restartmon_check_time", "server.pluginpath",
+    "server.server_timing", "server.memory_high_water_mark",
+    "logging.level", "logging.qgis_info", "logging.json", "logging.slow_seconds",
+    "projects.cache.rootdir", "projects.cache.size", "projects.cache.check_interval",
+    "projects.cache.broken_seconds", "projects.cache.strict_check",
+    "projects.cache.trust_layer_metadata", "projects.cache.disable_getprint",
+    "projects.cache.force_readonly_layers",
+    "worker.identity", "worker.spares", "worker.start_timeout", "worker.young",
+    "worker.backoff_max", "worker.drain_timeout", "worker.chunk_bytes",
+    "worker.memory_limit", "worker.recycle_memory", "worker.recycle_seconds",
+    "worker.recycle_requests", "worker.memory_check_seconds",
+    "zmq.maxqueue", "zmq.timeout", "zmq.cancel_grace",
+    "api.enabled.", "api.endpoints.", "api:", "metadata.",
+];
+
+/// Whether a new value of the setting counts without a restart.
+pub fn is_live(name: &str) -> bool {
+    let row = setting(name).map_or(name, |row| row.name);
+    LIVE.contains(&row) || family(row).is_some_and(|family| LIVE.contains(&family.prefix))
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -537,5 +576,21 @@ mod tests {
         assert_eq!(of("projects.schemes.a.b"), None);
         assert_eq!(of("metadata."), None);
         assert_eq!(of("server.prot"), None);
+    }
+
+    #[test]
+    fn what_is_live_is_a_setting_that_does_something() {
+        let mut seen = BTreeSet::new();
+        for name in LIVE {
+            assert!(seen.insert(name), "{name} twice");
+            let row = SETTINGS.iter().find(|row| row.name == *name);
+            let family = FAMILIES.iter().find(|family| family.prefix == *name);
+            let state = row
+                .map(|row| row.state)
+                .or(family.map(|family| family.state));
+            assert_eq!(state, Some(State::Ready), "{name}");
+        }
+        assert!(is_live("cache.size") && is_live("metadata.title") && is_live("metadata.motto"));
+        assert!(!is_live("server.port") && !is_live("projects.schemes.pg"));
     }
 }

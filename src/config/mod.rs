@@ -11,6 +11,7 @@ mod keys;
 mod kind;
 mod layers;
 mod print;
+mod sources;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -21,6 +22,7 @@ use std::time::Duration;
 pub use command_line::{Action, Exit, server_command_line, worker_command_line};
 pub use layers::Environment;
 pub use print::sample;
+pub use sources::{Changed, Sources, log_mistakes};
 
 use kind::Value;
 use layers::Settings;
@@ -81,6 +83,8 @@ pub struct Http {
     pub body_time_max: Duration,
     /// How long a kept-alive connection may be idle.
     pub idle_timeout: Duration,
+    /// How long an idle one is still kept when the server drains.
+    pub drain_idle: Duration,
     /// Within it a client takes what `write_rate_min` says, or all there is.
     pub write_timeout: Duration,
     /// Bytes per second.
@@ -248,6 +252,7 @@ impl Default for Config {
                 body_rate_min: 1 << 10,
                 body_time_max: seconds(900),
                 idle_timeout: seconds(75),
+                drain_idle: seconds(1),
                 write_timeout: seconds(60),
                 write_rate_min: 1 << 10,
                 linger_timeout: seconds(2),
@@ -388,6 +393,7 @@ impl Http {
             body_rate_min: settings.size("server.body_rate_min"),
             body_time_max: settings.duration("server.body_time_max"),
             idle_timeout: settings.duration("server.idle_timeout"),
+            drain_idle: settings.duration("server.drain_idle"),
             write_timeout: settings.duration("server.write_timeout"),
             write_rate_min: settings.size("server.write_rate_min"),
             linger_timeout: settings.duration("server.linger_timeout"),

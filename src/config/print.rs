@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::keys::{FAMILIES, Family, SETTINGS, Setting, State};
+use super::keys::{self, FAMILIES, Family, SETTINGS, Setting, State};
 use super::layers::{Settings, shown};
 
 const PREFACE: &str = "\
@@ -13,6 +13,10 @@ const PREFACE: &str = "\
 # is one that is not set. A value may refer to others: ${key} of its own section,
 # ${section:key} of another; $$ is a dollar. It may go on in an indented line.
 # A file named *.toml holds the same sections and keys as TOML.
+#
+# SIGHUP lets both programs read all of this again and replaces the workers; with a
+# mistake in it nothing changes. What says (restart) waits for the next start, or for
+# SIGUSR2, by which the server starts anew without losing a connection.
 ";
 
 /// Every setting with its value and origin, in the order of the table.
@@ -79,8 +83,15 @@ fn setting(row: &Setting) -> String {
             ways
         });
     let assignment = format!("#{} = {}", row.key(), row.default);
+    let restart = match row.state == State::Ready && !keys::is_live(row.name) {
+        true => " (restart)",
+        false => "",
+    };
     let (help, remark, ways) = (row.help, remark(row.state), ways.join(", "));
-    format!("\n# {help}{remark}\n# {ways}\n{}\n", assignment.trim_end())
+    format!(
+        "\n# {help}{restart}{remark}\n# {ways}\n{}\n",
+        assignment.trim_end()
+    )
 }
 
 fn remark(state: State) -> String {

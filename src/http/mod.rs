@@ -28,8 +28,11 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsRawFd;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
+use hyper::header::{self, HeaderValue};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -94,28 +97,33 @@ enum Phase {
 }
 
 /// What all connections share.
-struct Server<B: Backend> {
+pub struct Server<B: Backend> {
+    rules: ArcSwap<Rules<B>>,
+    permits: Arc<Semaphore>,
+    n_permits: AtomicU32,
+}
+
+/// What can change while the server runs. A connection keeps the times that it began
+/// with; each request goes by what is in force when it comes.
+struct Rules<B> {
     front: Arc<Front<B>>,
     limits: Limits,
+    drain_idle: Duration,
     http1: auto::Builder<TokioExecutor>,
     http2: auto::Builder<TokioExecutor>,
     tls: Option<TlsAcceptor>,
-    permits: Arc<Semaphore>,
-    n_permits: u32,
 }
 
 /// Serves `listeners` until `shutdown` is over, then lets running requests go on
-/// for at most `drain`.
+/// for at most as long as that says.
 pub async fn serve<B: Backend>(
-    config: Arc<Http>,
+    server: Arc<Server<B>>,
     listeners: Vec<TcpListener>,
-    backend: B,
-    shutdown: impl Future<Output = ()> + Send,
-    drain: Duration,
+    shutdown: impl Future<Output = Duration> + Send,
 ) -> Result<(), Error> {
-    let (threads, keeper) = Threads::start(config.threads).map_err(Error::Threads)?;
+    let n_threads = server.rules.load().front.config().threads;
+    let (threads, keeper) = Threads::start(n_threads).map_err(Error::Threads)?;
     let threads = Arc::new(threads);
-    let server = Arc::new(Server::new(config, backend)?);
     let (phase, phases) = channel::channel(Phase::Serving);
     for listener in listeners {
         tokio::spawn(accept(
@@ -125,7 +133,7 @@ pub async fn serve<B: Backend>(
             phases.clone(),
         ));
     }
-    shutdown.await;
+    let drain = shutdown.await;
     phase.send_replace(Phase::Draining);
     if timeout(drain, server.all_closed()).await.is_err() {
         tracing::warn!(
@@ -140,7 +148,7 @@ pub async fn serve<B: Backend>(
 }
 
 impl<B: Backend> Server<B> {
-    fn new(config: Arc<Http>, backend: B) -> Result<Self, Error> {
+    pub fn new(config: Http, backend: B) -> Result<Self, Error> {
         let tls = config
             .tls
             .as_ref()
@@ -149,9 +157,53 @@ impl<B: Backend> Server<B> {
             .map_err(Error::Tls)?;
         let traces = config.otlp.as_deref().map(Traces::start).transpose();
         let traces = traces.map_err(Error::Traces)?.map(Arc::new);
-        let n_permits = u32::try_from(config.connections_max)
-            .unwrap_or(u32::MAX)
-            .clamp(1, 1 << 20);
+        let n_permits = permits(&config);
+        Ok(Self {
+            rules: ArcSwap::from_pointee(Rules::new(
+                &config,
+                Front::new(config.clone(), backend, traces),
+                tls,
+            )),
+            permits: Arc::new(Semaphore::new(n_permits as usize)),
+            n_permits: AtomicU32::new(n_permits),
+        })
+    }
+
+    /// Goes by `config` from now on. An error is about the certificate alone: the old
+    /// one stays, and all else has changed.
+    pub fn change(&self, config: Http) -> Result<(), tls::Error> {
+        let old = self.rules.load();
+        let (tls, loaded) = match config.tls.as_ref().map(tls::acceptor).transpose() {
+            Ok(tls) => (tls, Ok(())),
+            Err(error) => (old.tls.clone(), Err(error)),
+        };
+        self.resize(permits(&config));
+        let front = old.front.with(config.clone());
+        self.rules.store(Arc::new(Rules::new(&config, front, tls)));
+        loaded
+    }
+
+    /// Fewer connections than there are: those that are open may end, and new ones wait.
+    fn resize(&self, now: u32) {
+        let before = self.n_permits.swap(now, Ordering::AcqRel);
+        if let Some(more @ 1..) = now.checked_sub(before) {
+            self.permits.add_permits(more as usize);
+        }
+        if let Some(less @ 1..) = before.checked_sub(now) {
+            let taken = self.permits.clone().acquire_many_owned(less);
+            tokio::spawn(async { taken.await.map(OwnedSemaphorePermit::forget) });
+        }
+    }
+
+    /// Every connection gave its permit back.
+    async fn all_closed(&self) {
+        let all = self.n_permits.load(Ordering::Acquire);
+        let _ = self.permits.acquire_many(all).await;
+    }
+}
+
+impl<B: Backend> Rules<B> {
+    fn new(config: &Http, front: Front<B>, tls: Option<TlsAcceptor>) -> Self {
         let limits = Limits {
             header: config.header_timeout,
             idle: config.idle_timeout,
@@ -160,21 +212,21 @@ impl<B: Backend> Server<B> {
             linger: config.linger_timeout,
             linger_bytes: config.body_max,
         };
-        Ok(Self {
+        Self {
+            front: Arc::new(front),
             limits,
-            http1: http1(&config),
-            http2: http2(&config),
+            drain_idle: config.drain_idle,
+            http1: http1(config),
+            http2: http2(config),
             tls,
-            permits: Arc::new(Semaphore::new(n_permits as usize)),
-            n_permits,
-            front: Arc::new(Front::new(config, backend, traces)),
-        })
+        }
     }
+}
 
-    /// Every connection gave its permit back.
-    async fn all_closed(&self) {
-        let _ = self.permits.acquire_many(self.n_permits).await;
-    }
+fn permits(config: &Http) -> u32 {
+    u32::try_from(config.connections_max)
+        .unwrap_or(u32::MAX)
+        .clamp(1, 1 << 20)
 }
 
 /// What has to come within `time`: something, however low the rate.
@@ -284,25 +336,28 @@ async fn connection<B: Backend>(
     tcp: TcpStream,
     client: SocketAddr,
     _permit: OwnedSemaphorePermit,
-    mut phases: channel::Receiver<Phase>,
+    phases: channel::Receiver<Phase>,
 ) {
     let (Ok(()), Ok(local)) = (tcp.set_nodelay(true), tcp.local_addr()) else {
         return; // The client has gone already.
     };
-    let _counted = server.front.books.metrics.connected();
-    let watch = Watch::new(server.limits);
+    let rules = server.rules.load_full();
+    let _counted = rules.front.books.metrics.connected();
+    let watch = Watch::new(rules.limits);
     let io = Watched::new(tcp, watch.clone());
-    let Some(tls) = &server.tls else {
-        let peer = Peer {
-            client,
-            local,
-            scheme: "http",
-        };
-        return drive(&server, &server.http1, io, peer, watch, phases).await;
+    let peer = |scheme| Peer {
+        client,
+        local,
+        scheme,
     };
+    let Some(tls) = &rules.tls else {
+        return drive(&server, &rules, false, io, peer("http"), watch, phases).await;
+    };
+    let mut end = phases.clone();
     let handshake = tokio::select! {
-        handshake = timeout(server.limits.header, tls.accept(io)) => handshake,
-        _ = phases.changed() => return,
+        handshake = timeout(rules.limits.header, tls.accept(io)) => handshake,
+        // Draining leaves it alone: its request will be answered.
+        _ = end.wait_for(|phase| *phase == Phase::Over) => return,
     };
     let io = match handshake {
         Ok(Ok(io)) => io,
@@ -311,38 +366,36 @@ async fn connection<B: Backend>(
     };
     let is_http2 = io.get_ref().1.alpn_protocol() == Some(b"h2");
     watch.established(is_http2);
-    let peer = Peer {
-        client,
-        local,
-        scheme: "https",
-    };
-    let builder = if is_http2 {
-        &server.http2
-    } else {
-        &server.http1
-    };
-    drive(&server, builder, io, peer, watch, phases).await
+    drive(&server, &rules, is_http2, io, peer("https"), watch, phases).await
 }
 
 /// One connection from its first request to its end.
 async fn drive<B: Backend, I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     server: &Server<B>,
-    builder: &auto::Builder<TokioExecutor>,
+    rules: &Rules<B>,
+    is_http2: bool,
     io: I,
     peer: Peer,
     watch: Arc<Watch>,
-    mut phases: channel::Receiver<Phase>,
+    phases: channel::Receiver<Phase>,
 ) {
+    let mut changes = phases.clone();
     let service = service_fn(|request| {
-        let (front, running) = (server.front.clone(), watch.begin());
-        async move { Ok::<_, Infallible>(front.answer(request, peer, running).await) }
+        let front = server.rules.load().front.clone();
+        let (running, phases) = (watch.begin(), phases.clone());
+        async move {
+            let mut response = front.answer(request, peer, running).await;
+            if !is_http2 && *phases.borrow() != Phase::Serving {
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(header::CONNECTION, close);
+            }
+            Ok::<_, Infallible>(response)
+        }
     });
+    let builder = if is_http2 { &rules.http2 } else { &rules.http1 };
     let mut served = pin!(builder.serve_connection(TokioIo::new(io), service));
     let mut check = pin!(sleep_until(Instant::now().into()));
     let mut closing = false;
-    if *phases.borrow() != Phase::Serving {
-        return; // Accepted in the last moment; nothing was read from it.
-    }
     loop {
         // Leaving the loop drops `served`, and with it the requests of this connection.
         tokio::select! {
@@ -361,14 +414,21 @@ async fn drive<B: Backend, I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
                 Verdict::Close if closing => return,
                 Verdict::Close => {
                     closing = true;
+                    watch.farewell();
                     served.as_mut().graceful_shutdown();
-                    check.as_mut().reset((Instant::now() + server.limits.header).into());
+                    check.as_mut().reset((Instant::now() + rules.limits.header).into());
                 }
             },
             // Without `serve` nobody will say that it is over.
-            changed = phases.changed() => match changed.map(|()| *phases.borrow_and_update()) {
+            changed = changes.changed() => match changed.map(|()| *changes.borrow_and_update()) {
                 Ok(Phase::Serving) => {}
-                Ok(Phase::Draining) => served.as_mut().graceful_shutdown(),
+                Ok(Phase::Draining) if is_http2 => served.as_mut().graceful_shutdown(),
+                // A request may be on its way, and a connection that is closed then
+                // looks to its client as if the request had failed.
+                Ok(Phase::Draining) => {
+                    watch.drain(rules.drain_idle);
+                    check.as_mut().reset(Instant::now().into());
+                }
                 Ok(Phase::Over) | Err(_) => return watch.break_off(),
             },
         }

@@ -77,7 +77,7 @@ pub fn request_id(headers: &HeaderMap) -> String {
 }
 
 /// Memory for the bodies of all requests that no worker has answered yet.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Room(Arc<Semaphore>);
 
 impl Room {

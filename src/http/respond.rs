@@ -35,7 +35,7 @@ use crate::traces::Traces;
 const PREFLIGHT_AGE: &str = "3600";
 
 /// What the front needs of the broker.
-pub trait Backend: Send + Sync + 'static {
+pub trait Backend: Clone + Send + Sync + 'static {
     type Body: Chunks;
     fn call(
         &self,
@@ -81,14 +81,14 @@ pub struct Peer {
 
 /// The part of the server that knows no sockets.
 pub struct Front<B> {
-    config: Arc<Http>,
+    config: Http,
     backend: B,
     room: Room,
     pub books: Books,
 }
 
 impl<B: Backend> Front<B> {
-    pub fn new(config: Arc<Http>, backend: B, traces: Option<Arc<Traces>>) -> Self {
+    pub fn new(config: Http, backend: B, traces: Option<Arc<Traces>>) -> Self {
         let room = Room::new(config.body_memory);
         let books = Books {
             metrics: backend.metrics(),
@@ -101,6 +101,29 @@ impl<B: Backend> Front<B> {
             room,
             books,
         }
+    }
+
+    /// The same with other settings.
+    pub fn with(&self, config: Http) -> Self {
+        let room = match config.body_memory == self.config.body_memory {
+            true => self.room.clone(),
+            // What is in the old room leaves it in time.
+            false => Room::new(config.body_memory),
+        };
+        let books = Books {
+            slow: config.slow,
+            ..self.books.clone()
+        };
+        Self {
+            config,
+            backend: self.backend.clone(),
+            room,
+            books,
+        }
+    }
+
+    pub fn config(&self) -> &Http {
+        &self.config
     }
 
     /// The response to a request, whatever happens.

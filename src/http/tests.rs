@@ -178,6 +178,9 @@ fn streaming_of(
 // ---- the server
 
 struct Server {
+    /// None: it did not start.
+    shared: Option<Arc<super::Server<Broker>>>,
+    config: Http,
     addr: SocketAddr,
     stop: Option<oneshot::Sender<()>>,
     task: tokio::task::JoinHandle<Result<(), super::Error>>,
@@ -194,19 +197,31 @@ impl Server {
         let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
         let addr = listener.local_addr().expect("bound");
         let (stop, stopped) = oneshot::channel();
-        let shutdown = async { _ = stopped.await };
-        let task = tokio::spawn(serve(
-            Arc::new(config),
-            vec![listener],
-            broker.clone(),
-            shutdown,
-            drain,
-        ));
+        let shutdown = async move {
+            _ = stopped.await;
+            drain
+        };
+        let shared = super::Server::new(config.clone(), broker.clone());
+        let (shared, task) = match shared.map(Arc::new) {
+            Ok(shared) => {
+                let task = serve(shared.clone(), vec![listener], shutdown);
+                (Some(shared), tokio::spawn(task))
+            }
+            Err(error) => (None, tokio::spawn(async { Err(error) })),
+        };
         Self {
+            shared,
+            config,
             addr,
             stop: Some(stop),
             task,
         }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Http)) -> Result<(), super::tls::Error> {
+        let mut config = self.config.clone();
+        change(&mut config);
+        self.shared.as_ref().expect("it started").change(config)
     }
 
     async fn connect(&self) -> TcpStream {
@@ -1623,7 +1638,7 @@ async fn a_stop_lets_a_running_request_finish_and_takes_no_other() {
     drop(server.stop.take());
     let closed = timeout(BOUND, idle.read(&mut [0; 1]))
         .await
-        .expect("idle connections are closed at once");
+        .expect("idle connections are closed soon");
     assert_eq!(closed.expect("closed properly"), 0);
     assert!(
         TcpStream::connect(server.addr).await.is_err(),
@@ -1683,6 +1698,80 @@ async fn a_burst_of_connections_finds_room() {
     }
 }
 
+#[tokio::test]
+async fn a_stop_answers_what_was_on_its_way_and_says_that_it_is_the_last() {
+    let (broker, mut senders) = streaming();
+    let mut server = Server::start(&broker, |http| http.drain_idle = BOUND);
+    let get = format!("GET {GET_MAP} HTTP/1.1\r\nHost: a\r\n\r\n");
+    let (mut fresh, mut idle) = (server.connect().await, server.connect().await);
+    let mut running = server.connect().await;
+    let ping = b"GET /ping HTTP/1.1\r\nHost: a\r\n\r\n";
+    idle.write_all(ping).await.expect("written");
+    read_until(&mut idle, "ok\"}").await;
+    running.write_all(get.as_bytes()).await.expect("written");
+    let sender = senders.recv().await.expect("a stream");
+    sender.send(Ok("first".into())).await.expect("taken");
+    read_until(&mut running, "first").await;
+    drop(server.stop.take());
+    while TcpStream::connect(server.addr).await.is_ok() {}
+    // What was silent until now speaks, and so does who has just got the end of its reply.
+    drop(sender);
+    read_until(&mut running, "0\r\n\r\n").await;
+    for tcp in [&mut fresh, &mut idle, &mut running] {
+        tcp.write_all(ping).await.expect("written");
+        let last = Answered::read(tcp).await;
+        assert_eq!(last.status, 200);
+        assert_eq!(last.header("connection"), "close");
+    }
+    server.stopped().await;
+}
+
+#[tokio::test]
+async fn a_request_goes_by_the_settings_that_are_in_force_when_it_comes() {
+    let server = Server::start(&Broker::saying("x"), |_| {});
+    let mut tcp = server.connect().await;
+    let get = format!("GET {GET_MAP} HTTP/1.1\r\nHost: a\r\n\r\n");
+    tcp.write_all(get.as_bytes()).await.expect("written");
+    let first = read_until(&mut tcp, "\r\n\r\nx").await;
+    assert!(first.starts_with("HTTP/1.1 200"), "{first}");
+    server
+        .change(|http| http.uri_max = GET_MAP.len() - 1)
+        .expect("no certificate is wrong");
+    tcp.write_all(get.as_bytes()).await.expect("written");
+    read_until(&mut tcp, " 414 ").await;
+}
+
+#[tokio::test]
+async fn more_and_fewer_connections_can_be_allowed_while_some_are_open() {
+    let server = Server::start(&Broker::saying("x"), |http| http.connections_max = 2);
+    let ping = b"GET /ping HTTP/1.1\r\nHost: a\r\n\r\n";
+    let mut open = Vec::new();
+    for max in [2, 3] {
+        server
+            .change(|http| http.connections_max = max)
+            .expect("no certificate");
+        while open.len() < max {
+            let mut tcp = server.connect().await;
+            tcp.write_all(ping).await.expect("written");
+            read_until(&mut tcp, "ok\"}").await;
+            open.push(tcp);
+        }
+    }
+    server
+        .change(|http| http.connections_max = 1)
+        .expect("no certificate");
+    let mut late = server.connect().await;
+    late.write_all(ping).await.expect("written");
+    while let Some(tcp) = open.pop() {
+        let waits = timeout(Duration::from_millis(50), late.read(&mut [0; 1])).await;
+        assert!(waits.is_err(), "{} are open", open.len() + 1);
+        drop(tcp);
+    }
+    read_until(&mut late, "ok\"}").await;
+    drop(late);
+    server.stopped().await;
+}
+
 #[test]
 fn a_shortage_of_descriptors_makes_accept_wait_longer_and_longer() {
     let shortage = std::io::Error::from_raw_os_error(libc::EMFILE);
@@ -1728,6 +1817,16 @@ impl Secure {
             roots,
             _files: files,
         }
+    }
+
+    /// Puts another certificate into the files, and trusts it alone.
+    fn renew(&mut self) {
+        let made = rcgen::generate_simple_self_signed(["localhost".into()]).expect("a certificate");
+        let file = |name| self._files.path().join(name);
+        std::fs::write(file("cert.pem"), made.cert.pem()).expect("written");
+        std::fs::write(file("key.pem"), made.signing_key.serialize_pem()).expect("written");
+        self.roots = RootCertStore::empty();
+        self.roots.add(made.cert.der().clone()).expect("a root");
     }
 
     async fn connect(&self, protocol: &str) -> TlsStream {
@@ -2032,4 +2131,65 @@ async fn server_timing_is_silent_unless_it_is_wanted() {
         http.server_timing = true;
     });
     assert_eq!(failing.get(GET_MAP).await.header("server-timing"), "");
+}
+
+#[tokio::test]
+async fn a_new_certificate_is_for_new_connections_and_a_broken_one_for_nobody() {
+    let mut secure = Secure::start(&Broker::saying("x"), |_| {});
+    let ping = b"GET /ping HTTP/1.1\r\nHost: a\r\n\r\n";
+    let mut old = secure.connect("http/1.1").await;
+    let mut buffer = [0; 1000];
+    old.write_all(ping).await.expect("written");
+    assert!(old.read(&mut buffer).await.expect("a reply") > 0);
+    let folder = secure._files.path().to_owned();
+    std::fs::write(folder.join("cert.pem"), "broken").expect("written");
+    let error = secure.server.change(|_| {}).expect_err("it is broken");
+    assert!(
+        error.to_string().starts_with("server.ssl_cert: "),
+        "{error}"
+    );
+    // This client trusts the first certificate alone.
+    drop(secure.connect("h2").await);
+    secure.renew();
+    secure.server.change(|_| {}).expect("it is good");
+    // And this one the second alone.
+    drop(secure.connect("h2").await);
+    old.write_all(ping).await.expect("written");
+    assert!(old.read(&mut buffer).await.expect("a reply") > 0);
+}
+
+#[tokio::test]
+async fn a_stop_lets_the_streams_of_http_2_end_and_refuses_others_without_a_reset() {
+    let (broker, mut senders) = streaming();
+    let mut secure = Secure::start(&broker, |_| {});
+    let mut client = secure.http2().await;
+    let request = |target: &str| {
+        Request::get(format!("https://localhost{target}"))
+            .body(Empty::<Bytes>::new())
+            .expect("a request")
+    };
+    let running = client.send_request(request(GET_MAP));
+    let (running, sender) = tokio::join!(running, async {
+        let sender = senders.recv().await.expect("a stream");
+        sender.send(Ok("first".into())).await.expect("taken");
+        sender
+    });
+    let running = running.expect("a response");
+    drop(secure.server.stop.take());
+    // What still comes is answered, until GOAWAY tells the client to ask elsewhere.
+    timeout(BOUND, async {
+        while client.ready().await.is_ok() {
+            match client.send_request(request("/ping")).await {
+                Ok(response) => assert_eq!(response.status(), 200),
+                Err(_) => break,
+            }
+        }
+    })
+    .await
+    .expect("in time");
+    sender.send(Ok("second".into())).await.expect("taken");
+    drop(sender);
+    let whole = running.into_body().collect().await.expect("the whole body");
+    assert_eq!(whole.to_bytes(), "firstsecond");
+    secure.server.stopped().await;
 }

@@ -5,6 +5,7 @@
 //! |---|---|---|
 //! | connected, no request yet, or a request head that does not end | `header_timeout` | cut |
 //! | nothing to do after a reply | `idle_timeout` | closed |
+//! | nothing to do while the server drains (HTTP/1) | `drain_idle` | closed |
 //! | the socket takes fewer of our bytes than `write_rate_min` says | `write_timeout` | cut |
 //! | a reply's next chunk is not fetched (HTTP/2 flow control) | `write_timeout` | cut |
 //! | our last word is said, the client still sends | `linger_timeout`, `body_max` | closed |
@@ -66,6 +67,8 @@ struct State {
     untaken: HashMap<u64, Instant>,
     /// HTTP/2 sends frames that are no requests, so bytes say nothing about heads.
     multiplexed: bool,
+    /// The server drains, and since when; idle connections are kept for so long.
+    draining: Option<(Instant, Duration)>,
     /// The client may still send what nobody will read.
     unread: bool,
     /// The connection must not look as if it had ended properly.
@@ -132,6 +135,10 @@ impl State {
                 since + limits.header,
                 Verdict::Cut("a request head did not end"),
             ),
+            _ if self.draining.is_some() => {
+                let (since, idle) = self.draining.expect("it was just seen");
+                (self.quiet_since.max(since) + idle, Verdict::Close)
+            }
             _ if self.n_begun == 0 => (
                 self.quiet_since + limits.header,
                 Verdict::Cut("no request came"),
@@ -163,6 +170,7 @@ impl Watch {
             taking: Taking::default(),
             untaken: HashMap::new(),
             multiplexed: false,
+            draining: None,
             unread: false,
             broken: false,
         };
@@ -203,6 +211,17 @@ impl Watch {
     pub fn break_off(&self) {
         let mut state = self.state();
         state.broken |= state.n_running > 0 || state.taking.blocked_since.is_some();
+    }
+
+    /// The server takes no new connections, and wants to be rid of this one.
+    pub fn drain(&self, idle: Duration) {
+        self.state().draining = Some((Instant::now(), idle));
+    }
+
+    /// We close a connection that is idle as far as we know. A request that crosses our
+    /// word on its way must not make the kernel reset the connection.
+    pub fn farewell(&self) {
+        self.state().unread = true;
     }
 
     fn has_read(&self) {
@@ -414,6 +433,7 @@ mod tests {
             taking: Taking::default(),
             untaken: HashMap::new(),
             multiplexed: false,
+            draining: None,
             unread: false,
             broken: false,
         }
@@ -536,5 +556,32 @@ mod tests {
         state.written(&LIMITS, now + 12 * SECOND, Some(1000));
         assert!(matches!(at(&state, 19), Verdict::Wait(_)));
         assert_eq!(at(&state, 20), Verdict::Close);
+    }
+
+    #[test]
+    fn while_the_server_drains_an_idle_connection_is_soon_closed_but_no_request_is_lost() {
+        let now = Instant::now();
+        for n_begun in [0, 1] {
+            let mut state = State {
+                n_begun,
+                draining: Some((now, SECOND / 2)),
+                ..state(now)
+            };
+            assert!(
+                matches!(state.verdict(&LIMITS, now), Verdict::Wait(at) if at <= now + SECOND / 2)
+            );
+            assert_eq!(state.verdict(&LIMITS, now + SECOND / 2), Verdict::Close);
+            // A head that has begun may end, and its request may run.
+            state.head_since = Some(now);
+            assert!(matches!(
+                state.verdict(&LIMITS, now + SECOND / 2),
+                Verdict::Wait(_)
+            ));
+            state.n_running = 1;
+            assert!(matches!(
+                state.verdict(&LIMITS, now + 9 * SECOND),
+                Verdict::Wait(_)
+            ));
+        }
     }
 }

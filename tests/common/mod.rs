@@ -261,6 +261,27 @@ impl Server {
         Self::start_in(tmp(), world, settings)
     }
 
+    /// A server whose other settings are in a file, so that they can change; `settings`
+    /// stand on the command line. `program` is a copy of it, which can be replaced.
+    pub fn start_from(world: World, program: &Path, file: &Path, settings: &str) -> Self {
+        let tmp = tmp();
+        let own = "server.port = 0\nserver.interfaces = 127.0.0.1\nserver.status_page = yes";
+        let mut settings = world.settings(&format!("{own}\n{settings}"));
+        settings.remove("server.workers");
+        let worker = text(&self::program("qgisserver-worker"));
+        settings.entry("worker.program".into()).or_insert(worker);
+        let mut args = flags(settings);
+        args.extend(["-c".into(), text(file)]);
+        let process = Process::spawn(program, &args, tmp.clone(), world.environment(&tmp));
+        Self {
+            address: listening(&process),
+            process,
+            world,
+            gate: None,
+            n_workers: 2,
+        }
+    }
+
     fn start_in(tmp: Arc<TempDir>, world: World, settings: &str) -> Self {
         let own = "server.port = 0\nserver.interfaces = 127.0.0.1\nserver.status_page = yes";
         let settings = world.settings(&format!("{own}\n{settings}"));
@@ -272,15 +293,10 @@ impl Server {
             tmp.clone(),
             world.environment(&tmp),
         );
-        let address = process.log.wait_for("listening on ", |line| {
-            let url = line.split("listening on ").nth(1)?;
-            let rest = url.split("://").nth(1)?;
-            rest.split(['/', ' ']).next()?.parse().ok()
-        });
         Self {
+            address: listening(&process),
             process,
             world,
-            address,
             gate: None,
             n_workers,
         }
@@ -380,6 +396,14 @@ impl Server {
     }
 }
 
+fn listening(process: &Process) -> SocketAddr {
+    process.log.wait_for("listening on ", |line| {
+        let url = line.split("listening on ").nth(1)?;
+        let rest = url.split("://").nth(1)?;
+        rest.split(['/', ' ']).next()?.parse().ok()
+    })
+}
+
 /// Path and query of a GetMap that makes the stub do `what`.
 pub fn path_of(what: &str) -> String {
     format!("/ows/?MAP=city&SERVICE=WMS&REQUEST=GetMap&{what}")
@@ -395,8 +419,20 @@ impl Pool {
         Self::start_in(tmp(), world, gate, settings)
     }
 
+    /// Its number of workers and whatever else is in `file`.
+    pub fn start_from(world: &World, gate: SocketAddr, file: &Path) -> Self {
+        let mut settings = world.settings("");
+        settings.remove("server.workers");
+        let mut args = flags(settings);
+        args.extend(["-c".into(), text(file)]);
+        Self::spawn(tmp(), world, gate, args)
+    }
+
     pub fn start_in(tmp: Arc<TempDir>, world: &World, gate: SocketAddr, settings: &str) -> Self {
-        let mut args = flags(world.settings(settings));
+        Self::spawn(tmp, world, gate, flags(world.settings(settings)))
+    }
+
+    fn spawn(tmp: Arc<TempDir>, world: &World, gate: SocketAddr, mut args: Vec<String>) -> Self {
         args.push(format!("--host=127.0.0.1:{}", gate.port()));
         let env = world.environment(&tmp);
         Self {

@@ -15,7 +15,7 @@ mod serve;
 
 use std::process::ExitCode;
 
-use qgisserver::config::{self, Action, Config};
+use qgisserver::config::{self, Action, Config, Sources};
 use qgisserver::log;
 use qgisserver::protocol::Versions;
 
@@ -25,9 +25,9 @@ use qgis::Zygote;
 const UNAVAILABLE: u8 = 69;
 
 fn main() -> ExitCode {
-    let environment = config::environment();
-    match config::worker_command_line(std::env::args_os(), &environment) {
-        Ok(Action::Run(config, warnings)) => run(*config, &warnings),
+    let mut sources = Sources::of_worker(std::env::args_os(), config::environment());
+    match sources.read() {
+        Ok(Action::Run(config, warnings)) => run(*config, sources, &warnings),
         Ok(Action::Version) => version(),
         Ok(Action::Help(text) | Action::PrintConfig(text) | Action::CheckConfig(text)) => {
             print!("{text}");
@@ -40,7 +40,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(config: Config, warnings: &[String]) -> ExitCode {
+fn run(config: Config, sources: Sources, warnings: &[String]) -> ExitCode {
     log::init(&config.log);
     warnings
         .iter()
@@ -76,7 +76,7 @@ fn run(config: Config, warnings: &[String]) -> ExitCode {
     };
     // A local pool ends with its server, whatever ends the server.
     let is_child = config.pool.server.starts_with("ipc://");
-    match pool::run(config, zygote, mask, folder, is_child) {
+    match pool::run(config, sources, zygote, mask, folder, is_child) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(%error, "the pool cannot go on");

@@ -5,6 +5,7 @@
 //! holds: one QgsServer. One request at a time, on the main thread; the GIL is
 //! free while QGIS works.
 
+use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::ffi::{CStr, CString};
 use std::path::{Path, PathBuf};
@@ -291,6 +292,7 @@ impl Qgis {
         zygote: &Zygote,
         pool: &config::Pool,
         tmpdir: &Path,
+        variables: &BTreeMap<String, Option<String>>,
         qgis_info: bool,
     ) -> Result<Self, Error> {
         let current = Arc::new(Mutex::new(None));
@@ -306,8 +308,10 @@ impl Qgis {
             )?;
             let package = |name: &str| py.import(format!("qgisserver.{name}"));
             let prefix = zygote.prefix.to_string_lossy();
-            let application = package("application")?
-                .call_method1("Application", (&prefix, tmpdir.to_string_lossy(), &log))?;
+            let application = package("application")?.call_method1(
+                "Application",
+                (&prefix, tmpdir.to_string_lossy(), variables, &log),
+            )?;
             let recorder = package("exchange")?.call_method1("Recorder", (&log,))?;
             recorder.call_method0("install")?;
             Ok(Self {

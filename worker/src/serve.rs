@@ -3,6 +3,7 @@
 //! QGIS lives on the main thread, which serves one request at a time; the link
 //! never waits for QGIS (see `drive.rs`).
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -29,6 +30,8 @@ pub struct Birth<'a> {
     pub number: u32,
     pub pool: &'a config::Pool,
     pub log: &'a config::Log,
+    /// What its environment has that the parent's has not; None takes a variable away.
+    pub variables: &'a BTreeMap<String, Option<String>>,
     pub zygote: &'a Zygote,
     pub versions: &'a Versions,
     pub name: &'a str,
@@ -57,7 +60,13 @@ pub fn run(birth: Birth<'_>) -> ! {
 }
 
 fn start_qgis(birth: &Birth<'_>) -> Result<Qgis, qgis::Error> {
-    let mut qgis = Qgis::start(birth.zygote, birth.pool, &birth.tmpdir, birth.log.qgis_info)?;
+    let mut qgis = Qgis::start(
+        birth.zygote,
+        birth.pool,
+        &birth.tmpdir,
+        birth.variables,
+        birth.log.qgis_info,
+    )?;
     qgis.warm();
     qgis.load_plugins()?;
     Ok(qgis)

@@ -22,7 +22,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, getpid, getppid};
-use qgisserver::config::Config;
+use qgisserver::config::{self, Config, Sources};
 use qgisserver::protocol::{Because, Versions};
 use sd_notify::NotifyState;
 
@@ -53,21 +53,25 @@ pub fn hold_signals() -> nix::Result<SigSet> {
     Ok(mask)
 }
 
-/// Runs the pool until it is told to stop. `mask`: the held signals; `folder`: for
-/// temporary files. `is_child`: started by a server, whose
-/// end closes our standard input.
+/// Runs the pool until it is told to stop. `sources`: where `config` came from; `mask`:
+/// the held signals; `folder`: for temporary files. `is_child`: started by a server,
+/// whose end closes our standard input.
 pub fn run(
     config: Config,
+    sources: Sources,
     zygote: Zygote,
     mask: SigSet,
     folder: Folder,
     is_child: bool,
 ) -> std::io::Result<()> {
-    Parent::new(config, zygote, mask, folder, is_child)?.watch()
+    Parent::new(config, sources, zygote, mask, folder, is_child)?.watch()
 }
 
 struct Parent {
     config: Config,
+    sources: Sources,
+    /// Of the environment, what changed since Python began.
+    variables: BTreeMap<String, Option<String>>,
     zygote: Zygote,
     versions: Versions,
     name: String,
@@ -99,9 +103,36 @@ struct Worker {
     dismissed: Option<Because>,
 }
 
+fn name(pool: &config::Pool) -> String {
+    pool.identity.clone().unwrap_or_else(crate::host)
+}
+
+fn rules(pool: &config::Pool) -> Rules {
+    Rules {
+        workers: pool.workers,
+        spares: pool.spares,
+        start_timeout: pool.start_timeout,
+        drain_timeout: pool.drain_timeout,
+        young: pool.young,
+        backoff_max: pool.backoff_max,
+        heartbeat: pool.heartbeat,
+        // One more than the server waits before its request goes elsewhere: it
+        // may come back, and ending it would cost its open projects.
+        silence_max: pool.heartbeat * (pool.heartbeat_misses + 1),
+        recycle: Recycle {
+            requests: pool.recycle_requests,
+            age: pool.recycle_age,
+            memory: pool.recycle_memory.div_ceil(1024),
+            high_water_mark: pool.memory_high_water_mark,
+        },
+        seed: uuid::Uuid::new_v4().as_u128() as u64,
+    }
+}
+
 impl Parent {
     fn new(
         config: Config,
+        sources: Sources,
         zygote: Zygote,
         mask: SigSet,
         folder: Folder,
@@ -109,37 +140,17 @@ impl Parent {
     ) -> std::io::Result<Self> {
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         let signals = SignalFd::with_flags(&mask, flags)?;
-        let pool = &config.pool;
-        let rules = Rules {
-            workers: pool.workers,
-            spares: pool.spares,
-            start_timeout: pool.start_timeout,
-            drain_timeout: pool.drain_timeout,
-            young: pool.young,
-            backoff_max: pool.backoff_max,
-            heartbeat: pool.heartbeat,
-            // One more than the server waits before its request goes elsewhere: it
-            // may come back, and ending it would cost its open projects.
-            silence_max: pool.heartbeat * (pool.heartbeat_misses + 1),
-            recycle: Recycle {
-                requests: pool.recycle_requests,
-                age: pool.recycle_age,
-                memory: pool.recycle_memory.div_ceil(1024),
-                high_water_mark: pool.memory_high_water_mark,
-            },
-            seed: uuid::Uuid::new_v4().as_u128() as u64,
-        };
         let machine = Machine::new();
-        let memory_limit = memory_limit(pool.memory_limit, &machine);
+        let memory_limit = memory_limit(config.pool.memory_limit, &machine);
         tracing::info!(
             memory_limit = megabytes(memory_limit),
             "what a worker may allocate (worker.memory_limit)"
         );
         Ok(Self {
             versions: zygote.versions(),
-            name: pool.identity.clone().unwrap_or_else(crate::host),
+            name: name(&config.pool),
             instance: uuid::Uuid::new_v4().simple().to_string(),
-            pool: Pool::new(rules, Instant::now()),
+            pool: Pool::new(rules(&config.pool), Instant::now()),
             workers: BTreeMap::new(),
             signals,
             mask,
@@ -150,7 +161,9 @@ impl Parent {
             machine,
             memory_limit,
             weighed_at: Instant::now(),
+            variables: BTreeMap::new(),
             config,
+            sources,
             zygote,
         })
     }
@@ -211,6 +224,7 @@ impl Parent {
                     number,
                     pool: &self.config.pool,
                     log: &self.config.log,
+                    variables: &self.variables,
                     zygote: &self.zygote,
                     versions: &self.versions,
                     name: &self.name,
@@ -243,6 +257,8 @@ impl Parent {
         memory::volunteer().unwrap_or_else(
             |error| tracing::debug!(%error, "no better one to kill for want of memory than others"),
         );
+        // A worker knows its settings; what else was set may be a secret.
+        self.sources.wipe();
         // Siblings' sockets: their parent's end must be the parent's alone.
         self.workers.clear();
         self.lifeline = None;
@@ -336,7 +352,7 @@ impl Parent {
         while let Some(info) = self.signals.read_signal()? {
             match Signal::try_from(info.ssi_signo as i32) {
                 Ok(Signal::SIGCHLD) => self.reap(),
-                Ok(Signal::SIGHUP) => self.restart(),
+                Ok(Signal::SIGHUP) => self.reload(),
                 // Ctrl-C in a terminal reaches us as well as the server, which
                 // still wants its requests served; its own word is SIGTERM.
                 Ok(Signal::SIGINT) if self.lifeline.is_some() => {}
@@ -347,9 +363,33 @@ impl Parent {
         Ok(())
     }
 
-    fn restart(&mut self) {
+    /// With a mistake in the settings nothing changes, and nobody is replaced.
+    fn reload(&mut self) {
+        let changed = match self.sources.read_again() {
+            Ok(changed) => changed,
+            Err(exit) => return config::log_mistakes(&exit),
+        };
+        if self.lifeline.is_none() {
+            // The server of a local pool said the same.
+            changed.log();
+        }
+        self.adopt(changed.config);
         tracing::info!("replacing the workers, one after the other");
         self.pool.restart();
+    }
+
+    fn adopt(&mut self, config: Config) {
+        qgisserver::log::change(&config.log);
+        for name in self.config.pool.env.keys() {
+            self.variables.insert(name.clone(), None);
+        }
+        for (name, value) in &config.pool.env {
+            self.variables.insert(name.clone(), Some(value.clone()));
+        }
+        self.name = name(&config.pool);
+        self.pool.configure(rules(&config.pool));
+        self.memory_limit = memory_limit(config.pool.memory_limit, &self.machine);
+        self.config = config;
     }
 
     fn stop(&mut self, signal: Signal) {

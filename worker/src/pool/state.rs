@@ -309,6 +309,11 @@ impl Pool {
         Some(age)
     }
 
+    /// Goes by `rules` from now on.
+    pub fn configure(&mut self, rules: Rules) {
+        self.rules = rules;
+    }
+
     /// Replace every worker, one after the other.
     pub fn restart(&mut self) {
         self.generation += 1;
@@ -804,6 +809,37 @@ mod tests {
         pool.ready(1, now);
         assert_eq!(pool.step(now), []);
         assert!(pool.is_settled());
+    }
+
+    #[test]
+    fn a_pool_grows_and_shrinks_with_a_restart_and_never_has_too_few() {
+        for workers in [1, 2, 4] {
+            let (mut pool, now) = settled();
+            pool.configure(Rules { workers, ..rules() });
+            pool.restart();
+            let mut fewest = usize::MAX;
+            let everything_happens = (0..100).all(|_| {
+                let effects = pool.step(now);
+                fewest = fewest.min(pool.count(State::Serving));
+                for effect in &effects {
+                    match *effect {
+                        Effect::Fork(number) => pool.ready(number, now),
+                        Effect::Promote(number) => pool.joined(number),
+                        Effect::Dismiss(number) | Effect::Kill(number, _) => {
+                            pool.died(number, true, now);
+                        }
+                    }
+                }
+                !effects.is_empty()
+            });
+            assert!(
+                !everything_happens && pool.is_settled(),
+                "{workers}: {pool:?}"
+            );
+            assert_eq!(pool.count(State::Serving), workers);
+            assert_eq!(pool.current(State::Serving), workers);
+            assert!(fewest >= workers.min(2), "{fewest} of {workers}");
+        }
     }
 
     #[test]

@@ -1,0 +1,684 @@
+//! Change without loss: settings, certificates and the program itself are replaced while
+//! clients ask without pause, and none of them notices.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use common::process::is_alive;
+use common::{Pool, SOON, Server, World, eventually, http, kill, path_of};
+use nix::sys::signal::Signal;
+use tokio_rustls::rustls;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_qgisserver");
+
+/// Files that an operator changes: the settings, and a copy of the program.
+struct Files {
+    file: PathBuf,
+    program: PathBuf,
+}
+
+impl Files {
+    fn of(world: &World, settings: &str) -> Self {
+        let files = Self {
+            file: world.path("q.conf"),
+            program: world.path("qgisserver"),
+        };
+        files.write(settings);
+        files.install(Path::new(PROGRAM));
+        files
+    }
+
+    fn write(&self, settings: &str) {
+        std::fs::write(&self.file, settings).unwrap();
+    }
+
+    /// As a package manager does it: the running program's file goes, another has its name.
+    fn install(&self, program: &Path) {
+        let new = self.program.with_extension("new");
+        std::fs::copy(program, &new).unwrap();
+        std::fs::rename(new, &self.program).unwrap();
+    }
+
+    fn install_script(&self, script: &str) {
+        use std::os::unix::fs::PermissionsExt;
+        let new = self.program.with_extension("sh");
+        std::fs::write(&new, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o755)).unwrap();
+        std::fs::rename(new, &self.program).unwrap();
+    }
+}
+
+fn start(settings: &str, flags: &str) -> (Server, Files) {
+    let world = World::stub();
+    let files = Files::of(&world, settings);
+    let server = Server::start_from(world, &files.program, &files.file, flags);
+    (server.ready(), files)
+}
+
+// Settings.
+
+#[test]
+fn sighup_brings_new_limits_a_new_log_level_and_more_workers() {
+    let (server, files) = start("[server]\nworkers = 2\n", "");
+    let before = server.workers();
+    let long = format!("/ows/?MAP=city&X={}", "x".repeat(300));
+    assert_eq!(server.get(&long).status, 400);
+    assert_eq!(server.process.log.count(" DEBUG "), 0);
+    files.write(
+        "[server]\nworkers = 3\nuri_max = 256\nhttp_threads = 3\n[logging]\nlevel = debug\n\
+         [api:own]\nWELCOME = 1\n[metadata]\ntitle = New\n",
+    );
+    server.signal(Signal::SIGHUP);
+    eventually("three new workers", || {
+        let now = server.workers();
+        (now.len() == 3 && now.iter().all(|pid| !before.contains(pid))).then_some(())
+    });
+    assert_eq!(server.get(&long).status, 414);
+    assert!(server.get("/").text().contains("New"));
+    server.process.log.wait_line(" DEBUG ");
+    let log = &server.process.log;
+    let line = log.wait_line("server.http_threads");
+    assert!(
+        line.contains("WARN") && line.contains(r#"server.http_threads: "3", was "2""#),
+        "{line}"
+    );
+    assert!(
+        log.wait_line("server.uri_max")
+            .contains(r#""256", was "32K""#)
+    );
+    let environment = server.act("DO=echo").json()["environment"].to_string();
+    assert!(environment.contains("WELCOME"), "{environment}");
+    files.write("[server]\nworkers = 1\n[logging]\njson = yes\n");
+    server.signal(Signal::SIGHUP);
+    server.wait_workers(1);
+    assert_eq!(server.get(&long).status, 400);
+    eventually("a line of JSON", || {
+        let text = log.text();
+        text.lines()
+            .last()
+            .filter(|line| line.starts_with('{'))
+            .map(drop)
+    });
+    eventually("the variable went", || {
+        let environment = server.act("DO=echo").json()["environment"].to_string();
+        (!environment.contains("WELCOME")).then_some(())
+    });
+}
+
+#[test]
+fn sighup_with_a_broken_file_changes_nothing_and_reports_every_mistake() {
+    let (server, files) = start("[server]\nuri_max = 32K\n", "");
+    let before = server.workers();
+    files.write("[server]\nuri_max = 256\nworkers = none\nprot = 1\n");
+    server.signal(Signal::SIGHUP);
+    let log = &server.process.log;
+    for (line, name) in [(3, "server.workers"), (4, "server.prot")] {
+        let said = log.wait_line(&format!("q.conf:{line}: {name}"));
+        assert!(said.contains("ERROR"), "{said}");
+    }
+    log.wait_line("nothing changes");
+    let long = format!("/ows/?MAP=city&X={}", "x".repeat(300));
+    assert_eq!(server.get(&long).status, 400);
+    // Once it is mended, it counts. Nobody was replaced meanwhile.
+    assert_eq!(server.workers(), before);
+    files.write("[server]\nuri_max = 256\n");
+    server.signal(Signal::SIGHUP);
+    eventually("the limit is new", || {
+        (server.get(&long).status == 414).then_some(())
+    });
+    log.wait_line("replacing the workers, one");
+    assert_eq!(log.count("replacing the workers, one"), 1);
+}
+
+/// A pool on its own reads its own file.
+#[test]
+fn a_pool_on_its_own_reads_its_settings_again_and_keeps_them_when_they_are_broken() {
+    let world = World::stub();
+    let gate = common::free_address();
+    let file = world.path("pool.conf");
+    std::fs::write(&file, "[server]\nworkers = 1\n").unwrap();
+    let server = Server::proxy_at(world, SocketAddr::from(([127, 0, 0, 1], 0)), gate, "");
+    let pool = Pool::start_from(&server.world, gate, &file);
+    server.wait_workers(1);
+    std::fs::write(&file, "[server]\nworkers = 2\n").unwrap();
+    pool.process.signal(Signal::SIGHUP);
+    pool.process.log.wait_line("left as told");
+    server.wait_workers(2);
+    let before = server.workers();
+    std::fs::write(&file, "[server]\nworkers = lots\n").unwrap();
+    // The server's own word reaches it, too.
+    server.signal(Signal::SIGHUP);
+    pool.process.log.wait_line("pool.conf:2: server.workers");
+    assert_eq!(server.workers(), before);
+}
+
+/// The certificate that a new connection gets.
+fn certificate(address: SocketAddr) -> Vec<u8> {
+    let mut client = tls();
+    let mut socket = http::connect(address);
+    while client.is_handshaking() {
+        client.complete_io(&mut socket).unwrap();
+    }
+    client.peer_certificates().unwrap()[0].to_vec()
+}
+
+/// A client that believes every server.
+fn tls() -> rustls::ClientConnection {
+    #[derive(Debug)]
+    struct Any;
+    use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+    use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+    use rustls::{DigitallySignedStruct, Error, SignatureScheme};
+    impl ServerCertVerifier for Any {
+        fn verify_server_cert(
+            &self,
+            _: &CertificateDer<'_>,
+            _: &[CertificateDer<'_>],
+            _: &ServerName<'_>,
+            _: &[u8],
+            _: UnixTime,
+        ) -> Result<ServerCertVerified, Error> {
+            Ok(ServerCertVerified::assertion())
+        }
+        fn verify_tls12_signature(
+            &self,
+            _: &[u8],
+            _: &CertificateDer<'_>,
+            _: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            Ok(HandshakeSignatureValid::assertion())
+        }
+        fn verify_tls13_signature(
+            &self,
+            _: &[u8],
+            _: &CertificateDer<'_>,
+            _: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            Ok(HandshakeSignatureValid::assertion())
+        }
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            vec![SignatureScheme::ECDSA_NISTP256_SHA256]
+        }
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Any))
+        .with_no_client_auth();
+    let name = "localhost".try_into().unwrap();
+    rustls::ClientConnection::new(Arc::new(config), name).unwrap()
+}
+
+#[test]
+fn a_handshake_that_began_before_the_stop_is_finished_and_its_request_answered() {
+    let world = World::stub();
+    let made = rcgen::generate_simple_self_signed(["localhost".into()]).unwrap();
+    let (cert, key) = (world.path("cert.pem"), world.path("key.pem"));
+    std::fs::write(&cert, made.cert.pem()).unwrap();
+    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    let settings = format!(
+        "server.ssl = yes\nserver.drain_idle = 10\nserver.ssl_cert = {}\nserver.ssl_key = {}",
+        cert.display(),
+        key.display()
+    );
+    let mut server = Server::start_tls(world, &settings);
+    let mut client = tls();
+    let mut socket = http::connect(server.address);
+    client.write_tls(&mut socket).unwrap();
+    // Its answer is here: the server has accepted.
+    socket.peek(&mut [0]).unwrap();
+    server.signal(Signal::SIGTERM);
+    eventually("nobody listens", || {
+        TcpStream::connect(server.address).err()
+    });
+    let mut stream = rustls::Stream::new(&mut client, &mut socket);
+    let request = format!(
+        "GET {} HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        path_of("DO=echo")
+    );
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply).unwrap();
+    assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
+    drop(socket);
+    assert!(server.process.stop().success());
+}
+
+#[test]
+fn sighup_brings_a_new_certificate_and_keeps_the_old_one_when_it_is_broken() {
+    let world = World::stub();
+    let (cert, key) = (world.path("cert.pem"), world.path("key.pem"));
+    let renew = || {
+        let made = rcgen::generate_simple_self_signed(["localhost".into()]).unwrap();
+        std::fs::write(&cert, made.cert.pem()).unwrap();
+        std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+        made.cert.der().to_vec()
+    };
+    let first = renew();
+    let settings = format!(
+        "server.ssl = yes\nserver.ssl_cert = {}\nserver.ssl_key = {}",
+        cert.display(),
+        key.display()
+    );
+    let server = Server::start_tls(world, &settings);
+    assert_eq!(certificate(server.address), first);
+    std::fs::write(&key, "broken").unwrap();
+    server.signal(Signal::SIGHUP);
+    let line = server.process.log.wait_line("the old certificate stays");
+    assert!(
+        line.contains("ERROR") && line.contains("server.ssl_key"),
+        "{line}"
+    );
+    assert_eq!(certificate(server.address), first);
+    let second = renew();
+    server.signal(Signal::SIGHUP);
+    eventually("the new certificate", || {
+        (certificate(server.address) == second).then_some(())
+    });
+}
+
+// Load.
+
+/// Clients that ask without pause, one connection for each request or for many.
+struct Load {
+    stop: Arc<AtomicBool>,
+    n_served: Vec<Arc<AtomicUsize>>,
+    clients: Vec<std::thread::JoinHandle<Vec<String>>>,
+}
+
+impl Load {
+    fn on(address: SocketAddr) -> Self {
+        Self::of(address, &path_of("DO=echo"))
+    }
+
+    fn of(address: SocketAddr, path: &str) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let pauses = [None, None, Some(0), Some(0), Some(40), Some(400)];
+        let n_served: Vec<_> = pauses
+            .iter()
+            .map(|_| Arc::<AtomicUsize>::default())
+            .collect();
+        let clients = pauses
+            .into_iter()
+            .zip(&n_served)
+            .map(|(pause, n): (Option<u64>, _)| {
+                let (stop, n, path) = (stop.clone(), n.clone(), path.to_owned());
+                std::thread::spawn(move || {
+                    let (mut failures, mut kept) = (Vec::new(), None);
+                    while !stop.load(Ordering::Relaxed) {
+                        match get(address, &path, &mut kept) {
+                            Ok(()) => drop(n.fetch_add(1, Ordering::Relaxed)),
+                            Err(error) => failures.push(error),
+                        }
+                        match pause {
+                            None => kept = None,
+                            Some(pause) => std::thread::sleep(Duration::from_millis(pause)),
+                        }
+                    }
+                    failures
+                })
+            });
+        Self {
+            clients: clients.collect(),
+            n_served,
+            stop,
+        }
+    }
+
+    /// Every answer was a 200, and no connection was refused, reset or closed unasked.
+    fn assert_no_failure(self) {
+        // Who waits for the end of a change gets its answer after it.
+        let before: Vec<_> = self.counts().collect();
+        eventually("every client is served again", || {
+            let mut both = self.counts().zip(&before);
+            both.all(|(now, before)| now > before + 1).then_some(())
+        });
+        self.stop.store(true, Ordering::Relaxed);
+        let ends = self.clients.into_iter().map(|it| it.join().unwrap());
+        assert_eq!(ends.collect::<Vec<_>>().concat(), [""; 0]);
+    }
+
+    fn counts(&self) -> impl Iterator<Item = usize> {
+        self.n_served.iter().map(|n| n.load(Ordering::Relaxed))
+    }
+}
+
+/// One request on the connection that was kept, or on a new one.
+fn get(address: SocketAddr, path: &str, kept: &mut Option<TcpStream>) -> Result<(), String> {
+    let was_kept = kept.is_some();
+    let failed = |what: &str| format!("{what} (a kept connection: {was_kept})");
+    let mut stream = match kept.take() {
+        Some(stream) => stream,
+        None => TcpStream::connect(address).map_err(|error| failed(&error.to_string()))?,
+    };
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        .map_err(|error| failed(&error.to_string()))?;
+    let mut reply = Vec::new();
+    let mut buffer = [0; 4096];
+    loop {
+        let n = stream
+            .read(&mut buffer)
+            .map_err(|error| failed(&error.to_string()))?;
+        if n == 0 {
+            return Err(failed("closed without an answer"));
+        }
+        reply.extend_from_slice(&buffer[..n]);
+        let Some(end) = reply.windows(4).position(|it| it == b"\r\n\r\n") else {
+            continue;
+        };
+        let (head, body) = (&reply[..end], &reply[end + 4..]);
+        let head = String::from_utf8_lossy(head).to_lowercase();
+        let length = head
+            .lines()
+            .find_map(|it| it.strip_prefix("content-length: "));
+        let length: usize = length.expect("a length").parse().unwrap();
+        if body.len() < length {
+            continue;
+        }
+        if !head.starts_with("http/1.1 200") {
+            return Err(failed(&head));
+        }
+        if !head.contains("connection: close") {
+            *kept = Some(stream);
+        }
+        return Ok(());
+    }
+}
+
+#[test]
+fn three_rolling_restarts_under_load_lose_nothing() {
+    let (server, _) = start("", "");
+    let load = Load::on(server.address);
+    for _ in 0..3 {
+        let before = server.workers();
+        server.signal(Signal::SIGHUP);
+        eventually("all workers are new", || {
+            let now = server.workers();
+            (now.len() == 2 && now.iter().all(|pid| !before.contains(pid))).then_some(())
+        });
+    }
+    load.assert_no_failure();
+}
+
+// Upgrades.
+
+/// A successor has taken over, and the server that had this pid is gone: its pid.
+fn upgrade(server: &Server, pid: i32) -> i32 {
+    let done = server.process.log.count("the successor serves");
+    kill(pid, Signal::SIGUSR2);
+    let successor = eventually("a successor", || {
+        let text = server.process.log.text();
+        let line = text
+            .lines()
+            .filter(|it| it.contains("the successor serves"))
+            .nth(done)?;
+        let (_, rest) = line.split_once("pid=")?;
+        rest.split(' ').next()?.parse().ok()
+    });
+    assert_ne!(successor, pid);
+    eventually("the old one is gone", || (!is_alive(pid)).then_some(()));
+    successor
+}
+
+fn stop(pid: i32) {
+    kill(pid, Signal::SIGTERM);
+    eventually("its end", || (!is_alive(pid)).then_some(()));
+}
+
+/// Sockets, pipes and files that a process has open.
+fn n_descriptors(pid: i32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/fd"))
+        .unwrap()
+        .count()
+}
+
+#[test]
+fn three_upgrades_of_the_program_under_load_lose_nothing_and_leak_nothing() {
+    let (server, files) = start("", "");
+    let load = Load::on(server.address);
+    let mut pid = server.process.pid();
+    let mut open = Vec::new();
+    for _ in 0..3 {
+        files.install(Path::new(PROGRAM));
+        pid = upgrade(&server, pid);
+        let executable = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap();
+        assert_eq!(executable, files.program, "the new file runs");
+    }
+    load.assert_no_failure();
+    for _ in 0..2 {
+        // Whatever belongs to connections is closed by now, or soon.
+        open.push(eventually("few descriptors", || {
+            let n = n_descriptors(pid);
+            (n < 40).then_some(n)
+        }));
+        pid = upgrade(&server, pid);
+        server.wait_ready();
+    }
+    assert!(open[0].abs_diff(open[1]) <= 2, "{open:?}");
+    stop(pid);
+}
+
+#[test]
+fn an_upgrade_waits_for_a_running_request() {
+    let (server, _) = start("", "server.timeout = 60");
+    let old = server.process.pid();
+    let running = server.act_later("DO=wait&FOR=go&MARK=running");
+    server.world.wait_count("running", 1);
+    kill(old, Signal::SIGUSR2);
+    server.process.log.wait_line("the successor serves");
+    eventually("another server answers", || {
+        let pid = server.act("DO=echo").json()["pid"].as_i64()? as i32;
+        (common::process::parent(common::process::parent(pid)) != old).then_some(())
+    });
+    assert!(is_alive(old));
+    server.world.tell("go");
+    assert_eq!(running.join().unwrap().unwrap().status, 200);
+    eventually("the old one is gone", || (!is_alive(old)).then_some(()));
+    let pid = server.workers()[0];
+    stop(common::process::parent(common::process::parent(pid)));
+}
+
+#[test]
+fn an_upgrade_to_a_program_that_fails_leaves_the_old_one_serving() {
+    let (server, files) = start("[worker]\nstart_timeout = 60\n", "");
+    let load = Load::on(server.address);
+    let log = &server.process.log;
+    for (script, said) in [
+        ("exit 3", "ended with status 3"),
+        ("kill -9 $$", "ended with signal 9"),
+        // Closes all that it got, and lives.
+        (
+            "exec 3>&- 4>&-; echo $$ > $(dirname $0)/hanging; exec sleep 1000",
+            "could not serve within",
+        ),
+    ] {
+        if script.contains("sleep") {
+            files.write("[worker]\nstart_timeout = 1\n");
+            server.signal(Signal::SIGHUP);
+            log.wait_line("worker.start_timeout: \"1\"");
+        }
+        files.install_script(script);
+        server.signal(Signal::SIGUSR2);
+        let line = log.wait_line(said);
+        assert!(
+            line.contains("ERROR") && line.contains("this server goes on"),
+            "{line}"
+        );
+    }
+    let hanging = std::fs::read_to_string(server.world.path("hanging")).unwrap();
+    let hanging: i32 = hanging.trim().parse().unwrap();
+    eventually("it was ended", || (!is_alive(hanging)).then_some(()));
+    std::fs::remove_file(&files.program).unwrap();
+    server.signal(Signal::SIGUSR2);
+    log.wait_line("does not start");
+    load.assert_no_failure();
+    // A program that works is still welcome.
+    files.write("");
+    files.install(Path::new(PROGRAM));
+    server.signal(Signal::SIGHUP);
+    log.wait_line("worker.start_timeout: \"60\"");
+    let pid = upgrade(&server, server.process.pid());
+    stop(pid);
+}
+
+#[test]
+fn a_successor_whose_settings_are_wrong_does_not_succeed() {
+    let (server, files) = start("", "");
+    files.write("[server]\nprot = 1\n");
+    server.signal(Signal::SIGUSR2);
+    server.process.log.wait_line("ended with status 78");
+    assert_eq!(server.act("DO=echo").status, 200);
+}
+
+/// What waits for a restart gets it.
+#[test]
+fn an_upgrade_takes_up_what_a_reload_cannot() {
+    let (server, files) = start("", "");
+    let old = common::process::n_threads(server.process.pid());
+    files.write("[server]\nhttp_threads = 5\n");
+    let pid = upgrade(&server, server.process.pid());
+    server.wait_ready();
+    assert_eq!(common::process::n_threads(pid), old + 3);
+    stop(pid);
+}
+
+#[test]
+fn a_server_that_is_told_to_stop_takes_its_unfinished_successor_along() {
+    let (mut server, _) = start("", "");
+    server.world.tell("hang-at-start");
+    server.signal(Signal::SIGUSR2);
+    eventually("a successor starts", || {
+        (server.process.log.count("pool started") == 2).then_some(())
+    });
+    // No process and no file is left: see the harness.
+    assert!(server.process.stop().success());
+}
+
+#[test]
+fn an_upgrade_of_a_proxy_loses_nothing_and_its_pools_come_along() {
+    let world = World::stub();
+    let gate = common::free_address();
+    let proxy = Server::proxy_at(world, SocketAddr::from(([127, 0, 0, 1], 0)), gate, "");
+    let _pool = Pool::start(&proxy.world, gate, "server.workers = 3");
+    proxy.wait_workers(3);
+    let load = Load::on(proxy.address);
+    let mut pid = proxy.process.pid();
+    for _ in 0..3 {
+        pid = upgrade(&proxy, pid);
+        proxy.wait_workers(3);
+    }
+    load.assert_no_failure();
+    stop(pid);
+}
+
+/// Real maps from real QGIS, while everything that makes them is replaced.
+#[test]
+fn with_real_qgis_a_rolling_restart_and_an_upgrade_lose_no_map() {
+    let server = Server::real("server.workers = 2");
+    let load = Load::of(
+        server.address,
+        "/ows/?MAP=world&SERVICE=WMS&VERSION=1.3.0&REQUEST=GetMap&LAYERS=land&STYLES=\
+         &CRS=EPSG:4326&BBOX=-90,-180,90,180&WIDTH=100&HEIGHT=50&FORMAT=image/png",
+    );
+    let before = server.workers();
+    server.signal(Signal::SIGHUP);
+    eventually("all workers are new", || {
+        let now = server.workers();
+        (now.len() == 2 && now.iter().all(|pid| !before.contains(pid))).then_some(())
+    });
+    let pid = upgrade(&server, server.process.pid());
+    load.assert_no_failure();
+    stop(pid);
+}
+
+/// The successor of a server that gave up its rights has none to give up.
+#[test]
+fn an_upgrade_after_setuid_stays_that_user() {
+    if !nix::unistd::geteuid().is_root() {
+        return; // Nobody else can start it.
+    }
+    let world = World::stub();
+    world.open_to_everybody();
+    let worker = world.path("qgisserver-worker");
+    std::fs::copy(
+        Path::new(PROGRAM).with_file_name("qgisserver-worker"),
+        &worker,
+    )
+    .unwrap();
+    let files = Files::of(&world, "");
+    let flags = format!(
+        "server.setuid = nobody\nworker.program = {}",
+        worker.display()
+    );
+    let server = Server::start_from(world, &files.program, &files.file, &flags).ready();
+    let pid = upgrade(&server, server.process.pid());
+    assert_eq!(server.act("DO=echo").status, 200);
+    stop(pid);
+}
+
+// Socket activation.
+
+/// A server that gets `listener` as systemd would pass it.
+fn activated(world: &World, tmp: &Path, listener: &TcpListener) -> Child {
+    let fd = listener.as_raw_fd();
+    let mut command = Command::new("/bin/sh");
+    command
+        .args(["-c", "LISTEN_PID=$$ exec \"$0\" \"$@\"", PROGRAM])
+        .args(["-b", "10.9.8.7", "-p", "1", "-w", "1", "--rootdir"])
+        .arg(world.projects())
+        .env("LISTEN_FDS", "1")
+        .env("LISTEN_FDNAMES", "qgisserver.socket")
+        .env("TMPDIR", tmp)
+        .env("PYTHONPATH", world.path("stub"))
+        .stdin(Stdio::null())
+        .stderr(Stdio::null());
+    // SAFETY: both are async-signal-safe, and what they leave stays open after exec.
+    unsafe {
+        command.pre_exec(move || {
+            let kept = match fd {
+                3 => libc::fcntl(fd, libc::F_SETFD, 0),
+                _ => libc::dup2(fd, 3),
+            };
+            match kept {
+                -1 => Err(std::io::Error::last_os_error()),
+                _ => Ok(()),
+            }
+        });
+    }
+    command.spawn().unwrap()
+}
+
+fn end(mut server: Child) {
+    kill(server.id() as i32, Signal::SIGTERM);
+    eventually("its end", || server.try_wait().unwrap());
+}
+
+#[test]
+fn with_socket_activation_a_restart_makes_clients_wait_and_refuses_nobody() {
+    let world = World::stub();
+    let tmp = tempfile::Builder::new().prefix("qs").tempdir().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = activated(&world, tmp.path(), &listener);
+    get(address, &path_of("DO=echo"), &mut None).unwrap();
+    end(server);
+    let waiting = std::thread::spawn(move || get(address, &path_of("DO=echo"), &mut None));
+    let load = Load::on(address);
+    let server = activated(&world, tmp.path(), &listener);
+    waiting.join().unwrap().unwrap();
+    get(address, &path_of("DO=echo"), &mut None).unwrap();
+    load.assert_no_failure();
+    end(server);
+}
