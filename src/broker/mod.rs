@@ -5,13 +5,18 @@
 //! `queue.rs`. Workers on this machine connect to a socket in a private
 //! directory (`crate::directory`), all others through `gate.rs`.
 
+mod cost;
+mod crowd;
 mod gate;
+mod lanes;
 mod queue;
 mod router;
 #[cfg(test)]
 mod tests;
 mod throttle;
 mod transport;
+mod turns;
+mod waiting;
 mod zmtp;
 
 use std::net::SocketAddr;
@@ -26,7 +31,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::config;
 use crate::protocol::{Failure, Head, ProjectRef, Ready, Reason, Timings};
 
+pub use cost::Work;
 pub use router::StartError;
+pub use waiting::Name;
 
 /// Starts the broker: when this returns, workers can connect.
 pub async fn start(config: &config::Broker) -> Result<(Handle, Broker), StartError> {
@@ -124,6 +131,11 @@ pub struct Call {
     /// Cancelled when the client leaves; otherwise it runs to its end.
     pub cancel: bool,
     pub timeout: Duration,
+    /// Who asks; clients take turns.
+    pub client: Name,
+    pub work: Work,
+    /// `Ready::instance` of the worker that asks, if one of ours does.
+    pub cause: Option<String>,
 }
 
 /// The answer: its head at once, its body as it comes.
@@ -260,6 +272,16 @@ pub enum Error {
     QueueFull {
         limit: usize,
     },
+    /// Of one client, waiting and running.
+    ClientBusy {
+        limit: usize,
+    },
+    /// Of one project, waiting and running.
+    ProjectBusy {
+        limit: usize,
+    },
+    /// All workers wait for requests like this one, which waits for a worker.
+    WaitsForItself,
     /// Waited too long for a worker.
     QueueTimedOut {
         after: Duration,
@@ -283,6 +305,16 @@ impl std::fmt::Display for Error {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::QueueFull { limit } => write!(f, "{limit} requests are waiting already"),
+            Self::ClientBusy { limit } => write!(f, "the client has {limit} requests here already"),
+            Self::ProjectBusy { limit } => {
+                write!(f, "the project has {limit} requests here already")
+            }
+            Self::WaitsForItself => {
+                write!(
+                    f,
+                    "all workers wait for layers of this server, and this is one"
+                )
+            }
             Self::QueueTimedOut { after } => {
                 write!(f, "no worker was free within {:.1} s", after.as_secs_f64())
             }
@@ -304,7 +336,22 @@ impl std::error::Error for Error {}
 pub struct Status {
     pub n_waiting: usize,
     pub n_running: usize,
+    pub lanes: Vec<Lane>,
+    /// Workers with long requests, and how many may have one.
+    pub n_long: usize,
+    pub long_max: usize,
+    /// Those with most requests here, waiting or running.
+    pub top_clients: Vec<(Name, usize)>,
+    pub top_projects: Vec<(Name, usize)>,
     pub workers: Vec<Worker>,
+}
+
+/// One of the lines in which requests wait.
+#[derive(Debug, Clone)]
+pub struct Lane {
+    pub name: &'static str,
+    pub n_waiting: usize,
+    pub n_running: usize,
 }
 
 #[derive(Debug, Clone)]

@@ -22,19 +22,24 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{self, MissedTickBehavior};
 
+use super::cost::Kind;
 use super::gate::{self, Gate};
+use super::lanes::{Rules, Sort};
 use super::queue::{Effect, Fate, Id, Limits, Peer, Queue, Ticket, Why};
 use super::throttle::Throttle;
 use super::transport::{Event, Router, Transport, Undeliverable};
 use super::{
-    Body, Broker, Call, Command, Error, Handle, Item, Outcome, Reply, Shared, State, Status,
-    Stream, Worker,
+    Body, Broker, Call, Command, Error, Handle, Item, Lane, Name as Called, Outcome, Reply, Shared,
+    State, Status, Stream, Worker,
 };
 use crate::config;
 use crate::directory::{self, Directory};
 use crate::protocol::{
     Cancel, Credit, Disconnect, Final, HEAD_MAX, Message, Partial, Ready, Reason, Request,
 };
+
+/// So many clients and projects are in the status.
+const TOP: usize = 5;
 
 /// Why the broker did not start.
 #[derive(Debug)]
@@ -312,11 +317,7 @@ impl<T: Transport> Driver<T> {
     }
 
     fn submit(&mut self, id: Id, call: Box<Call>, answer: oneshot::Sender<Result<Reply, Error>>) {
-        let ticket = Ticket {
-            retry: call.retry,
-            cancel: call.cancel,
-            timeout: call.timeout,
-        };
+        let ticket = self.ticket(&call);
         self.calls.insert(
             id,
             Pending {
@@ -325,6 +326,30 @@ impl<T: Transport> Driver<T> {
             },
         );
         self.queue.submit(id, ticket, Instant::now());
+    }
+
+    fn ticket(&self, call: &Call) -> Ticket {
+        let project = call.project.as_ref().map(ToString::to_string);
+        let project: Called = project.unwrap_or_default().into();
+        Ticket {
+            retry: call.retry,
+            cancel: call.cancel,
+            timeout: call.timeout,
+            client: call.client.clone(),
+            sort: Sort::of(&call.operation),
+            kind: Kind::of(&project, &call.operation, &call.work),
+            cause: call.cause.as_ref().and_then(|it| self.instance(it)),
+            project,
+        }
+    }
+
+    /// The worker that said so of itself in READY.
+    fn instance(&self, instance: &str) -> Option<Peer> {
+        let is_it = |it: &Member| !instance.is_empty() && it.ready.instance == instance;
+        let mut workers = self.workers.iter();
+        workers
+            .find(|(_, it)| is_it(it))
+            .map(|(peer, _)| peer.clone())
     }
 
     /// The request will not be sent again, and its body may be large.
@@ -377,9 +402,21 @@ impl<T: Transport> Driver<T> {
         let mut workers: Vec<Worker> = self.workers.values().map(Member::status).collect();
         workers
             .sort_by(|a, b| (&a.ready.pool, a.ready.number).cmp(&(&b.ready.pool, b.ready.number)));
+        let lane = |(line, n_waiting, n_running): (super::lanes::Line, usize, usize)| Lane {
+            name: line.name(),
+            n_waiting,
+            n_running,
+        };
+        let (n_long, long_max) = self.queue.long();
+        let crowd = self.queue.crowd();
         Status {
             n_waiting: self.queue.n_waiting(),
             n_running: self.queue.n_running(),
+            lanes: self.queue.lines().map(lane).into(),
+            n_long,
+            long_max,
+            top_clients: crowd.top_clients(TOP),
+            top_projects: crowd.top_projects(TOP),
             workers,
         }
     }
@@ -478,6 +515,10 @@ impl<T: Transport> Driver<T> {
     fn finished(&mut self, peer: &Peer, last: Final, bytes: Bytes) {
         let has_head = last.head.is_some() || last.failure.is_some();
         let now = Instant::now();
+        if is_success(&last) {
+            let taken = Duration::from_micros(last.timings.render_us);
+            self.queue.took_time(last.id, taken);
+        }
         let fate = self
             .queue
             .finished(peer, last.id, has_head, last.leaving, now);
@@ -652,7 +693,10 @@ impl<T: Transport> Driver<T> {
             operation,
             ..
         } = &*pending.call;
-        tracing::debug!(request_id, operation, %error, "ended without a reply");
+        match error {
+            Error::WaitsForItself => tracing::warn!(request_id, operation, %error, "refused"),
+            _ => tracing::debug!(request_id, operation, %error, "ended without a reply"),
+        }
         pending.answer.fail(error);
     }
 
@@ -678,12 +722,24 @@ impl<T: Transport> Driver<T> {
 fn limits(config: &config::Broker) -> Limits {
     Limits {
         queue_max: config.queue_max,
+        client_max: config.client_max,
+        project_max: config.project_max,
+        lanes: Rules {
+            reserved: config.reserved_workers,
+            slow: config.slow,
+            reserve: config.reserved_for,
+        },
         queue_timeout: config.queue_timeout,
         heartbeat: config.heartbeat,
         silence: config.heartbeat * config.heartbeat_misses,
         window: config.window,
         cancel_grace: config.cancel_grace,
     }
+}
+
+/// Errors are cheap and say nothing about the next answer.
+fn is_success(last: &Final) -> bool {
+    last.failure.is_none() && last.head.as_ref().is_none_or(|head| head.status < 400)
 }
 
 impl Answer {

@@ -176,6 +176,9 @@ pub fn get(operation: &str) -> Call {
         retry: false,
         cancel: true,
         timeout: LONG,
+        client: "192.0.2.1".into(),
+        work: Work::default(),
+        cause: None,
     }
 }
 

@@ -19,6 +19,7 @@ mod tests;
 mod threads;
 mod tls;
 mod watch;
+mod work;
 
 use std::convert::Infallible;
 use std::future::Future;

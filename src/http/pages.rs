@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::body::Content;
 use super::reply::text_response;
-use crate::broker::{Status, Worker};
+use crate::broker::{Lane, Status, Worker};
 
 const JSON: &str = "application/json;charset=utf-8";
 
@@ -85,15 +85,24 @@ pub fn ready<C>(is_ready: bool) -> Response<Content<C>> {
     }
 }
 
-/// `/status`: workers and queue. Nothing of the environment, no settings.
+/// `/status`: workers and queue. Nothing of the environment, no settings, no client.
 pub fn status<C>(status: &Status) -> Response<Content<C>> {
     let page = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "waiting": status.n_waiting,
         "running": status.n_running,
+        "long": { "running": status.n_long, "max": status.long_max },
+        "lanes": status.lanes.iter().map(lane).collect::<Map<_, _>>(),
+        "projects": status.top_projects.iter().map(|(name, n)| json!({ "name": &**name, "requests": n })).collect::<Vec<_>>(),
+        "requests_of_largest_clients": status.top_clients.iter().map(|(_, n)| n).collect::<Vec<_>>(),
         "workers": status.workers.iter().map(worker).collect::<Vec<_>>(),
     });
     fresh(StatusCode::OK, page.to_string())
+}
+
+fn lane(lane: &Lane) -> (String, Value) {
+    let n = json!({ "waiting": lane.n_waiting, "running": lane.n_running });
+    (lane.name.to_owned(), n)
 }
 
 fn worker(worker: &Worker) -> Value {

@@ -1,7 +1,7 @@
 //! One request from its head to its response: route, call, answer.
 
 use std::future::{Future, poll_fn};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use super::reply::{self, Dialect, Refusal};
 use super::request::{self, Asked, Held, Incomplete, Refused, Room};
 use super::route::Route;
 use super::watch::Running;
-use crate::broker::{self, Call, Status};
+use crate::broker::{self, Call, Name, Status};
 use crate::config::Http;
 use crate::ogc::guard;
 use crate::ogc::ows::Kvp;
@@ -113,16 +113,28 @@ impl<B: Backend> Front<B> {
         response
     }
 
-    fn line(&self, parts: &Parts, peer: Peer) -> Line {
+    fn client(&self, parts: &Parts, peer: Peer) -> IpAddr {
         let told = self
             .config
             .http_proxy
             .then(|| forwarded::client(&parts.headers))
             .flatten();
-        let client = told.unwrap_or_else(|| peer.client.ip());
+        told.unwrap_or_else(|| peer.client.ip())
+    }
+
+    /// Who takes turns with others: by address, unless a proxy knows better.
+    fn client_name(&self, parts: &Parts, peer: Peer) -> Name {
+        let header = self.config.client_header.as_deref();
+        let header = header.filter(|_| self.config.http_proxy);
+        let told = header.and_then(|name| forwarded::name(&parts.headers, name));
+        told.unwrap_or_else(|| forwarded::network(self.client(parts, peer)))
+            .into()
+    }
+
+    fn line(&self, parts: &Parts, peer: Peer) -> Line {
         Line::new(
             request::request_id(&parts.headers),
-            client,
+            self.client(parts, peer),
             parts.method.clone(),
             &parts.uri,
         )
@@ -165,6 +177,7 @@ impl<B: Backend> Front<B> {
             parts,
             base: &base,
             request_id,
+            client: self.client_name(parts, peer),
         };
         match route {
             Route::Root => {
