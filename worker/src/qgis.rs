@@ -276,6 +276,8 @@ pub struct Qgis {
     rules: config::Pool,
     /// The request id of the running request, for log lines that QGIS writes.
     current: Arc<Mutex<String>>,
+    /// By which the last request called the server.
+    host: String,
     pub plugins: Vec<String>,
     pub plugins_failed: Vec<String>,
     /// No filter and no access control: the answer depends on the request alone.
@@ -316,12 +318,38 @@ impl Qgis {
                 chunk_bytes: pool.chunk_bytes,
                 rules: pool.clone(),
                 current: current.clone(),
+                host: String::new(),
                 plugins: Vec::new(),
                 plugins_failed: Vec::new(),
                 may_cache: true,
             })
         })
         .map_err(|error: PyErr| error.into())
+    }
+
+    /// Requests of this worker for layers of its own server say from whom they are.
+    pub fn introduce(&self, instance: &str) -> Result<(), Error> {
+        let told = Python::attach(|py| {
+            self.application
+                .call_method1(py, "introduce", (instance,))
+                .map(drop)
+        });
+        told.map_err(|error: PyErr| error.into())
+    }
+
+    /// What the present request calls the server, its projects may, too.
+    fn addressed(&mut self, url: &str) {
+        let host = host(url);
+        if host == self.host {
+            return;
+        }
+        self.host = host.to_owned();
+        Python::attach(|py| {
+            let told = self.application.call_method1(py, "addressed", (host,));
+            if let Err(error) = told {
+                tracing::warn!(%error, host, "requests to this host are not known as our own");
+            }
+        });
     }
 
     /// Loads the server plugins. They see every request from now on.
@@ -411,6 +439,11 @@ impl Qgis {
                 tracing::warn!(%error, path = %path.display(), "QGIS may answer with old capabilities");
             }
         });
+    }
+
+    /// A request is about to be served: before its project is loaded, which may ask, too.
+    pub fn begin(&mut self, request: &Request) {
+        self.addressed(&request.url);
     }
 
     /// Passes one request to QGIS. Parts of a stream go to `outlet` while QGIS works.
@@ -680,10 +713,27 @@ impl Log {
     }
 }
 
+/// The host of an URL without its port and brackets.
+fn host(url: &str) -> &str {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let authority = rest.split(['/', '?']).next().unwrap_or_default();
+    match authority.strip_prefix('[') {
+        Some(v6) => v6.split(']').next().unwrap_or_default(),
+        None => authority.split(':').next().unwrap_or_default(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use pyo3::exceptions::PyValueError;
+
+    #[test]
+    fn the_host_of_an_url_has_no_port() {
+        assert_eq!(host("http://example.org:8080/ows/?MAP=a:b"), "example.org");
+        assert_eq!(host("https://[2001:db8::1]:8080/"), "2001:db8::1");
+        assert_eq!(host("http://localhost?SERVICE=WMS"), "localhost");
+    }
 
     #[test]
     fn an_exception_of_c_plus_plus_is_one_whoever_waits_and_whatever_ran() {
