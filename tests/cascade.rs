@@ -55,8 +55,9 @@ fn a_pool_whose_workers_all_ask_it_for_layers_answers_them_all() {
         // The picture is there, not a blank one.
         assert!(reply.1 * 2 > direct.1, "{replies:?} and {direct:?}");
     }
-    // From now on it is known, and nobody has to step back.
+    // One stepped back. From now on it is known, and nobody has to step back.
     let n_before = server.process.log.count("is sent once more");
+    assert!(n_before <= 1, "{n_before} stepped back");
     let replies = maps(&server, "cascade", "cascaded", 6);
     assert!(
         replies.iter().all(|(status, _)| *status == 200),

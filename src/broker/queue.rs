@@ -404,7 +404,8 @@ impl Queue {
                 worker.expect("assigned to a known one").is_long = true;
             }
         }
-        self.waiting.move_project(&project, Line::Held);
+        let tell = |request: &mut Request| request.line = Line::Held;
+        self.waiting.move_project(&project, Line::Held, tell);
     }
 
     /// What QGIS took for a request that succeeds in a moment.
@@ -1164,7 +1165,9 @@ mod tests {
             for (id, request) in &self.assigned {
                 assert_eq!(self.workers[&request.peer].state, State::Busy(*id));
                 assert!(request.unacked <= self.limits.window);
-                assert!(!self.waiting.has(*id));
+                assert_eq!(self.waiting.line_of(*id), None);
+                let is_long = self.workers[&request.peer].is_long;
+                assert_eq!(is_long, request.line.is_long());
             }
             let busy = |w: &&Worker| matches!(w.state, State::Busy(_));
             assert_eq!(
@@ -1182,6 +1185,9 @@ mod tests {
             let next = self.waiting.next(&|line| doors.is_open(line));
             let is_tick_due = self.next_deadline().is_some_and(|due| due <= now);
             assert!(next.is_none() || self.idle.is_empty() || is_tick_due);
+            for (id, request) in self.waiting.iter() {
+                assert_eq!(self.waiting.line_of(id), Some(request.line));
+            }
             for peer in &self.spared {
                 assert!(matches!(self.workers[peer].state, State::Cancelled { .. }));
             }
@@ -1888,6 +1894,7 @@ mod tests {
         let mut bench = Bench::roomy(&["a", "b"]);
         bench.submit_as(1, in_project("cascade"));
         bench.submit_as(2, in_project("cascade"));
+        bench.submit_as(6, in_project("cascade"));
         assert_eq!(bench.submit_as(3, asked_by("a")), []);
         let steps_back = [cancelled(2, "b"), Effect::Requeued { id: 2 }];
         assert_eq!(bench.submit_as(4, asked_by("b")), steps_back);

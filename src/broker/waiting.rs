@@ -89,9 +89,10 @@ impl<T> Waiting<T> {
         self.seats.is_empty()
     }
 
+    /// The line in which it waits.
     #[cfg(test)]
-    pub fn has(&self, id: Id) -> bool {
-        self.seats.contains_key(&id)
+    pub fn line_of(&self, id: Id) -> Option<Line> {
+        self.seats.get(&id).map(|seat| seat.wish.line)
     }
 
     pub fn n_in(&self, line: Line) -> usize {
@@ -203,7 +204,8 @@ impl<T> Waiting<T> {
     }
 
     /// Those of `project` wait in another line from now on, in the order in which they came.
-    pub fn move_project(&mut self, project: &Name, to: Line) {
+    /// `tell` says it to what belongs to them.
+    pub fn move_project(&mut self, project: &Name, to: Line, tell: impl Fn(&mut T)) {
         let mut moved: Vec<(u64, Id)> = self
             .seats
             .iter()
@@ -218,6 +220,7 @@ impl<T> Waiting<T> {
                 self.rows[to as usize].push(id, &seat.wish, number);
             }
             seat.wish.line = to;
+            tell(&mut seat.item);
         }
     }
 
@@ -435,7 +438,8 @@ mod tests {
         let mut room = Room::new();
         let city: Vec<Id> = (0..5).map(|_| room.map("a")).collect();
         let village = room.come("a", "village", Line::Maps, 100);
-        room.waiting.move_project(&"city".into(), Line::Held);
+        room.waiting
+            .move_project(&"city".into(), Line::Held, |_| {});
         assert_eq!(
             (room.waiting.n_in(Line::Held), room.waiting.n_in(Line::Maps)),
             (5, 1)
@@ -550,7 +554,7 @@ mod tests {
                             }
                         }
                         Event::Move(project, to) => {
-                            room.waiting.move_project(&NAMES[project].into(), Line::ALL[to]);
+                            room.waiting.move_project(&NAMES[project].into(), Line::ALL[to], |_| {});
                         }
                     }
                     let n: usize = Line::ALL.into_iter().map(|line| room.waiting.n_in(line)).sum();
