@@ -805,8 +805,7 @@ impl Queue {
             return self.alarm(at);
         }
         let Some(id) = self.who_steps_back() else {
-            let own = self.waiting.iter().filter(|(_, it)| it.line == Line::Own);
-            let own: Vec<Id> = own.map(|(id, _)| id).collect();
+            let own: Vec<Id> = self.waiting.of(Line::Own).map(|it| it.id).collect();
             for id in own {
                 let request = self.waiting.remove(id).expect("it was found above");
                 self.answer(&request, Error::WaitsForItself);
@@ -823,7 +822,7 @@ impl Queue {
 
     /// No worker will be free before one of our own requests was served.
     fn all_wait_for_us(&self) -> bool {
-        let waiting = self.waiting.iter().filter_map(|(_, it)| it.cause);
+        let waiting = self.waiting.of(Line::Own).filter_map(|it| it.cause);
         let running = self.assigned.values().filter_map(|it| it.cause);
         let causes: HashSet<Id> = waiting.chain(running).collect();
         let waits = |worker: &Worker| match worker.state {
@@ -837,7 +836,7 @@ impl Queue {
     /// The youngest that may, if that helps another.
     fn who_steps_back(&self) -> Option<Id> {
         let helps = |id: Id| {
-            let mut causes = self.waiting.iter().filter_map(|(_, it)| it.cause);
+            let mut causes = self.waiting.of(Line::Own).filter_map(|it| it.cause);
             causes.any(|cause| cause != id && self.assigned.contains_key(&cause))
         };
         let may = |it: &&Request| it.line != Line::Own && it.may_be_sent_again() && helps(it.id);

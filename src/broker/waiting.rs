@@ -103,6 +103,17 @@ impl<T> Waiting<T> {
         self.rows[line as usize].n + again.count()
     }
 
+    /// Those in `line`.
+    pub fn of(&self, line: Line) -> impl Iterator<Item = &T> {
+        let again = self
+            .again
+            .values()
+            .filter(move |id| self.seats[id].wish.line == line);
+        let ids = self.rows[line as usize].ids().chain(again);
+        ids.map(|id| &self.seats[id].item)
+    }
+
+    #[cfg(test)]
     pub fn iter(&self) -> impl Iterator<Item = (Id, &T)> {
         self.seats.iter().map(|(id, seat)| (*id, &seat.item))
     }
@@ -245,6 +256,14 @@ impl Row {
         let client = &self.clients[self.turns.next()?];
         let project = &client.projects[client.turns.next()?];
         project.values().next().copied()
+    }
+
+    fn ids(&self) -> impl Iterator<Item = &Id> {
+        let projects = self
+            .clients
+            .values()
+            .flat_map(|client| client.projects.values());
+        projects.flat_map(|project| project.values())
     }
 
     /// Before it is removed.

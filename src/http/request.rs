@@ -420,7 +420,7 @@ fn fits(call: &Call) -> bool {
 fn is_ours(name: &str) -> bool {
     matches!(
         name,
-        "host" | "x-request-id" | "forwarded" | "x-forwarded-host" | "x-forwarded-proto"
+        "host" | "x-request-id" | "forwarded" | "x-forwarded-host" | "x-forwarded-proto" | CAUSE
     )
 }
 

@@ -637,7 +637,7 @@ async fn a_client_is_its_address_unless_a_trusted_proxy_says_whose_it_is() {
 #[tokio::test]
 async fn a_request_says_how_large_it_is_and_which_worker_asks() {
     let broker = Broker::saying("x");
-    let server = Server::start(&broker, |_| {});
+    let server = Server::start(&broker, |http| http.allow_headers = vec!["x-".into()]);
     let target = format!("{GET_MAP}&WIDTH=20&HEIGHT=10&LAYERS=a,b");
     let cause = "X-Qgisserver-Worker: abc\r\n";
     server.send("GET", &target, cause, "").await;
