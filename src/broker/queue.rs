@@ -98,6 +98,10 @@ pub enum Effect {
     Requeued {
         id: Id,
     },
+    /// Its worker, which waited for others of our own, is wanted for them; it waits again.
+    SteppedBack {
+        id: Id,
+    },
     /// The request ended without FINAL.
     Answer {
         id: Id,
@@ -190,8 +194,8 @@ pub struct Queue {
     ask_us: LruCache<Name, Instant>,
     /// When a request came that is not long.
     last_small: Option<Instant>,
-    /// When a worker was lost that is about to be replaced.
-    last_loss: Option<Instant>,
+    /// When the number of workers changed: in a moment it may again.
+    changed: Instant,
     effects: Vec<Effect>,
     stopping: bool,
     /// No deadline is earlier; moved forward by `tick` only.
@@ -252,7 +256,7 @@ impl Queue {
             costs: Costs::default(),
             ask_us: LruCache::new(ASKS_US_MAX),
             last_small: None,
-            last_loss: None,
+            changed: now,
             effects: Vec::new(),
             stopping: false,
             wake: None,
@@ -487,6 +491,7 @@ impl Queue {
             is_long: false,
         };
         self.workers.insert(peer.clone(), worker);
+        self.changed = now;
         self.idle.push_back(peer.clone());
         self.dispatch(now);
         true
@@ -581,7 +586,7 @@ impl Queue {
         let Some(worker) = self.workers.remove(peer) else {
             return;
         };
-        self.last_loss = Some(now);
+        self.changed = now;
         match worker.state {
             State::Idle => self.idle.retain(|idle| idle != peer),
             State::Busy(id) => self.orphaned(id, now),
@@ -800,9 +805,9 @@ impl Queue {
         if self.waiting.n_in(Line::Own) == 0 || !self.all_wait_for_us() {
             return;
         }
-        let replaced = self.last_loss.map(|at| at + self.limits.silence);
-        if let Some(at) = replaced.filter(|at| *at > now) {
-            return self.alarm(at);
+        let settled = self.changed + self.limits.silence;
+        if settled > now {
+            return self.alarm(settled);
         }
         let Some(id) = self.who_steps_back() else {
             let own: Vec<Id> = self.waiting.of(Line::Own).map(|it| it.id).collect();
@@ -816,7 +821,7 @@ impl Queue {
         self.cancel(&request, self.limits.cancel_grace, now);
         request.begin_again(now + self.limits.queue_timeout);
         request.line = Line::Held;
-        self.effects.push(Effect::Requeued { id });
+        self.effects.push(Effect::SteppedBack { id });
         self.waiting.push_again(id, request.wish(0), request);
     }
 
@@ -1706,6 +1711,7 @@ mod tests {
             let mut bench = Self::new();
             bench.queue.limits.queue_max = 1000;
             names.iter().for_each(|name| bench.ready(name));
+            bench.pass(3 * S, names);
             bench
         }
 
@@ -1895,7 +1901,7 @@ mod tests {
         bench.submit_as(2, in_project("cascade"));
         bench.submit_as(6, in_project("cascade"));
         assert_eq!(bench.submit_as(3, asked_by("a")), []);
-        let steps_back = [cancelled(2, "b"), Effect::Requeued { id: 2 }];
+        let steps_back = [cancelled(2, "b"), Effect::SteppedBack { id: 2 }];
         assert_eq!(bench.submit_as(4, asked_by("b")), steps_back);
         // Its worker could not stop, so it left, and with it what it asked for.
         assert_eq!(bench.gone("b"), []);
@@ -1920,6 +1926,16 @@ mod tests {
         let refused = answered(2, Error::WaitsForItself);
         assert_eq!(bench.submit_as(2, asked_by("a")), [refused]);
         assert_eq!(bench.finished("a", 1), Fate::Deliver);
+    }
+
+    #[test]
+    fn a_pool_that_has_just_begun_may_grow_before_it_gives_up() {
+        let mut bench = Bench::with_workers(&["a"]);
+        bench.submit_as(1, in_project("cascade"));
+        assert_eq!(bench.submit_as(2, asked_by("a")), []);
+        assert_eq!(bench.pass(2 * S, &["a"]), []);
+        bench.ready("b");
+        assert_eq!(ids(&bench.effects()), [2]);
     }
 
     #[test]
@@ -2042,7 +2058,9 @@ mod tests {
                         Effect::Cancel { peer, id, .. } => {
                             assert_eq!(self.holds.get(&peer), Some(&id))
                         }
-                        Effect::Requeued { .. } | Effect::Farewell { .. } => {}
+                        Effect::Requeued { .. }
+                        | Effect::SteppedBack { .. }
+                        | Effect::Farewell { .. } => {}
                     }
                 }
             }

@@ -600,7 +600,10 @@ impl<T: Transport> Driver<T> {
     fn perform(&mut self, effect: Effect) {
         match effect {
             Effect::Assign { id, peer, left } => self.assign(id, &peer, left),
-            Effect::Requeued { id } => self.requeued(id),
+            Effect::Requeued { id } => self.requeued(id, "its worker died"),
+            Effect::SteppedBack { id } => {
+                self.requeued(id, "all workers waited for layers of this server")
+            }
             Effect::Answer { id, error } => self.answer(id, error),
             Effect::Forget { id } => drop(self.calls.remove(&id)),
             Effect::Credit { peer, id, n } => self.send(&peer, Message::Credit(Credit { id, n })),
@@ -668,7 +671,7 @@ impl<T: Transport> Driver<T> {
         }
     }
 
-    fn requeued(&mut self, id: Id) {
+    fn requeued(&mut self, id: Id, why: &str) {
         let call = &self
             .calls
             .get(&id)
@@ -682,6 +685,7 @@ impl<T: Transport> Driver<T> {
         tracing::warn!(
             request_id,
             operation,
+            why,
             "is sent once more, to another worker"
         );
     }
