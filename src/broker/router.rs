@@ -844,6 +844,7 @@ mod tests {
 
     use super::super::tests::{get, ok};
     use super::*;
+    use crate::protocol::{Head, Timings};
 
     /// A transport that remembers what was sent, and to whom nothing can be.
     #[derive(Default)]
@@ -1053,6 +1054,53 @@ mod tests {
         assert!(driver.transport.sent.is_empty());
         driver.call(2, get("GetMap"));
         assert_eq!(driver.transport.sent.len(), 1);
+    }
+
+    #[test]
+    fn what_took_long_waits_among_the_slow_and_what_failed_teaches_nothing() {
+        let mut driver = Driver::with_workers(&["a"]);
+        let took = |id, status, seconds: u64| Final {
+            id,
+            head: ok().map(|head| Head { status, ..head }),
+            timings: Timings {
+                load_us: 0,
+                render_us: seconds * 1_000_000,
+            },
+            ..Final::default()
+        };
+        let n_slow = |driver: &Driver<Wire>| {
+            let lanes = driver.status().lanes;
+            let slow = lanes.iter().find(|lane| lane.name == "slow");
+            slow.map(|lane| lane.n_running)
+        };
+        for (id, status, expected) in [(1, 500, 0), (2, 200, 0), (3, 200, 1)] {
+            let _answered = driver.call(id, get("GetMap"));
+            assert_eq!(n_slow(&driver), Some(expected), "{id}");
+            driver.hear("a", Message::Final(took(id, status, 60), Bytes::new()));
+        }
+    }
+
+    #[test]
+    fn the_worker_that_asks_is_known_by_its_instance() {
+        let mut driver = Driver::with_workers(&[]);
+        let instance = "4711".to_owned();
+        let ready = Ready {
+            instance,
+            ..Ready::default()
+        };
+        driver.hear("a", Message::Ready(ready));
+        driver.hear("b", Message::Ready(Ready::default()));
+        let cause = |instance: &str| {
+            let cause = Some(instance.to_owned());
+            driver
+                .ticket(&Call {
+                    cause,
+                    ..get("GetMap")
+                })
+                .cause
+        };
+        assert_eq!(cause("4711"), Some("a".into()));
+        assert_eq!((cause("4712"), cause("")), (None, None));
     }
 
     #[test]
