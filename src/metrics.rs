@@ -18,9 +18,8 @@ const BUCKETS: [f64; 15] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 60.0,
 ];
 
-/// Who waits where.
-pub const DEFAULT_LANE: &str = "default";
-const LANES: [&str; 1] = [DEFAULT_LANE];
+/// The lines of the broker (`broker/lanes.rs`).
+const LANES: [&str; 5] = ["own", "maps", "papers", "slow", "held"];
 
 /// What the answers have been; anything else is `other`.
 const STATUSES: [u16; 30] = [

@@ -151,7 +151,7 @@ fn a_pool_on_its_own_reads_its_settings_again_and_keeps_them_when_they_are_broke
     server.wait_workers(1);
     std::fs::write(&file, "[server]\nworkers = 2\n").unwrap();
     pool.process.signal(Signal::SIGHUP);
-    pool.process.log.wait_line("left as told");
+    pool.process.log.wait_line("left for a newer one");
     server.wait_workers(2);
     let before = server.workers();
     std::fs::write(&file, "[server]\nworkers = lots\n").unwrap();

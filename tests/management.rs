@@ -165,7 +165,7 @@ fn the_metrics_count_what_was_done() {
         assert_eq!(get_map(name), 6.0, "{name}");
     }
     for (series, value) in [
-        ("qgisserver_queue_seconds_count{lane=\"default\"}", 6.0),
+        ("qgisserver_queue_seconds_count{lane=\"maps\"}", 6.0),
         (
             "qgisserver_replies_total{service=\"WMS\",status=\"200\"}",
             6.0,
@@ -223,7 +223,7 @@ fn the_queue_is_seen_while_it_waits_and_a_client_that_leaves_it_is_counted() {
     for stream in &mut waiting {
         http::send_get(stream, &path_of("DO=echo"));
     }
-    managed.until("qgisserver_waiting{lane=\"default\"}", 5.0);
+    managed.until("qgisserver_waiting{lane=\"maps\"}", 5.0);
     let status = managed.status();
     assert_eq!(
         status["queue"],
@@ -242,7 +242,7 @@ fn the_queue_is_seen_while_it_waits_and_a_client_that_leaves_it_is_counted() {
     assert!(worker["memory_kb"].is_u64() && worker["plugins"].is_array());
     drop(waiting);
     managed.until("qgisserver_cancellations_total{stage=\"waiting\"}", 5.0);
-    managed.until("qgisserver_waiting{lane=\"default\"}", 0.0);
+    managed.until("qgisserver_waiting{lane=\"maps\"}", 0.0);
     server.world.tell("go");
     assert_eq!(busy.join().unwrap().unwrap().status, 200);
     managed.until("qgisserver_workers{state=\"idle\"}", 1.0);

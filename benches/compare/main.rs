@@ -3,9 +3,10 @@
 //! Runs on loopback, ends by itself, leaves nothing behind. Prints Markdown.
 //!
 //! `cargo bench --bench compare -- [part]...` with parts out of `single`,
-//! `crowd`, `start`, `stream` and `death`; without, all.
+//! `crowd`, `lanes`, `start`, `stream` and `death`; without, all.
 
 mod client;
+mod lanes;
 mod life;
 mod memory;
 mod peers;
@@ -34,6 +35,9 @@ fn main() {
     println!("Load of the machine before: {}", load.trim());
     if wants("single") || wants("crowd") {
         speed::compare(&place, wants("single"), wants("crowd"), &mut demands);
+    }
+    if wants("lanes") {
+        lanes::compare(&place, &mut demands);
     }
     if wants("start") {
         life::start(&place, &mut demands);

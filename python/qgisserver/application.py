@@ -2,6 +2,7 @@
 
 import gc
 import os
+import socket
 import sys
 
 
@@ -77,6 +78,8 @@ class Application:
         from qgis.server import QgsServer
 
         self._log = log
+        self._local_hosts = frozenset({"localhost", "127.0.0.1", "::1", socket.gethostname().lower()})
+        self._own_hosts = self._local_hosts
         self._levels = {Qgis.Info: "info", Qgis.Warning: "warning", Qgis.Critical: "error"}
         # Qt's and QGIS's own lines go where ours go, with the request id beside them.
         qInstallMessageHandler(self._qt_message)
@@ -86,6 +89,29 @@ class Application:
         QgsApplication.messageLog().messageReceived.connect(self._qgis_message)
         self.server = QgsServer()
         self.interface = self.server.serverInterface()
+
+    def introduce(self, instance):
+        """From now on requests for layers that this same server serves say which worker asks.
+
+        Then the server knows that this worker waits for them, and lets them go first.
+        Others are told nothing: they have no use for it.
+        """
+        from qgis.core import QgsNetworkAccessManager
+
+        if not hasattr(QgsNetworkAccessManager, "setRequestPreprocessor"):
+            return
+        # Called in whichever thread asks, so it reads one attribute and nothing else.
+        name = instance.encode()
+
+        def sign(request):
+            if request.url().host() in self._own_hosts:
+                request.setRawHeader(b"X-Qgisserver-Worker", name)
+
+        QgsNetworkAccessManager.setRequestPreprocessor(sign)
+
+    def addressed(self, host):
+        """The present request came to ``host``: projects call this server by that name, too."""
+        self._own_hosts = self._local_hosts | {host}
 
     def _qt_message(self, kind, context, text):
         self._log("debug", "Qt", text or "")

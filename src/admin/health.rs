@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use crate::broker::{Status, Worker};
+use crate::broker::{Name, Status, Worker};
 use crate::http::pages;
 use crate::metrics::Metrics;
 
@@ -34,7 +34,11 @@ pub fn status(is_ready: bool, up: Duration, broker: &Status, counted: &Metrics) 
         "queue": {
             "waiting": broker.n_waiting,
             "running": broker.n_running,
+            "lanes": broker.lanes.iter().map(pages::lane).collect::<Map<_, _>>(),
+            "long": { "running": broker.n_long, "max": broker.long_max },
         },
+        "top_clients": broker.top_clients.iter().map(named).collect::<Vec<_>>(),
+        "top_projects": broker.top_projects.iter().map(named).collect::<Vec<_>>(),
         "retries": counted.retries.get(),
         "workers_gone": gone,
         "storm": broker.storm,
@@ -44,6 +48,10 @@ pub fn status(is_ready: bool, up: Duration, broker: &Status, counted: &Metrics) 
         "workers": broker.workers.iter().map(worker).collect::<Vec<_>>(),
     })
     .to_string()
+}
+
+fn named((name, n): &(Name, usize)) -> Value {
+    json!({ "name": &**name, "requests": n })
 }
 
 /// Pools by their parents: two may have the same name.

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use prometheus::{IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
 
-use crate::broker::Status;
-use crate::metrics::{DEFAULT_LANE, Metrics};
+use crate::broker::{Lane, Status};
+use crate::metrics::Metrics;
 
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 
@@ -43,12 +43,23 @@ fn gauges(now: &Registry, status: &Status, is_ready: bool) {
         "Resident memory of all workers, what they share counted for each",
         usize::try_from(memory_kb << 10).unwrap_or(usize::MAX),
     );
-    gauge(
+    let lanes = |n: fn(&Lane) -> usize| -> Vec<([&str; 1], usize)> {
+        let lanes = status.lanes.iter();
+        lanes.map(|lane| ([lane.name], n(lane))).collect()
+    };
+    by_label(
         now,
         "qgisserver_waiting",
         "Requests that wait for a worker",
-        &["lane"],
-        &[(&[DEFAULT_LANE], status.n_waiting)],
+        "lane",
+        &lanes(|lane| lane.n_waiting),
+    );
+    by_label(
+        now,
+        "qgisserver_running_by_lane",
+        "Requests that workers have, by lane",
+        "lane",
+        &lanes(|lane| lane.n_running),
     );
     gauge(
         now,
@@ -70,14 +81,18 @@ fn gauges(now: &Registry, status: &Status, is_ready: bool) {
         *by_qgis.entry(&worker.ready.versions.qgis).or_default() += 1;
     }
     let by_qgis: Vec<_> = by_qgis.into_iter().map(|(qgis, n)| ([qgis], n)).collect();
-    let by_qgis: Vec<_> = by_qgis.iter().map(|(qgis, n)| (&qgis[..], *n)).collect();
-    gauge(
+    by_label(
         now,
         "qgisserver_workers_by_version",
         "Workers that are connected, by version of QGIS",
-        &["qgis"],
+        "qgis",
         &by_qgis,
     );
+}
+
+fn by_label(now: &Registry, name: &str, help: &str, label: &str, values: &[([&str; 1], usize)]) {
+    let values: Vec<_> = values.iter().map(|(of, n)| (&of[..], *n)).collect();
+    gauge(now, name, help, &[label], &values);
 }
 
 /// The broker counts them, since its decisions depend on them.
@@ -130,7 +145,11 @@ mod tests {
             request: None,
         };
         let status = Status {
-            n_waiting: 4,
+            lanes: vec![Lane {
+                name: "maps",
+                n_waiting: 4,
+                n_running: 0,
+            }],
             workers: vec![worker],
             ..Status::default()
         };
@@ -139,7 +158,7 @@ mod tests {
         let page = page(&counted, &status, true);
         for line in [
             "qgisserver_retries_total 1",
-            "qgisserver_waiting{lane=\"default\"} 4",
+            "qgisserver_waiting{lane=\"maps\"} 4",
             "qgisserver_workers{state=\"idle\"} 1",
             "qgisserver_workers{state=\"busy\"} 0",
             "qgisserver_workers_memory_bytes 3072",

@@ -6,8 +6,11 @@
 //! directory (`crate::directory`), all others through `gate.rs`.
 
 mod breaker;
+mod cost;
+mod crowd;
 mod deaths;
 mod gate;
+mod lanes;
 mod quarantine;
 mod queue;
 mod router;
@@ -15,6 +18,8 @@ mod router;
 mod tests;
 mod throttle;
 mod transport;
+mod turns;
+mod waiting;
 pub(crate) mod zmtp;
 
 use std::net::{SocketAddr, TcpListener};
@@ -31,9 +36,11 @@ use crate::metrics::Metrics;
 use crate::protocol::{Failure, Head, ProjectRef, Ready, Reason, Timings, Trace};
 
 pub use breaker::Open;
+pub use cost::Work;
 pub use deaths::Departures;
 pub use quarantine::Quarantined;
 pub use router::StartError;
+pub use waiting::Name;
 
 /// Starts the broker: when this returns, workers can connect. `gate`: where the gate
 /// listens already, if somebody else has bound it.
@@ -146,6 +153,11 @@ pub struct Call {
     pub cancel: bool,
     pub timeout: Duration,
     pub trace: Option<Trace>,
+    /// Who asks; clients take turns.
+    pub client: Name,
+    pub work: Work,
+    /// `Ready::instance` of the worker that asks, if one of ours does.
+    pub cause: Option<String>,
 }
 
 impl Call {
@@ -298,6 +310,16 @@ pub enum Error {
     QueueFull {
         limit: usize,
     },
+    /// Of one client, waiting and running.
+    ClientBusy {
+        limit: usize,
+    },
+    /// Of one project, waiting and running.
+    ProjectBusy {
+        limit: usize,
+    },
+    /// All workers wait for requests like this one, which waits for a worker.
+    WaitsForItself,
     /// Waited too long for a worker.
     QueueTimedOut {
         after: Duration,
@@ -340,6 +362,9 @@ impl Error {
             Self::Quarantined { .. } => "quarantined",
             Self::BreakerOpen { .. } => "breaker_open",
             Self::ShareTaken { .. } => "share_taken",
+            Self::ClientBusy { .. } => "client_busy",
+            Self::ProjectBusy { .. } => "project_busy",
+            Self::WaitsForItself => "waits_for_itself",
             Self::Stopping => "stopping",
             Self::Failed(failure) => failure.reason(),
         }
@@ -351,6 +376,16 @@ impl std::fmt::Display for Error {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::QueueFull { limit } => write!(f, "{limit} requests are waiting already"),
+            Self::ClientBusy { limit } => write!(f, "the client has {limit} requests here already"),
+            Self::ProjectBusy { limit } => {
+                write!(f, "the project has {limit} requests here already")
+            }
+            Self::WaitsForItself => {
+                write!(
+                    f,
+                    "all workers wait for layers of this server, and this is one"
+                )
+            }
             Self::QueueTimedOut { after } => {
                 write!(f, "no worker was free within {:.1} s", after.as_secs_f64())
             }
@@ -386,6 +421,13 @@ impl std::error::Error for Error {}
 pub struct Status {
     pub n_waiting: usize,
     pub n_running: usize,
+    pub lanes: Vec<Lane>,
+    /// Workers with long requests, and how many may have one.
+    pub n_long: usize,
+    pub long_max: usize,
+    /// Those with most requests here, waiting or running.
+    pub top_clients: Vec<(Name, usize)>,
+    pub top_projects: Vec<(Name, usize)>,
     pub workers: Vec<Worker>,
     /// The latest first, at most a hundred.
     pub quarantined: Vec<Quarantined>,
@@ -397,6 +439,14 @@ pub struct Status {
     pub storm: bool,
     /// Requests that were sent once more, to another worker.
     pub n_retried: u64,
+}
+
+/// One of the lines in which requests wait.
+#[derive(Debug, Clone)]
+pub struct Lane {
+    pub name: &'static str,
+    pub n_waiting: usize,
+    pub n_running: usize,
 }
 
 #[derive(Debug, Clone)]

@@ -11,19 +11,43 @@
 //! | `Busy` | its FINAL | `Idle`, or `Leaving` if it says so |
 //! | `Busy` | deadline, or its client left | `Cancelled` |
 //! | `Cancelled` | its FINAL, which is dropped | `Idle`, or `Leaving` |
+//! | `Cancelled` | others have to wait | `Cancelled`, with a short grace |
 //! | `Cancelled` | no FINAL within its grace and the silence limit | expelled |
 //! | any | DISCONNECT | `Leaving`, as soon as its request ended |
 //! | any | disconnected, silent, against the protocol | gone |
 //!
-//! Dispatch is in order of arrival, to the worker that has been idle longest;
-//! one that missed a heartbeat gets a request only if all the idle did.
+//! Who is next is decided in [`super::waiting`] by client, project, lane and
+//! estimated cost. It goes to the worker that has been idle longest; one that
+//! missed a heartbeat gets a request only if all the idle did.
+//!
+//! A project may have layers that this same server serves. Then its worker waits
+//! for a request that waits for a worker, and with enough of these all do. So:
+//!
+//! 1. A request of a worker that serves one names it (`Ticket::cause`). It goes
+//!    first, and no limit or lane holds it up.
+//! 2. Its cause's project is remembered as one that asks us. Requests to such
+//!    projects go in the long lane, which never has the last of several workers.
+//! 3. If it happened already, because nobody knew, the youngest of them that may
+//!    be sent again steps back: its worker is freed and it waits once more. If
+//!    none may, our own requests are refused at once, and their causes go on.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use lru::LruCache;
 
 use super::Error;
+use super::cost::{Costs, Kind};
+use super::crowd::Crowd;
+use super::lanes::{Line, Rules, Sort};
+use super::waiting::{Name, Waiting, Wish};
+
+/// Projects that asked us are forgotten so long after they last did, or when
+/// there are too many.
+const ASKS_US_FOR: Duration = Duration::from_secs(600);
+const ASKS_US_MAX: NonZeroUsize = NonZeroUsize::new(1024).expect("it is not zero");
 
 /// The routing key of a connection.
 pub type Peer = Bytes;
@@ -35,6 +59,10 @@ pub type Id = u64;
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     pub queue_max: usize,
+    /// Waiting and running, of one client and of one project; 0: any number.
+    pub client_max: usize,
+    pub project_max: usize,
+    pub lanes: Rules,
     pub queue_timeout: Duration,
     pub heartbeat: Duration,
     /// Without a sign of life for so long, a worker is dead.
@@ -44,11 +72,17 @@ pub struct Limits {
 }
 
 /// What decisions need to know of a request.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Ticket {
     pub retry: bool,
     pub cancel: bool,
     pub timeout: Duration,
+    pub client: Name,
+    pub project: Name,
+    pub sort: Sort,
+    pub kind: Kind,
+    /// The worker that asks, if one of ours does.
+    pub cause: Option<Peer>,
 }
 
 /// What is to be done now, in this order.
@@ -62,6 +96,10 @@ pub enum Effect {
     },
     /// Its worker died; it waits again, first in line.
     Requeued {
+        id: Id,
+    },
+    /// Its worker, which waited for others of our own, is wanted for them; it waits again.
+    SteppedBack {
         id: Id,
     },
     /// The request ended without FINAL.
@@ -143,11 +181,21 @@ pub enum Fate {
 #[derive(Debug)]
 pub struct Queue {
     limits: Limits,
-    waiting: VecDeque<Request>,
+    waiting: Waiting<Request>,
     assigned: HashMap<Id, Request>,
     workers: HashMap<Peer, Worker>,
     /// Longest idle first.
     idle: VecDeque<Peer>,
+    /// Cancelled, with more than a short grace as long as nobody waits.
+    spared: Vec<Peer>,
+    crowd: Crowd,
+    costs: Costs,
+    /// Projects whose requests made their workers ask us, and when they last did.
+    ask_us: LruCache<Name, Instant>,
+    /// When a request came that is not long.
+    last_small: Option<Instant>,
+    /// When the number of workers changed: in a moment it may again.
+    changed: Instant,
     effects: Vec<Effect>,
     stopping: bool,
     /// No deadline is earlier; moved forward by `tick` only.
@@ -159,6 +207,9 @@ pub struct Queue {
 struct Request {
     id: Id,
     ticket: Ticket,
+    line: Line,
+    /// The request that waits for this one.
+    cause: Option<Id>,
     /// First byte, then next chunk.
     until: Instant,
     queued_until: Instant,
@@ -180,6 +231,8 @@ struct Worker {
     heard: Instant,
     /// Never to be assigned again.
     leaving: bool,
+    /// What it is busy with, or was until it was cancelled, is in the long lane.
+    is_long: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -199,10 +252,16 @@ impl Queue {
     pub fn new(limits: Limits, now: Instant) -> Self {
         Self {
             limits,
-            waiting: VecDeque::new(),
+            waiting: Waiting::default(),
             assigned: HashMap::new(),
             workers: HashMap::new(),
             idle: VecDeque::new(),
+            spared: Vec::new(),
+            crowd: Crowd::default(),
+            costs: Costs::default(),
+            ask_us: LruCache::new(ASKS_US_MAX),
+            last_small: None,
+            changed: now,
             effects: Vec::new(),
             stopping: false,
             wake: None,
@@ -217,7 +276,7 @@ impl Queue {
 
     /// When to call `tick` at the latest.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.wake
+        earlier_of(self.wake, self.waiting.next_due())
     }
 
     pub fn n_waiting(&self) -> usize {
@@ -226,6 +285,28 @@ impl Queue {
 
     pub fn n_running(&self) -> usize {
         self.assigned.len()
+    }
+
+    /// Each line with how many wait there and how many of it run.
+    pub fn lines(&self) -> [(Line, usize, usize); Line::ALL.len()] {
+        let n_running = |line| self.assigned.values().filter(|it| it.line == line).count();
+        Line::ALL.map(|line| (line, self.waiting.n_in(line), n_running(line)))
+    }
+
+    /// Where a request that runs stood in line.
+    pub fn line_of(&self, id: Id) -> Option<Line> {
+        self.assigned.get(&id).map(|request| request.line)
+    }
+
+    /// Workers with long requests, and how many there may be.
+    pub fn long(&self) -> (usize, usize) {
+        let (n, n_long) = self.n_of_lanes();
+        (n_long, self.limits.lanes.long_max(n))
+    }
+
+    /// Who has how many requests here.
+    pub fn crowd(&self) -> &Crowd {
+        &self.crowd
     }
 
     /// Workers that serve, now or after what they are busy with.
@@ -241,17 +322,111 @@ impl Queue {
 
     /// A request arrived.
     pub fn submit(&mut self, id: Id, ticket: Ticket, now: Instant) {
-        if self.stopping {
-            return self.answer(id, Error::Stopping);
+        let cause = self.cause_of(&ticket);
+        if let Err(error) = self.admit(&ticket, cause.is_some()) {
+            return self.effects.push(Effect::Answer { id, error });
         }
-        let limit = self.limits.queue_max;
-        if self.idle.is_empty() && self.waiting.len() >= limit {
-            return self.answer(id, Error::QueueFull { limit });
+        if let Some(cause) = cause {
+            self.note_cause(cause, now);
         }
-        let request = Request::new(id, ticket, now, self.limits.queue_timeout);
-        self.alarm(request.until.min(request.queued_until));
-        self.waiting.push_back(request);
+        let cost = self.costs.estimate(&ticket.kind);
+        let line = match cause {
+            Some(_) => Line::Own,
+            None => self.line(&ticket, cost, now),
+        };
+        if matches!(line, Line::Maps | Line::Papers) {
+            self.last_small = Some(now);
+        }
+        self.crowd.enter(&ticket.client, &ticket.project);
+        let request = Request {
+            line,
+            cause,
+            ..Request::new(id, ticket, now, self.limits.queue_timeout)
+        };
+        self.waiting.push(id, request.wish(cost), request);
         self.dispatch(now);
+        self.refuse_overflow(id);
+    }
+
+    fn admit(&self, ticket: &Ticket, is_own: bool) -> Result<(), Error> {
+        let Limits {
+            queue_max,
+            client_max,
+            project_max,
+            ..
+        } = self.limits;
+        if self.stopping {
+            return Err(Error::Stopping);
+        }
+        if is_own {
+            return match self.waiting.n_in(Line::Own) < queue_max {
+                true => Ok(()),
+                false => Err(Error::QueueFull { limit: queue_max }),
+            };
+        }
+        let is_beyond = |n: usize, limit: usize| limit > 0 && n >= limit;
+        if is_beyond(self.crowd.of_client(&ticket.client), client_max) {
+            return Err(Error::ClientBusy { limit: client_max });
+        }
+        if is_beyond(self.crowd.of_project(&ticket.project), project_max) {
+            return Err(Error::ProjectBusy { limit: project_max });
+        }
+        Ok(())
+    }
+
+    /// Only those that would have to wait count: it came last, so it goes first.
+    fn refuse_overflow(&mut self, id: Id) {
+        let limit = self.limits.queue_max;
+        if self.waiting.len() - self.waiting.n_in(Line::Own) <= limit {
+            return;
+        }
+        if let Some(request) = self.waiting.remove(id) {
+            self.answer(&request, Error::QueueFull { limit });
+        }
+    }
+
+    fn line(&mut self, ticket: &Ticket, cost: u32, now: Instant) -> Line {
+        let asked = self.ask_us.get(&ticket.project);
+        let asks_us = asked.is_some_and(|at| now.duration_since(*at) < ASKS_US_FOR);
+        self.limits.lanes.line(ticket.sort, asks_us, cost)
+    }
+
+    /// What its worker is busy with, if it comes from one.
+    fn cause_of(&self, ticket: &Ticket) -> Option<Id> {
+        match self.workers.get(ticket.cause.as_ref()?)?.state {
+            State::Busy(id) => Some(id),
+            State::Idle | State::Cancelled { .. } | State::Leaving => None,
+        }
+    }
+
+    /// From now on its project's requests leave a worker for what they cause.
+    fn note_cause(&mut self, cause: Id, now: Instant) {
+        let Some(project) = self
+            .assigned
+            .get(&cause)
+            .map(|it| it.ticket.project.clone())
+        else {
+            return;
+        };
+        if self.ask_us.put(project.clone(), now).is_some() {
+            return;
+        }
+        for request in self.assigned.values_mut() {
+            if request.ticket.project == project && request.line != Line::Own {
+                request.line = Line::Held;
+                let worker = self.workers.get_mut(&request.peer);
+                worker.expect("assigned to a known one").is_long = true;
+            }
+        }
+        let tell = |request: &mut Request| request.line = Line::Held;
+        self.waiting.move_project(&project, Line::Held, tell);
+    }
+
+    /// What QGIS took for a request that succeeds in a moment.
+    pub fn took_time(&mut self, id: Id, taken: Duration) {
+        if let Some(request) = self.assigned.get(&id) {
+            self.costs.learn(&request.ticket.kind, taken);
+        }
     }
 
     /// Its worker may have it from now on. True if it may still go to another.
@@ -268,15 +443,14 @@ impl Queue {
         let Some(request) = self.assigned.remove(&id) else {
             return;
         };
-        self.answer(id, error);
+        self.answer(&request, error);
         self.release(&request.peer, false, now);
     }
 
     /// Its client is gone.
     pub fn withdraw(&mut self, id: Id, now: Instant) {
-        if let Some(at) = self.waiting.iter().position(|r| r.id == id) {
-            self.waiting.remove(at);
-            return self.effects.push(Effect::Forget { id });
+        if let Some(request) = self.waiting.remove(id) {
+            return self.forget(&request);
         }
         let Some(request) = self.assigned.get_mut(&id) else {
             return;
@@ -284,7 +458,8 @@ impl Queue {
         if request.ticket.cancel {
             let request = self.assigned.remove(&id).expect("it was found above");
             self.cancel(&request, self.time_left(&request, now), now);
-            return self.effects.push(Effect::Forget { id });
+            self.forget(&request);
+            return self.make_way(now);
         }
         // It runs to its end, and its chunks are dropped as they come.
         request.watched = false;
@@ -323,8 +498,10 @@ impl Queue {
             state: State::Idle,
             heard: now,
             leaving: false,
+            is_long: false,
         };
         self.workers.insert(peer.clone(), worker);
+        self.changed = now;
         self.idle.push_back(peer.clone());
         self.dispatch(now);
         true
@@ -392,9 +569,11 @@ impl Queue {
     fn ended(&mut self, id: Id) -> Fate {
         let request = self.assigned.remove(&id).expect("the busy hold one");
         if request.watched {
+            self.crowd
+                .leave(&request.ticket.client, &request.ticket.project);
             return Fate::Deliver;
         }
-        self.effects.push(Effect::Forget { id });
+        self.forget(&request);
         Fate::Drop
     }
 
@@ -407,6 +586,7 @@ impl Queue {
                 worker.state = State::Leaving;
                 self.idle.retain(|idle| idle != peer);
             }
+            self.dispatch(now);
         }
         self.effects.push(Effect::Farewell { peer: peer.clone() });
     }
@@ -416,11 +596,15 @@ impl Queue {
         let Some(worker) = self.workers.remove(peer) else {
             return;
         };
+        self.changed = now;
         match worker.state {
             State::Idle => self.idle.retain(|idle| idle != peer),
             State::Busy(id) => self.orphaned(id, now),
-            State::Cancelled { .. } | State::Leaving => {}
+            State::Cancelled { .. } => self.spared.retain(|spared| spared != peer),
+            State::Leaving => {}
         }
+        // Its lane may have room now.
+        self.dispatch(now);
     }
 
     // The whole.
@@ -432,13 +616,14 @@ impl Queue {
 
     /// Those that are here end, too.
     pub fn abort(&mut self) {
-        let waiting = self.waiting.drain(..).map(|request| request.id);
-        let assigned = self.assigned.drain().map(|(id, _)| id);
-        let ids: Vec<Id> = waiting.chain(assigned).collect();
+        let waiting = self.waiting.drain().map(|(_, request)| request);
+        let assigned = self.assigned.drain().map(|(_, request)| request);
+        let requests: Vec<Request> = waiting.chain(assigned).collect();
         self.workers.clear();
         self.idle.clear();
-        for id in ids {
-            self.answer(id, Error::Stopping);
+        self.spared.clear();
+        for request in requests {
+            self.answer(&request, Error::Stopping);
         }
     }
 
@@ -449,6 +634,8 @@ impl Queue {
         self.expire_waiting(now);
         self.expire_assigned(now);
         self.expire_workers(now);
+        // The reserve of small requests may have lapsed.
+        self.dispatch(now);
     }
 
     /// After the process itself stood still, the workers' heartbeats are still
@@ -466,16 +653,12 @@ impl Queue {
 
     fn expire_waiting(&mut self, now: Instant) {
         let after = self.limits.queue_timeout;
-        for request in std::mem::take(&mut self.waiting) {
-            let due = request.until.min(request.queued_until);
-            if due > now {
-                self.alarm(due);
-                self.waiting.push_back(request);
-            } else if request.queued_until < request.until {
-                self.answer(request.id, Error::QueueTimedOut { after });
-            } else {
-                self.answer(request.id, request.timed_out());
-            }
+        while let Some((_, request)) = self.waiting.pop_due(now) {
+            let error = match request.queued_until < request.until {
+                true => Error::QueueTimedOut { after },
+                false => request.timed_out(),
+            };
+            self.answer(&request, error);
         }
     }
 
@@ -493,8 +676,11 @@ impl Queue {
         self.wake = earlier_of(self.wake, alarm);
         for id in overdue {
             let request = self.assigned.remove(&id).expect("it was found above");
+            // It costs that much at least.
+            self.costs
+                .learn(&request.ticket.kind, request.ticket.timeout);
             self.cancel(&request, self.limits.cancel_grace, now);
-            self.answer(id, request.timed_out());
+            self.answer(&request, request.timed_out());
         }
     }
 
@@ -530,11 +716,146 @@ impl Queue {
 
     fn dispatch(&mut self, now: Instant) {
         while !self.waiting.is_empty() && !self.idle.is_empty() {
-            let request = self.waiting.pop_front().expect("it is not empty");
+            let doors = self.doors(now);
+            let Some((_, request)) = self.waiting.pop(|line| doors.is_open(line)) else {
+                self.alarm_when_reserve_lapses(now);
+                break;
+            };
             let at = self.best_idle(now);
             let peer = self.idle.remove(at).expect("it is not empty");
             self.assign(request, peer, now);
         }
+        self.make_way(now);
+    }
+
+    /// Which lines may have an idle worker.
+    fn doors(&self, now: Instant) -> Doors {
+        let (n, n_long) = self.n_of_lanes();
+        let held = n_long < self.limits.lanes.long_max(n);
+        let lapse = self.reserved_until();
+        Doors {
+            held,
+            slow: held || lapse.is_none_or(|lapse| lapse <= now),
+        }
+    }
+
+    /// Workers that serve, or soon will again, and those of them with long requests.
+    fn n_of_lanes(&self) -> (usize, usize) {
+        let serving = self.workers.values().filter(|it| !it.leaving);
+        serving.fold((0, 0), |(n, n_long), worker| match worker.state {
+            State::Leaving => (n, n_long),
+            State::Idle => (n + 1, n_long),
+            State::Busy(_) | State::Cancelled { .. } => {
+                (n + 1, n_long + usize::from(worker.is_long))
+            }
+        })
+    }
+
+    fn reserved_until(&self) -> Option<Instant> {
+        self.last_small.map(|at| at + self.limits.lanes.reserve)
+    }
+
+    fn alarm_when_reserve_lapses(&mut self, now: Instant) {
+        if let Some(lapse) = self.reserved_until().filter(|lapse| *lapse > now)
+            && self.waiting.n_in(Line::Slow) > 0
+        {
+            self.alarm(lapse);
+        }
+    }
+
+    /// Some have to wait: what is cancelled gets no more time than it needs to
+    /// stop, and workers that wait for each other do not.
+    fn make_way(&mut self, now: Instant) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        self.hurry(now);
+        self.part_those_who_wait_for_each_other(now);
+    }
+
+    /// As many as there are that wait and could have their workers.
+    fn hurry(&mut self, now: Instant) {
+        if self.spared.is_empty() {
+            return;
+        }
+        let is_cancelled = |it: &&Worker| matches!(it.state, State::Cancelled { .. });
+        let n_cancelled = self.workers.values().filter(is_cancelled).count();
+        let n_hurried = n_cancelled.saturating_sub(self.spared.len());
+        let n = self.waiting.len().saturating_sub(n_hurried);
+        let none_is_idle = self.idle.is_empty();
+        let is_missed = |peer: &&Peer| none_is_idle || self.workers[*peer].is_long;
+        let missed: Vec<Peer> = self
+            .spared
+            .iter()
+            .filter(is_missed)
+            .take(n)
+            .cloned()
+            .collect();
+        self.spared.retain(|peer| !missed.contains(peer));
+        for peer in missed {
+            self.hurry_one(peer, now);
+        }
+    }
+
+    fn hurry_one(&mut self, peer: Peer, now: Instant) {
+        let grace = self.limits.cancel_grace;
+        let soon = now + grace + self.limits.silence;
+        let worker = self.workers.get_mut(&peer).expect("the spared are known");
+        let State::Cancelled { id, until } = &mut worker.state else {
+            unreachable!("the spared are cancelled");
+        };
+        *until = soon.min(*until);
+        let id = *id;
+        self.alarm(soon);
+        self.effects.push(Effect::Cancel { peer, id, grace });
+    }
+
+    /// See the third rule at the top.
+    fn part_those_who_wait_for_each_other(&mut self, now: Instant) {
+        if self.waiting.n_in(Line::Own) == 0 || !self.all_wait_for_us() {
+            return;
+        }
+        let settled = self.changed + self.limits.silence;
+        if settled > now {
+            return self.alarm(settled);
+        }
+        let Some(id) = self.who_steps_back() else {
+            let own: Vec<Id> = self.waiting.of(Line::Own).map(|it| it.id).collect();
+            for id in own {
+                let request = self.waiting.remove(id).expect("it was found above");
+                self.answer(&request, Error::WaitsForItself);
+            }
+            return;
+        };
+        let mut request = self.assigned.remove(&id).expect("it was found above");
+        self.cancel(&request, self.limits.cancel_grace, now);
+        request.begin_again(now + self.limits.queue_timeout);
+        request.line = Line::Held;
+        self.effects.push(Effect::SteppedBack { id });
+        self.waiting.push_again(id, request.wish(0), request);
+    }
+
+    /// No worker will be free before one of our own requests was served.
+    fn all_wait_for_us(&self) -> bool {
+        let waiting = self.waiting.of(Line::Own).filter_map(|it| it.cause);
+        let running = self.assigned.values().filter_map(|it| it.cause);
+        let causes: HashSet<Id> = waiting.chain(running).collect();
+        let waits = |worker: &Worker| match worker.state {
+            State::Busy(id) => causes.contains(&id),
+            State::Leaving => true,
+            State::Idle | State::Cancelled { .. } => false,
+        };
+        !self.assigned.is_empty() && self.workers.values().all(waits)
+    }
+
+    /// The youngest that may, if that helps another.
+    fn who_steps_back(&self) -> Option<Id> {
+        let helps = |id: Id| {
+            let mut causes = self.waiting.of(Line::Own).filter_map(|it| it.cause);
+            causes.any(|cause| cause != id && self.assigned.contains_key(&cause))
+        };
+        let may = |it: &&Request| it.line != Line::Own && it.may_be_sent_again() && helps(it.id);
+        self.assigned.values().filter(may).map(|it| it.id).max()
     }
 
     /// The longest idle of those that missed no heartbeat, if there is one.
@@ -547,8 +868,10 @@ impl Queue {
     fn assign(&mut self, mut request: Request, peer: Peer, now: Instant) {
         let worker = self.workers.get_mut(&peer).expect("the idle are known");
         worker.state = State::Busy(request.id);
+        worker.is_long = request.line.is_long();
         request.peer = peer.clone();
         let (id, left) = (request.id, request.until.saturating_duration_since(now));
+        self.alarm(request.until);
         self.effects.push(Effect::Assign { id, peer, left });
         self.assigned.insert(id, request);
     }
@@ -570,6 +893,7 @@ impl Queue {
 
     /// The worker's request ended.
     fn release(&mut self, peer: &Peer, leaving: bool, now: Instant) {
+        self.spared.retain(|spared| spared != peer);
         let worker = self.workers.get_mut(peer).expect("it was heard just now");
         worker.leaving |= leaving;
         if leaving {
@@ -577,10 +901,10 @@ impl Queue {
         }
         if worker.leaving {
             worker.state = State::Leaving;
-            return;
+        } else {
+            worker.state = State::Idle;
+            self.idle.push_back(peer.clone());
         }
-        worker.state = State::Idle;
-        self.idle.push_back(peer.clone());
         self.dispatch(now);
     }
 
@@ -603,6 +927,9 @@ impl Queue {
             .get_mut(&peer)
             .expect("assigned to a known one");
         worker.state = State::Cancelled { id, until };
+        if grace > self.limits.cancel_grace {
+            self.spared.push(peer.clone());
+        }
         self.alarm(until);
         self.effects.push(Effect::Cancel { peer, id, grace });
     }
@@ -624,24 +951,31 @@ impl Queue {
             return self.put_back(request, now);
         }
         if !request.may_be_sent_again() {
-            return self.answer(id, Error::WorkerDied);
+            return self.answer(&request, Error::WorkerDied);
         }
-        request.retried = true;
-        request.sent = false;
-        request.queued_until = now + self.limits.queue_timeout;
+        request.begin_again(now + self.limits.queue_timeout);
         self.effects.push(Effect::Requeued { id });
         self.put_back(request, now);
     }
 
-    /// First in line.
+    /// Ahead of those that had no turn yet.
     fn put_back(&mut self, request: Request, now: Instant) {
-        self.alarm(request.until.min(request.queued_until));
-        self.waiting.push_front(request);
+        self.waiting
+            .push_again(request.id, request.wish(0), request);
         self.dispatch(now);
     }
 
-    fn answer(&mut self, id: Id, error: Error) {
+    fn answer(&mut self, request: &Request, error: Error) {
+        self.crowd
+            .leave(&request.ticket.client, &request.ticket.project);
+        let id = request.id;
         self.effects.push(Effect::Answer { id, error });
+    }
+
+    fn forget(&mut self, request: &Request) {
+        self.crowd
+            .leave(&request.ticket.client, &request.ticket.project);
+        self.effects.push(Effect::Forget { id: request.id });
     }
 
     fn alarm(&mut self, at: Instant) {
@@ -657,12 +991,30 @@ enum Held {
     Stranger,
 }
 
+/// See [`super::lanes`].
+struct Doors {
+    slow: bool,
+    held: bool,
+}
+
+impl Doors {
+    fn is_open(&self, line: Line) -> bool {
+        match line {
+            Line::Own | Line::Maps | Line::Papers => true,
+            Line::Slow => self.slow,
+            Line::Held => self.held,
+        }
+    }
+}
+
 impl Request {
     fn new(id: Id, ticket: Ticket, now: Instant, queue_timeout: Duration) -> Self {
         Self {
             id,
-            ticket,
             until: now + ticket.timeout,
+            ticket,
+            line: Line::Maps,
+            cause: None,
             queued_until: now + queue_timeout,
             peer: Peer::new(),
             unacked: 0,
@@ -671,6 +1023,23 @@ impl Request {
             retried: false,
             watched: true,
         }
+    }
+
+    fn wish(&self, cost: u32) -> Wish {
+        Wish {
+            line: self.line,
+            client: self.ticket.client.clone(),
+            project: self.ticket.project.clone(),
+            cost,
+            due: self.until.min(self.queued_until),
+        }
+    }
+
+    /// Its only second try.
+    fn begin_again(&mut self, queued_until: Instant) {
+        self.retried = true;
+        self.sent = false;
+        self.queued_until = queued_until;
     }
 
     fn may_be_sent_again(&self) -> bool {
@@ -694,6 +1063,7 @@ fn earlier_of(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::cost::Work;
     use super::*;
 
     const S: Duration = Duration::from_secs(1);
@@ -701,6 +1071,13 @@ mod tests {
     fn limits() -> Limits {
         Limits {
             queue_max: 2,
+            client_max: 0,
+            project_max: 0,
+            lanes: Rules {
+                reserved: None,
+                slow: S,
+                reserve: 2 * S,
+            },
             queue_timeout: 10 * S,
             heartbeat: S,
             silence: 3 * S,
@@ -778,7 +1155,7 @@ mod tests {
 
         /// Effects whose requests have not reached their workers.
         fn unsent(&mut self) -> Vec<Effect> {
-            self.queue.check();
+            self.queue.check(self.now);
             self.queue.effects()
         }
 
@@ -798,11 +1175,13 @@ mod tests {
 
     impl Queue {
         /// What must hold between any two events.
-        fn check(&self) {
+        fn check(&self, now: Instant) {
             for (id, request) in &self.assigned {
                 assert_eq!(self.workers[&request.peer].state, State::Busy(*id));
                 assert!(request.unacked <= self.limits.window);
-                assert!(self.waiting.iter().all(|waiting| waiting.id != *id));
+                assert_eq!(self.waiting.line_of(*id), None);
+                let is_long = self.workers[&request.peer].is_long;
+                assert_eq!(is_long, request.line.is_long());
             }
             let busy = |w: &&Worker| matches!(w.state, State::Busy(_));
             assert_eq!(
@@ -815,15 +1194,42 @@ mod tests {
                 assert_eq!(self.workers[peer].state, State::Idle);
                 assert!(!self.workers[peer].leaving);
             }
-            assert!(self.waiting.is_empty() || self.idle.is_empty());
-            let dues = self.waiting.iter().map(|r| r.until.min(r.queued_until));
+            // No worker is idle while a request that may have it waits.
+            let doors = self.doors(now);
+            let next = self.waiting.next(&|line| doors.is_open(line));
+            let is_tick_due = self.next_deadline().is_some_and(|due| due <= now);
+            assert!(next.is_none() || self.idle.is_empty() || is_tick_due);
+            for (id, request) in self.waiting.iter() {
+                assert_eq!(self.waiting.line_of(id), Some(request.line));
+            }
+            for peer in &self.spared {
+                assert!(matches!(self.workers[peer].state, State::Cancelled { .. }));
+            }
+            // Whoever waits while none is idle has nobody spared for it.
+            let n_spared = self.spared.len();
+            assert!(
+                n_spared == 0
+                    || self.waiting.is_empty()
+                    || !self.idle.is_empty()
+                    || n_spared < self.workers.len()
+            );
+            let everybody = self.waiting.len() + self.assigned.len();
+            let n: usize = self
+                .crowd
+                .top_clients(usize::MAX)
+                .iter()
+                .map(|(_, n)| n)
+                .sum();
+            assert_eq!(n, everybody);
+            let waiting = self.waiting.iter();
+            let dues = waiting.map(|(_, r)| r.until.min(r.queued_until));
             let running = self
                 .assigned
                 .values()
                 .filter(|r| r.unacked < self.limits.window);
             let silences = self.workers.values().map(|w| w.heard + self.limits.silence);
             let due = dues.chain(running.map(|r| r.until)).chain(silences).min();
-            assert!(due.is_none_or(|due| self.wake.is_some_and(|wake| wake <= due)));
+            assert!(due.is_none_or(|due| self.next_deadline().is_some_and(|wake| wake <= due)));
         }
     }
 
@@ -832,6 +1238,11 @@ mod tests {
             retry: true,
             cancel: true,
             timeout: 5 * S,
+            client: "a client".into(),
+            project: "city".into(),
+            sort: Sort::Map,
+            kind: Kind::default(),
+            cause: None,
         }
     }
 
@@ -1264,18 +1675,328 @@ mod tests {
         assert_eq!(bench.effects(), [answered(2, Error::Stopping)]);
     }
 
+    fn of(client: &str) -> Ticket {
+        Ticket {
+            client: client.into(),
+            ..ticket()
+        }
+    }
+
+    fn print() -> Ticket {
+        Ticket {
+            sort: Sort::Print,
+            ..ticket()
+        }
+    }
+
+    /// To a project that is slow by experience.
+    fn slow() -> Ticket {
+        Ticket {
+            project: "slow".into(),
+            kind: Kind::of("slow", "GetMap", &Work::default()),
+            ..ticket()
+        }
+    }
+
+    /// By the worker `peer`.
+    fn asked_by(peer: &'static str) -> Ticket {
+        Ticket {
+            client: "self".into(),
+            project: "base".into(),
+            cause: Some(peer.into()),
+            ..ticket()
+        }
+    }
+
+    fn in_project(project: &str) -> Ticket {
+        Ticket {
+            project: project.into(),
+            ..ticket()
+        }
+    }
+
+    impl Bench {
+        /// Room for any number, as fairness matters where many wait.
+        fn roomy(names: &[&'static str]) -> Self {
+            let mut bench = Self::new();
+            bench.queue.limits.queue_max = 1000;
+            names.iter().for_each(|name| bench.ready(name));
+            bench.pass(3 * S, names);
+            bench
+        }
+
+        /// The worker ends what it has; what it and others get then.
+        fn ends(&mut self, peer: &'static str) -> Vec<Id> {
+            let State::Busy(id) = self.queue.workers[peer.as_bytes()].state else {
+                panic!("{peer} has nothing to end");
+            };
+            self.finished(peer, id);
+            ids(&self.effects())
+        }
+
+        /// That the long requests of `slow` are known to be.
+        fn learn_what_is_slow(&mut self) {
+            self.queue.costs.learn(&slow().kind, 2 * S);
+        }
+    }
+
+    /// What was assigned.
+    fn ids(effects: &[Effect]) -> Vec<Id> {
+        let id = |effect: &Effect| match effect {
+            Effect::Assign { id, .. } => Some(*id),
+            _ => None,
+        };
+        effects.iter().filter_map(id).collect()
+    }
+
+    #[test]
+    fn two_hundred_requests_of_one_client_delay_another_by_one() {
+        let mut bench = Bench::roomy(&["a"]);
+        (0..200).for_each(|id| drop(bench.submit_as(id, of("greedy"))));
+        bench.submit_as(1000, of("modest"));
+        bench.submit_as(1001, of("modest"));
+        let next: Vec<Id> = (0..4).flat_map(|_| bench.ends("a")).collect();
+        assert_eq!(next.iter().filter(|id| **id >= 1000).count(), 2, "{next:?}");
+    }
+
+    #[test]
+    fn a_client_and_a_project_have_their_limits() {
+        let mut bench = Bench::roomy(&["a"]);
+        (
+            bench.queue.limits.client_max,
+            bench.queue.limits.project_max,
+        ) = (2, 3);
+        assert_eq!(bench.submit_as(1, of("x")), [assigned(1, "a")]);
+        assert_eq!(bench.submit_as(2, of("x")), []);
+        let busy = answered(3, Error::ClientBusy { limit: 2 });
+        assert_eq!(bench.submit_as(3, of("x")), [busy]);
+        assert_eq!(bench.submit_as(4, of("y")), []);
+        let busy = answered(5, Error::ProjectBusy { limit: 3 });
+        assert_eq!(bench.submit_as(5, of("y")), [busy]);
+        bench.ends("a");
+        assert_eq!(bench.submit_as(6, of("x")), []);
+        bench.withdraw(6);
+        assert_eq!(bench.submit_as(7, of("x")), []);
+    }
+
+    #[test]
+    fn prints_leave_a_worker_to_small_maps() {
+        let mut bench = Bench::roomy(&["a", "b"]);
+        (1..=8).for_each(|id| drop(bench.submit_as(id, print())));
+        assert_eq!((bench.queue.n_running(), bench.queue.n_waiting()), (1, 7));
+        for id in 11..=15 {
+            assert_eq!(ids(&bench.submit(id)), [id]);
+            assert_eq!(bench.ends("b"), [] as [Id; 0]);
+        }
+        // However long nobody wants a small one.
+        bench.pass(4 * S, &["a", "b"]);
+        assert_eq!((bench.queue.n_running(), bench.queue.n_waiting()), (1, 7));
+        assert_eq!(bench.ends("a"), [2]);
+    }
+
+    #[test]
+    fn the_only_worker_prints_too() {
+        let mut bench = Bench::with_workers(&["a"]);
+        assert_eq!(ids(&bench.submit_as(1, print())), [1]);
+    }
+
+    #[test]
+    fn what_is_slow_by_experience_leaves_a_worker_while_small_maps_come() {
+        let mut bench = Bench::roomy(&["a", "b"]);
+        bench.learn_what_is_slow();
+        bench.submit(1);
+        bench.ends("a");
+        (11..=18).for_each(|id| drop(bench.submit_as(id, slow())));
+        assert_eq!((bench.queue.n_running(), bench.queue.n_waiting()), (1, 7));
+        assert_eq!(bench.queue.next_deadline(), Some(bench.now + 2 * S));
+        assert_eq!(bench.pass(S, &["a", "b"]), []);
+        assert_eq!(ids(&bench.submit(2)), [2]);
+        assert_eq!(bench.ends("a"), [] as [Id; 0]);
+        // Nobody asks for a small one any more.
+        assert_eq!(ids(&bench.pass(2 * S, &["a", "b"])), [12]);
+    }
+
+    #[test]
+    fn where_all_is_slow_no_worker_is_kept_from_it() {
+        let mut bench = Bench::roomy(&["a", "b"]);
+        bench.learn_what_is_slow();
+        assert_eq!(ids(&bench.submit_as(1, slow())), [1]);
+        assert_eq!(ids(&bench.submit_as(2, slow())), [2]);
+    }
+
+    #[test]
+    fn what_took_too_long_is_known_to_be_long() {
+        let mut bench = Bench::with_workers(&["a", "b"]);
+        let ticket = Ticket {
+            kind: Kind::of("city", "GetMap", &Work::default()),
+            ..ticket()
+        };
+        bench.submit_as(1, ticket.clone());
+        bench.pass(5 * S, &["a", "b"]);
+        assert_eq!(bench.queue.costs.estimate(&ticket.kind), 5000);
+    }
+
+    #[test]
+    fn cancelled_work_has_no_more_time_than_it_needs_once_others_wait() {
+        let mut bench = Bench::with_workers(&["a", "b"]);
+        bench.submit(1);
+        bench.submit(2);
+        let forget = |id| Effect::Forget { id };
+        let spared = |id, peer| cancelled_within(id, peer, 5 * S);
+        assert_eq!(bench.withdraw(1), [spared(1, "a"), forget(1)]);
+        assert_eq!(bench.withdraw(2), [spared(2, "b"), forget(2)]);
+        // One waits, so one of them has to make way.
+        assert_eq!(bench.submit(3), [cancelled(1, "a")]);
+        assert_eq!(bench.pass(3 * S, &["a", "b"]), []);
+        assert_eq!(bench.submit(4), [cancelled(2, "b")]);
+        assert_eq!(bench.pass(S, &["a", "b"]), [expelled("a", Why::Stuck)]);
+        assert_eq!(bench.finished("b", 2), Fate::Drop);
+        assert_eq!(ids(&bench.effects()), [3]);
+    }
+
+    #[test]
+    fn who_leaves_while_others_wait_makes_way_at_once() {
+        let mut bench = Bench::with_workers(&["a"]);
+        bench.submit(1);
+        bench.submit(2);
+        let effects = bench.withdraw(1);
+        assert_eq!(effects.last(), Some(&cancelled(1, "a")), "{effects:?}");
+    }
+
+    #[test]
+    fn a_cancelled_print_makes_way_for_the_next_although_others_are_idle() {
+        let mut bench = Bench::with_workers(&["a", "b"]);
+        bench.submit_as(1, print());
+        bench.withdraw(1);
+        assert_eq!(bench.submit_as(2, print()), [cancelled(1, "a")]);
+    }
+
+    #[test]
+    fn a_request_of_our_own_worker_goes_first() {
+        let mut bench = Bench::roomy(&["a", "b"]);
+        bench.submit_as(1, in_project("cascade"));
+        bench.submit(2);
+        (3..=9).for_each(|id| drop(bench.submit(id)));
+        bench.submit_as(10, asked_by("a"));
+        assert_eq!(bench.ends("b"), [10]);
+    }
+
+    #[test]
+    fn a_request_in_the_name_of_a_worker_that_has_none_is_like_any_other() {
+        let mut bench = Bench::roomy(&["a"]);
+        bench.submit(1);
+        bench.submit(2);
+        bench.submit_as(3, asked_by("nobody"));
+        assert_eq!(bench.ends("a"), [2]);
+    }
+
+    #[test]
+    fn a_project_that_asks_us_never_has_the_last_worker_again() {
+        let mut bench = Bench::roomy(&["a", "b"]);
+        bench.submit_as(1, in_project("cascade"));
+        assert_eq!(ids(&bench.submit_as(2, asked_by("a"))), [2]);
+        assert_eq!(bench.submit_as(3, in_project("cascade")), []);
+        assert_eq!(bench.ends("b"), [] as [Id; 0]);
+        assert_eq!(ids(&bench.submit_as(4, asked_by("a"))), [4]);
+        bench.ends("b");
+        assert_eq!(bench.ends("a"), [3]);
+        assert_eq!(ids(&bench.submit_as(5, asked_by("a"))), [5]);
+    }
+
+    /// Nobody could know that the project asks us, and it has both workers.
+    #[test]
+    fn a_pool_that_waits_for_itself_does_not_wait_long() {
+        let mut bench = Bench::roomy(&["a", "b"]);
+        bench.submit_as(1, in_project("cascade"));
+        bench.submit_as(2, in_project("cascade"));
+        bench.submit_as(6, in_project("cascade"));
+        assert_eq!(bench.submit_as(3, asked_by("a")), []);
+        let steps_back = [cancelled(2, "b"), Effect::SteppedBack { id: 2 }];
+        assert_eq!(bench.submit_as(4, asked_by("b")), steps_back);
+        // Its worker could not stop, so it left, and with it what it asked for.
+        assert_eq!(bench.gone("b"), []);
+        assert_eq!(bench.withdraw(4), [Effect::Forget { id: 4 }]);
+        bench.ready("c");
+        assert_eq!(bench.effects(), [assigned(3, "c")]);
+        assert_eq!(bench.ends("c"), [] as [Id; 0]);
+        assert_eq!(bench.ends("a"), [2]);
+        // It has the long lane now, and the other worker what it asks for.
+        let asker = bench.queue.assigned[&2].peer.clone();
+        let ticket = Ticket {
+            cause: Some(asker),
+            ..asked_by("a")
+        };
+        assert_eq!(ids(&bench.submit_as(5, ticket)), [5]);
+    }
+
+    #[test]
+    fn the_only_worker_is_not_kept_waiting_for_itself() {
+        let mut bench = Bench::roomy(&["a"]);
+        bench.submit_as(1, in_project("cascade"));
+        let refused = answered(2, Error::WaitsForItself);
+        assert_eq!(bench.submit_as(2, asked_by("a")), [refused]);
+        assert_eq!(bench.finished("a", 1), Fate::Deliver);
+    }
+
+    #[test]
+    fn a_pool_that_has_just_begun_may_grow_before_it_gives_up() {
+        let mut bench = Bench::with_workers(&["a"]);
+        bench.submit_as(1, in_project("cascade"));
+        assert_eq!(bench.submit_as(2, asked_by("a")), []);
+        assert_eq!(bench.pass(2 * S, &["a"]), []);
+        bench.ready("b");
+        assert_eq!(ids(&bench.effects()), [2]);
+    }
+
+    #[test]
+    fn what_must_not_be_sent_twice_does_not_step_back() {
+        let mut bench = Bench::roomy(&["a", "b"]);
+        let write = Ticket {
+            retry: false,
+            ..in_project("cascade")
+        };
+        bench.submit_as(1, write.clone());
+        bench.submit_as(2, write);
+        bench.submit_as(3, asked_by("a"));
+        let refused = |id| answered(id, Error::WaitsForItself);
+        let mut effects = bench.submit_as(4, asked_by("b"));
+        effects.sort_by_key(|effect| format!("{effect:?}"));
+        assert_eq!(effects, [refused(3), refused(4)]);
+    }
+
+    #[test]
+    fn a_pool_that_shrinks_to_those_who_wait_for_it_does_not_wedge() {
+        let mut bench = Bench::roomy(&["a", "b", "c"]);
+        bench.submit_as(1, in_project("one"));
+        bench.submit_as(2, in_project("two"));
+        bench.submit(3);
+        bench.submit_as(4, asked_by("a"));
+        assert_eq!(bench.submit_as(5, asked_by("b")), []);
+        // A worker that is gone may be replaced in a moment.
+        assert_eq!(bench.gone("c"), [Effect::Requeued { id: 3 }]);
+        let effects = bench.pass(3 * S, &["a", "b"]);
+        assert!(effects.contains(&cancelled(2, "b")), "{effects:?}");
+    }
+
     mod whatever_happens {
         use proptest::prelude::*;
 
         use super::*;
 
         const PEERS: [&str; 4] = ["a", "b", "c", "d"];
+        const CLIENTS: [&str; 3] = ["x", "y", "z"];
+        /// The first of them is slow by experience.
+        const PROJECTS: [&str; 4] = ["slow", "city", "village", "cascade"];
 
         #[derive(Debug, Clone)]
         enum Event {
             Submit {
                 retry: bool,
                 cancel: bool,
+                /// Of three clients, four projects, three sorts.
+                who: (usize, usize, usize),
+                /// A worker asks, if there is one that serves a request.
+                cause: Option<usize>,
             },
             Withdraw(usize),
             Took(usize, u32),
@@ -1293,8 +2014,8 @@ mod tests {
         fn event() -> impl Strategy<Value = Event> {
             let peer = 0..PEERS.len();
             prop_oneof![
-                4 => (any::<bool>(), any::<bool>())
-                    .prop_map(|(retry, cancel)| Event::Submit { retry, cancel }),
+                4 => (any::<bool>(), any::<bool>(), (0usize..3, 0usize..4, 0usize..3), prop::option::weighted(0.3, peer.clone()))
+                    .prop_map(|(retry, cancel, who, cause)| Event::Submit { retry, cancel, who, cause }),
                 1 => (0usize..64).prop_map(Event::Withdraw),
                 3 => (0usize..64, 0u32..4).prop_map(|(at, n)| Event::Took(at, n)),
                 4 => peer.clone().prop_map(Event::Ready),
@@ -1347,7 +2068,9 @@ mod tests {
                         Effect::Cancel { peer, id, .. } => {
                             assert_eq!(self.holds.get(&peer), Some(&id))
                         }
-                        Effect::Requeued { .. } | Effect::Farewell { .. } => {}
+                        Effect::Requeued { .. }
+                        | Effect::SteppedBack { .. }
+                        | Effect::Farewell { .. } => {}
                     }
                 }
             }
@@ -1362,7 +2085,13 @@ mod tests {
                     .copied()
             };
             match event {
-                Event::Submit { retry, cancel } => {
+                Event::Submit {
+                    retry,
+                    cancel,
+                    who: (client, project, sort),
+                    cause,
+                } => {
+                    let project = PROJECTS[project];
                     let id = world.submitted.len() as Id;
                     world.submitted.push(id);
                     queue.submit(
@@ -1370,7 +2099,12 @@ mod tests {
                         Ticket {
                             retry,
                             cancel,
-                            timeout: 5 * S,
+                            client: CLIENTS[client].into(),
+                            project: project.into(),
+                            sort: [Sort::Map, Sort::Paper, Sort::Print][sort],
+                            kind: Kind::of(project, "GetMap", &Work::default()),
+                            cause: cause.map(|at| PEERS[at].into()),
+                            ..ticket()
                         },
                         now,
                     );
@@ -1418,17 +2152,44 @@ mod tests {
             }
         }
 
+        /// A long request gets a worker within the bound of its lane; a slow one beyond
+        /// it only while nobody asks for small ones.
+        fn check_lanes(bench: &Bench, (n_before, _): (usize, usize), effects: &[Effect]) {
+            let (n_long, long_max) = bench.queue.long();
+            let line = |id: &Id| bench.queue.assigned.get(id).map(|it| it.line);
+            let assigned = ids(effects);
+            let is_held = assigned.iter().any(|id| line(id) == Some(Line::Held));
+            let is_slow = assigned.iter().any(|id| line(id) == Some(Line::Slow));
+            let is_quiet = bench
+                .queue
+                .reserved_until()
+                .is_none_or(|at| at <= bench.now);
+            let grew = n_long > n_before;
+            assert!(!grew || !is_held || n_long <= long_max || is_quiet && is_slow);
+            assert!(!grew || !is_slow || n_long <= long_max || is_quiet);
+        }
+
         proptest! {
-            #![proptest_config(ProptestConfig::with_cases(512))]
+            #![proptest_config(ProptestConfig::with_cases(256))]
 
             /// In one list each, never with two workers, and exactly one end.
             #[test]
             fn every_request_ends_exactly_once(events in prop::collection::vec(event(), 1..200)) {
                 let mut bench = Bench::new();
+                bench.queue.limits.queue_max = 20;
+                bench.queue.limits.client_max = 15;
+                bench.queue.limits.project_max = 15;
+                let slow = Kind::of("slow", "GetMap", &Work::default());
+                bench.queue.costs.learn(&slow, 2 * S);
                 let mut world = World::default();
                 for event in events {
+                    let before = bench.queue.long();
                     play(&mut bench, &mut world, event);
-                    let effects = bench.effects();
+                    let effects = bench.unsent();
+                    check_lanes(&bench, before, &effects);
+                    for id in ids(&effects) {
+                        bench.queue.sent(id);
+                    }
                     world.see(effects);
                 }
                 // With a client that takes everything, all ends by itself.

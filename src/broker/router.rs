@@ -23,23 +23,27 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{self, MissedTickBehavior};
 
 use super::breaker::{self, Breakers, Change, Verdict};
+use super::cost::Kind;
 use super::deaths::{self, Departure, Departures, Storm};
 use super::gate::{self, Gate};
+use super::lanes::{Line, Rules, Sort};
 use super::quarantine::{self, Fingerprint, Quarantine};
 use super::queue::{Effect, Fate, Id, Limits, Peer, Queue, Ticket, Why};
 use super::throttle::Throttle;
 use super::transport::{Event, Router, Transport, Undeliverable};
 use super::{
-    Body, Broker, Call, Command, Error, Handle, Item, Outcome, Reply, Running, Shared, State,
-    Status, Stream, Worker,
+    Body, Broker, Call, Command, Error, Handle, Item, Lane, Name as Called, Outcome, Reply,
+    Running, Shared, State, Status, Stream, Worker,
 };
 use crate::config;
 use crate::directory::{self, Directory};
-use crate::metrics::DEFAULT_LANE;
 use crate::protocol::{
     Cancel, Credit, Disconnect, Failure, Final, Found, HEAD_MAX, Message, Partial, ProjectRef,
     Ready, Reason, Request,
 };
+
+/// So many clients and projects are in the status.
+const TOP: usize = 5;
 
 /// Why the broker did not start.
 #[derive(Debug)]
@@ -182,8 +186,8 @@ struct Pending {
     fingerprint: Option<Fingerprint>,
     /// Who has it; None while it waits.
     peer: Option<Peer>,
-    /// The next one is its second worker.
-    again: bool,
+    /// The next one is its second worker, and why.
+    again: Option<&'static str>,
     /// Since when it waits, or waited, for a worker.
     waiting_since: Instant,
     /// In all; None while it never had one.
@@ -220,6 +224,8 @@ struct Serving {
     timeout: Duration,
     /// Its time-out was counted.
     timed_out: bool,
+    /// The worker was asked to stop: how it ends says nothing about the request.
+    cancelled: bool,
 }
 
 impl std::fmt::Display for Member {
@@ -368,11 +374,7 @@ impl<T: Transport> Driver<T> {
     }
 
     fn submit(&mut self, id: Id, call: Box<Call>, answer: oneshot::Sender<Result<Reply, Error>>) {
-        let ticket = Ticket {
-            retry: call.retry,
-            cancel: call.cancel,
-            timeout: call.timeout,
-        };
+        let ticket = self.ticket(&call);
         let now = Instant::now();
         if let Some(project) = &call.project {
             self.breakers.asked(project, now);
@@ -434,6 +436,30 @@ impl<T: Transport> Driver<T> {
                 }
             }
         }
+    }
+
+    fn ticket(&self, call: &Call) -> Ticket {
+        let project = call.project.as_ref().map(ToString::to_string);
+        let project: Called = project.unwrap_or_default().into();
+        Ticket {
+            retry: call.retry,
+            cancel: call.cancel,
+            timeout: call.timeout,
+            client: call.client.clone(),
+            sort: Sort::of(&call.operation),
+            kind: Kind::of(&project, &call.operation, &call.work),
+            cause: call.cause.as_ref().and_then(|it| self.instance(it)),
+            project,
+        }
+    }
+
+    /// The worker that said so of itself in READY.
+    fn instance(&self, instance: &str) -> Option<Peer> {
+        let is_it = |it: &Member| !instance.is_empty() && it.ready.instance == instance;
+        let mut workers = self.workers.iter();
+        workers
+            .find(|(_, it)| is_it(it))
+            .map(|(peer, _)| peer.clone())
     }
 
     /// The request will not be sent again, and its body may be large.
@@ -512,9 +538,21 @@ impl<T: Transport> Driver<T> {
         let mut workers: Vec<Worker> = self.workers.values().map(Member::status).collect();
         workers
             .sort_by(|a, b| (&a.ready.pool, a.ready.number).cmp(&(&b.ready.pool, b.ready.number)));
+        let lane = |(line, n_waiting, n_running): (super::lanes::Line, usize, usize)| Lane {
+            name: line.name(),
+            n_waiting,
+            n_running,
+        };
+        let (n_long, long_max) = self.queue.long();
+        let crowd = self.queue.crowd();
         Status {
             n_waiting: self.queue.n_waiting(),
             n_running: self.queue.n_running(),
+            lanes: self.queue.lines().map(lane).into(),
+            n_long,
+            long_max,
+            top_clients: crowd.top_clients(TOP),
+            top_projects: crowd.top_projects(TOP),
             workers,
             quarantined: self.quarantine.list(now),
             breakers: self.breakers.list(now),
@@ -627,6 +665,10 @@ impl<T: Transport> Driver<T> {
     fn finished(&mut self, peer: &Peer, last: Final, bytes: Bytes) {
         let has_head = last.head.is_some() || last.failure.is_some();
         let now = Instant::now();
+        if is_success(&last) {
+            let taken = Duration::from_micros(last.timings.render_us);
+            self.queue.took_time(last.id, taken);
+        }
         let fate = self
             .queue
             .finished(peer, last.id, has_head, last.leaving, now);
@@ -741,7 +783,9 @@ impl<T: Transport> Driver<T> {
             (None | Some(Departure::Silent | Departure::Left), Some(announced), _) => announced,
             (Some(seen), ..) => seen,
             (None, None, None) => Departure::Idle,
-            (None, None, Some(serving)) if self.calls.contains_key(&serving.id) => {
+            (None, None, Some(serving))
+                if !serving.cancelled && self.calls.contains_key(&serving.id) =>
+            {
                 Departure::Serving
             }
             // It was cancelled, and a worker that cannot stop ends itself.
@@ -765,6 +809,9 @@ impl<T: Transport> Driver<T> {
         if departure == Departure::Stuck && !serving.timed_out && serving.had_its_time(now) {
             self.timed_out(serving.project.as_ref(), now);
         }
+        if serving.cancelled {
+            return;
+        }
         let Some(pending) = self.calls.get_mut(&serving.id) else {
             return;
         };
@@ -780,6 +827,10 @@ impl<T: Transport> Driver<T> {
                 self.config.quarantine.as_secs_f64()
             );
         }
+    }
+
+    fn serving(&mut self, peer: &Peer) -> Option<&mut Serving> {
+        self.workers.get_mut(peer)?.serving.as_mut()
     }
 
     fn timed_out(&mut self, project: Option<&ProjectRef>, now: Instant) {
@@ -819,13 +870,19 @@ impl<T: Transport> Driver<T> {
     fn perform(&mut self, effect: Effect) {
         match effect {
             Effect::Assign { id, peer, left } => self.assign(id, &peer, left),
-            Effect::Requeued { id } => self.requeued(id),
+            Effect::Requeued { id } => self.requeued(id, "its worker died"),
+            Effect::SteppedBack { id } => {
+                self.requeued(id, "all workers waited for layers of this server")
+            }
             Effect::Answer { id, error } => self.answer(id, error),
             Effect::Forget { id } => self.forget(id),
             Effect::Credit { peer, id, n } => self.send(&peer, Message::Credit(Credit { id, n })),
             Effect::Cancel { peer, id, grace } => {
                 let grace_ms = grace.as_millis() as u64;
                 self.shared.metrics.cancelled_running.inc();
+                if let Some(serving) = self.serving(&peer) {
+                    serving.cancelled = true;
+                }
                 self.send(&peer, Message::Cancel(Cancel { id, grace_ms }));
             }
             Effect::Farewell { peer } => {
@@ -889,18 +946,20 @@ impl<T: Transport> Driver<T> {
         if !self.queue.sent(id) {
             self.drop_body(id);
         }
+        let lane = self.queue.line_of(id).map_or("", Line::name);
         if let Some(pending) = self.calls.get_mut(&id) {
             let waited = pending.waiting_since.elapsed();
             pending.queued = Some(pending.queued.unwrap_or_default() + waited);
-            self.shared.metrics.waited(DEFAULT_LANE, waited);
+            self.shared.metrics.waited(lane, waited);
             pending.peer = Some(peer.clone());
-            if std::mem::take(&mut pending.again) {
+            if let Some(why) = pending.again.take() {
                 self.n_retried += 1;
                 self.shared.metrics.retries.inc();
                 let (request_id, operation) = (&serving.request_id, &serving.operation);
                 tracing::warn!(
                     request_id,
                     operation,
+                    why,
                     "is sent once more, to another worker"
                 );
             }
@@ -910,10 +969,10 @@ impl<T: Transport> Driver<T> {
         }
     }
 
-    fn requeued(&mut self, id: Id) {
+    fn requeued(&mut self, id: Id, why: &'static str) {
         let pending = self.calls.get_mut(&id);
         let pending = pending.expect("the queue knows only calls");
-        (pending.peer, pending.again) = (None, true);
+        (pending.peer, pending.again) = (None, Some(why));
         pending.waiting_since = Instant::now();
     }
 
@@ -924,7 +983,10 @@ impl<T: Transport> Driver<T> {
             operation,
             ..
         } = &*pending.call;
-        tracing::debug!(request_id, operation, %error, "ended without a reply");
+        match error {
+            Error::WaitsForItself => tracing::warn!(request_id, operation, %error, "refused"),
+            _ => tracing::debug!(request_id, operation, %error, "ended without a reply"),
+        }
         self.shared.metrics.failed(error.reason());
         let now = Instant::now();
         match matches!(error, Error::TimedOut { .. }) && self.was_stalled(&pending, now) {
@@ -991,12 +1053,24 @@ impl<T: Transport> Driver<T> {
 fn limits(config: &config::Broker) -> Limits {
     Limits {
         queue_max: config.queue_max,
+        client_max: config.client_max,
+        project_max: config.project_max,
+        lanes: Rules {
+            reserved: config.reserved_workers,
+            slow: config.slow,
+            reserve: config.reserved_for,
+        },
         queue_timeout: config.queue_timeout,
         heartbeat: config.heartbeat,
         silence: config.heartbeat * config.heartbeat_misses,
         window: config.window,
         cancel_grace: config.cancel_grace,
     }
+}
+
+/// Errors are cheap and say nothing about the next answer.
+fn is_success(last: &Final) -> bool {
+    last.failure.is_none() && last.head.as_ref().is_none_or(|head| head.status < 400)
 }
 
 fn quarantine_rules(config: &config::Broker) -> quarantine::Rules {
@@ -1029,7 +1103,7 @@ impl Pending {
             answer,
             fingerprint: None,
             peer: None,
-            again: false,
+            again: None,
             waiting_since: Instant::now(),
             queued: None,
         }
@@ -1087,6 +1161,7 @@ impl Serving {
             since: Instant::now(),
             timeout: call.timeout,
             timed_out: false,
+            cancelled: false,
         }
     }
 
@@ -1159,6 +1234,7 @@ mod tests {
 
     use super::super::tests::{get, ok};
     use super::*;
+    use crate::protocol::{Head, Timings};
 
     /// A transport that remembers what was sent, and to whom nothing can be.
     #[derive(Default)]
@@ -1447,6 +1523,53 @@ mod tests {
         let default = config::Config::default().broker;
         assert_eq!(driver.config.window, default.window);
         assert_eq!(driver.config.heartbeat, default.heartbeat);
+    }
+
+    #[test]
+    fn what_took_long_waits_among_the_slow_and_what_failed_teaches_nothing() {
+        let mut driver = Driver::with_workers(&["a"]);
+        let took = |id, status, seconds: u64| Final {
+            id,
+            head: ok().map(|head| Head { status, ..head }),
+            timings: Timings {
+                load_us: 0,
+                render_us: seconds * 1_000_000,
+            },
+            ..Final::default()
+        };
+        let n_slow = |driver: &Driver<Wire>| {
+            let lanes = driver.status().lanes;
+            let slow = lanes.iter().find(|lane| lane.name == "slow");
+            slow.map(|lane| lane.n_running)
+        };
+        for (id, status, expected) in [(1, 500, 0), (2, 200, 0), (3, 200, 1)] {
+            let _answered = driver.call(id, get("GetMap"));
+            assert_eq!(n_slow(&driver), Some(expected), "{id}");
+            driver.hear("a", Message::Final(took(id, status, 60), Bytes::new()));
+        }
+    }
+
+    #[test]
+    fn the_worker_that_asks_is_known_by_its_instance() {
+        let mut driver = Driver::with_workers(&[]);
+        let instance = "4711".to_owned();
+        let ready = Ready {
+            instance,
+            ..Ready::default()
+        };
+        driver.hear("a", Message::Ready(ready));
+        driver.hear("b", Message::Ready(Ready::default()));
+        let cause = |instance: &str| {
+            let cause = Some(instance.to_owned());
+            driver
+                .ticket(&Call {
+                    cause,
+                    ..get("GetMap")
+                })
+                .cause
+        };
+        assert_eq!(cause("4711"), Some("a".into()));
+        assert_eq!((cause("4712"), cause("")), (None, None));
     }
 
     #[test]

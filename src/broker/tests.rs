@@ -177,6 +177,9 @@ pub fn get(operation: &str) -> Call {
         cancel: true,
         timeout: LONG,
         trace: None,
+        client: "192.0.2.1".into(),
+        work: Work::default(),
+        cause: None,
     }
 }
 

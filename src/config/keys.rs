@@ -268,6 +268,9 @@ pub const SETTINGS: &[Setting] = &[
     row("server.http_proxy", Kind::Bool, "no", "trust Forwarded and X-Forwarded-* headers, because a proxy sets them"),
     row("server.proxy_url", Kind::Text, "", "public URL to advertise, only with server.http_proxy; empty: what the proxy says"),
     row("server.cross_origin", Kind::Bool, "yes", "yes: any site may read replies; no: the Origin is echoed"),
+    row("server.client_header", Kind::Text, "", "header by which the trusted proxy names the client, only with server.http_proxy; empty: its address as forwarded"),
+    row("server.run_on", Kind::Words, "", "operations that run to their end though their client left"),
+    row("server.cancel_writes", Kind::Bool, "no", "yes: transactions and POSTs of plugins end when their client leaves; no: they run to their end"),
     row("server.allow_headers", Kind::Words, "X-Qgis-,X-Lizmap-", "prefixes of request headers that reach QGIS"),
     row("server.status_page", Kind::Bool, "no", "serve /status"),
     row("server.server_timing", Kind::Bool, "no", "say in Server-Timing how long each request waited and took to load and to render"),
@@ -401,6 +404,12 @@ pub const SETTINGS: &[Setting] = &[
         .env(&["QGSRV_ZMQ_CACHEOBSERVERADDR"]).moot(ONE_CONNECTION),
     row("zmq.supervisor_addr", Kind::Text, "", "address of the supervisor of remote workers")
         .moot(ONE_CONNECTION),
+
+    row("limits.client_requests", ANY, "500", "requests of one client that may be here, waiting or running; 0: any number"),
+    row("limits.project_requests", ANY, "0", "requests of one project that may be here, waiting or running; 0: any number"),
+    row("lanes.reserved_workers", Kind::Integer, "-1", "workers that long requests leave alone; -1: a quarter, but two of four and one of two"),
+    row("lanes.slow_ms", Kind::Milliseconds, "1500", "milliseconds; a request that is likely to take more is long, as every print is"),
+    row("lanes.reserved_seconds", Kind::SecondsOrZero, "10", "seconds without small requests after which slow ones, but no prints, may have the reserved workers, too"),
 
     row("api.enabled.landing_page", Kind::Bool, "no", "serve the catalogue of projects of QGIS at api.endpoints.landing_page; without it that path is a 404"),
     row("api.enabled.lizmap_api", Kind::Bool, "no", "serve the API of the Lizmap plugin")

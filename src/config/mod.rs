@@ -62,6 +62,13 @@ pub struct Http {
     pub http_proxy: bool,
     /// Fixed public base URL; only with `http_proxy`.
     pub proxy_url: Option<String>,
+    /// Lower-case name of the header that names the client; only with `http_proxy`.
+    pub client_header: Option<String>,
+    /// Operations that are not cancelled when their client leaves, besides
+    /// those that may write.
+    pub run_on: Vec<String>,
+    /// Those that may write are cancelled, too.
+    pub cancel_writes: bool,
     /// True: `Access-Control-Allow-Origin: *`; false: the Origin is echoed.
     pub cross_origin: bool,
     /// Prefixes, lower-case, of request headers that reach QGIS.
@@ -131,6 +138,15 @@ pub struct Broker {
     pub runtime_dir: PathBuf,
     /// `zmq.maxqueue`: requests that wait for a worker.
     pub queue_max: usize,
+    /// Requests of one client and of one project; 0: any number.
+    pub client_max: usize,
+    pub project_max: usize,
+    /// Workers that long requests leave alone; None: what suits their number.
+    pub reserved_workers: Option<usize>,
+    /// What is likely to take longer is long.
+    pub slow: Duration,
+    /// How long workers stay reserved after the last small request.
+    pub reserved_for: Duration,
     /// `zmq.timeout`: how long a request may wait for a worker.
     pub queue_timeout: Duration,
     pub heartbeat: Duration,
@@ -241,6 +257,9 @@ impl Default for Config {
                 tls: None,
                 http_proxy: false,
                 proxy_url: None,
+                client_header: None,
+                run_on: Vec::new(),
+                cancel_writes: false,
                 cross_origin: true,
                 allow_headers: vec!["x-qgis-".into(), "x-lizmap-".into()],
                 status_page: false,
@@ -274,6 +293,11 @@ impl Default for Config {
                 gate_peers_max: 1024,
                 runtime_dir: PathBuf::from("/tmp"),
                 queue_max: 1000,
+                client_max: 500,
+                project_max: 0,
+                reserved_workers: None,
+                slow: Duration::from_millis(1500),
+                reserved_for: seconds(10),
                 queue_timeout: seconds(15),
                 heartbeat: seconds(1),
                 heartbeat_misses: 2,
@@ -382,6 +406,11 @@ impl Http {
             tls: tls("server", settings),
             http_proxy: settings.bool("server.http_proxy"),
             proxy_url: settings.text("server.proxy_url"),
+            client_header: settings
+                .text("server.client_header")
+                .map(|name| name.to_ascii_lowercase()),
+            run_on: settings.words("server.run_on"),
+            cancel_writes: settings.bool("server.cancel_writes"),
             cross_origin: settings.bool("server.cross_origin"),
             allow_headers: lower_case(settings.words("server.allow_headers")),
             status_page: settings.bool("server.status_page"),
@@ -423,6 +452,11 @@ impl Broker {
             gate_peers_max: settings.size("zmq.gate_peers_max"),
             runtime_dir: settings.path("zmq.ipcpath").unwrap_or_default(),
             queue_max: settings.size("zmq.maxqueue"),
+            client_max: settings.size("limits.client_requests"),
+            project_max: settings.size("limits.project_requests"),
+            reserved_workers: usize::try_from(settings.integer("lanes.reserved_workers")).ok(),
+            slow: settings.duration("lanes.slow_ms"),
+            reserved_for: settings.duration("lanes.reserved_seconds"),
             queue_timeout: settings.duration("zmq.timeout"),
             heartbeat: settings.duration("zmq.heartbeat"),
             heartbeat_misses: settings.small("zmq.heartbeat_misses"),
@@ -578,6 +612,7 @@ macro_rules! typed {
 typed! {
     bool, Bool -> bool;
     count, Count -> u64;
+    integer, Integer -> i64;
     duration, Duration -> Duration;
     fraction, Fraction -> f64;
     words, Words -> Vec<String>;

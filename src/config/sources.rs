@@ -275,7 +275,7 @@ mod tests {
                 "http://h/",
                 "900M",
                 "1K",
-                "0.5",
+                "0.75",
             ];
             let read = |text: &str| {
                 fs::write(&file, "").unwrap();

@@ -5,11 +5,14 @@
 //! element counts: the one that the outermost proxy wrote. A malformed value of
 //! a proxy is as good as none; a malformed Host is refused.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use hyper::header::{HOST, HeaderMap};
 use hyper::http::uri::Authority;
 use hyper::{Uri, Version};
+
+/// A longer name of a client is none.
+const NAME_MAX: usize = 200;
 
 /// Where the client believes that we live.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,6 +111,24 @@ pub fn client(headers: &HeaderMap) -> Option<IpAddr> {
         .or_else(|| first(headers, "x-forwarded-for"))
         .or_else(|| first(headers, "x-real-ip"))
         .and_then(address)
+}
+
+/// What a proxy's header `name` says, if it can stand for a client.
+pub fn name(headers: &HeaderMap, name: &str) -> Option<String> {
+    let value = headers.get(name)?.to_str().ok()?.trim();
+    let is_sane = (1..=NAME_MAX).contains(&value.len());
+    is_sane.then(|| value.to_owned())
+}
+
+/// Whose an address is: IPv6 gives everybody as many as they like.
+pub fn network(address: IpAddr) -> String {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => v4.to_string(),
+        IpAddr::V6(v6) => {
+            let [a, b, c, d, ..] = v6.segments();
+            format!("{}/64", Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
+        }
+    }
 }
 
 /// An IP address with or without port and brackets (RFC 7239 clause 6).

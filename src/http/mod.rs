@@ -20,6 +20,7 @@ mod threads;
 pub mod tls;
 mod trace;
 mod watch;
+mod work;
 
 use std::convert::Infallible;
 use std::future::Future;

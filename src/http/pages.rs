@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::body::Content;
 use super::reply::text_response;
-use crate::broker::{Open, Quarantined, Status, Worker};
+use crate::broker::{Lane, Open, Quarantined, Status, Worker};
 
 const JSON: &str = "application/json;charset=utf-8";
 
@@ -93,6 +93,10 @@ pub fn status<C>(status: &Status) -> Response<Content<C>> {
         "waiting": status.n_waiting,
         "running": status.n_running,
         "retried": status.n_retried,
+        "long": { "running": status.n_long, "max": status.long_max },
+        "lanes": status.lanes.iter().map(lane).collect::<Map<_, _>>(),
+        "projects": status.top_projects.iter().map(|(name, n)| json!({ "name": &**name, "requests": n })).collect::<Vec<_>>(),
+        "requests_of_largest_clients": status.top_clients.iter().map(|(_, n)| n).collect::<Vec<_>>(),
         "workers": status.workers.iter().map(worker).collect::<Vec<_>>(),
         "departures": status.departures.iter().collect::<BTreeMap<_, _>>(),
         "storm": status.storm,
@@ -100,6 +104,11 @@ pub fn status<C>(status: &Status) -> Response<Content<C>> {
         "breakers": status.breakers.iter().map(breaker).collect::<Vec<_>>(),
     });
     fresh(StatusCode::OK, page.to_string())
+}
+
+pub fn lane(lane: &Lane) -> (String, Value) {
+    let n = json!({ "waiting": lane.n_waiting, "running": lane.n_running });
+    (lane.name.to_owned(), n)
 }
 
 /// What everybody may know of a worker.

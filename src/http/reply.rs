@@ -179,6 +179,24 @@ impl Refusal {
             Self::Broker(Error::QueueFull { .. }) => {
                 (S::SERVICE_UNAVAILABLE, "ServerBusy", None, "Too many requests are waiting".into())
             }
+            Self::Broker(Error::ClientBusy { limit }) => (
+                S::TOO_MANY_REQUESTS,
+                "ServerBusy",
+                None,
+                format!("You have {limit} requests here already").into(),
+            ),
+            Self::Broker(Error::ProjectBusy { limit }) => (
+                S::SERVICE_UNAVAILABLE,
+                "ServerBusy",
+                Some("MAP"),
+                format!("Project '{name}' has {limit} requests here already").into(),
+            ),
+            Self::Broker(Error::WaitsForItself) => (
+                S::SERVICE_UNAVAILABLE,
+                "ServerBusy",
+                Some("MAP"),
+                "All workers wait for layers of this server".into(),
+            ),
             Self::Broker(Error::Stopping) => {
                 (S::SERVICE_UNAVAILABLE, "ServerBusy", None, "The server is stopping".into())
             }
@@ -250,7 +268,7 @@ impl Refusal {
         let retry_after = match self {
             Self::Broker(Error::Stopping) => Some(5),
             Self::Broker(Error::BreakerOpen { retry_after }) => Some(seconds(*retry_after)),
-            _ => (status == S::SERVICE_UNAVAILABLE).then_some(1),
+            _ => matches!(status, S::SERVICE_UNAVAILABLE | S::TOO_MANY_REQUESTS).then_some(1),
         };
         Facts {
             status,
@@ -492,6 +510,9 @@ mod tests {
         let second = Duration::from_secs(1);
         for (error, status, retry) in [
             (Error::QueueFull { limit: 1 }, 503, Some("1")),
+            (Error::ClientBusy { limit: 1 }, 429, Some("1")),
+            (Error::ProjectBusy { limit: 1 }, 503, Some("1")),
+            (Error::WaitsForItself, 503, Some("1")),
             (Error::Stopping, 503, Some("5")),
             (Error::QueueTimedOut { after: second }, 504, None),
             (Error::TimedOut { after: second }, 504, None),

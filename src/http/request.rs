@@ -14,7 +14,8 @@ use tokio::time::{Instant, timeout_at};
 use super::form::{self, FIELDS_MAX, FORM_MAX};
 use super::forwarded::Base;
 use super::reply::{Dialect, Refusal};
-use crate::broker::Call;
+use super::work;
+use crate::broker::{Call, Name, Work};
 use crate::config::Http;
 use crate::metrics::Kind;
 use crate::ogc::{guard, ows};
@@ -32,6 +33,9 @@ const SMALL: usize = 64 << 10;
 
 /// What the head of a message has besides URL, headers and project.
 const HEAD_REST: usize = 4 << 10;
+
+/// By which a worker names itself when QGIS asks for a layer in it.
+const CAUSE: &str = "x-qgisserver-worker";
 
 /// Headers that always reach QGIS, besides those that the operator allows.
 const TO_QGIS: [&str; 3] = ["accept", "content-type", "if-none-match"];
@@ -61,6 +65,7 @@ pub struct Incomplete<'a> {
     pub base: &'a Base,
     pub request_id: &'a str,
     pub trace: Option<&'a Trace>,
+    pub client: Name,
 }
 
 /// The id that the client gave, if it can stand in logs and headers, or a new one.
@@ -250,11 +255,13 @@ impl Incomplete<'_> {
             Dialect::Problem => None,
         };
         let kind = Kind::ows(service, &operation);
+        let work = work::of(&kvp, &operation);
         let query = kvp.to_query();
         let form = is_form.then(|| query.clone());
         let mut call = self.call(method, query, body, Some(project), operation);
+        call.work = work;
         call.retry = !is_post && may_cancel;
-        call.cancel = may_cancel;
+        call.cancel = self.ends_with_client(&call.operation, may_cancel);
         if !fits(&call) {
             let limit = self.config.header_max;
             return Err(refused(match is_form {
@@ -298,7 +305,8 @@ impl Incomplete<'_> {
             project,
             operation,
         );
-        (call.retry, call.cancel) = (may_repeat, may_repeat);
+        call.retry = may_repeat;
+        call.cancel = self.ends_with_client(&call.operation, may_repeat);
         if !fits(&call) {
             let limit = self.config.header_max;
             return Err(refused(Refusal::HeadTooLarge { limit }));
@@ -310,6 +318,19 @@ impl Incomplete<'_> {
             map,
             dialect: Dialect::Problem,
         })
+    }
+
+    /// Whether it is cancelled when its client leaves, or runs on for its side effects.
+    fn ends_with_client(&self, operation: &str, only_reads: bool) -> bool {
+        let runs_on = |name: &String| name.eq_ignore_ascii_case(operation);
+        let config = self.config;
+        (only_reads || config.cancel_writes) && !config.run_on.iter().any(runs_on)
+    }
+
+    /// What a worker of ours says of itself when it asks for a layer.
+    fn cause(&self) -> Option<String> {
+        let instance = self.parts.headers.get(CAUSE)?.to_str().ok()?;
+        Some(instance.to_owned())
     }
 
     fn query(&self) -> &str {
@@ -360,6 +381,9 @@ impl Incomplete<'_> {
             cancel: false,
             timeout: self.config.request_timeout,
             trace: self.trace.cloned(),
+            client: self.client.clone(),
+            work: Work::default(),
+            cause: self.cause(),
         }
     }
 
@@ -445,6 +469,7 @@ fn is_ours(name: &str) -> bool {
             | "x-forwarded-proto"
             | "traceparent"
             | "tracestate"
+            | CAUSE
     )
 }
 

@@ -1,7 +1,7 @@
 //! One request from its head to its response: route, call, answer.
 
 use std::future::{Future, poll_fn};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use super::request::{self, Asked, Held, Incomplete, Refused, Room};
 use super::route::Route;
 use super::trace;
 use super::watch::Running;
-use crate::broker::{self, Call, Status};
+use crate::broker::{self, Call, Name, Status};
 use crate::config::Http;
 use crate::metrics::Metrics;
 use crate::ogc::guard;
@@ -155,16 +155,28 @@ impl<B: Backend> Front<B> {
         response
     }
 
-    fn line(&self, parts: &Parts, peer: Peer) -> Line {
+    fn client(&self, parts: &Parts, peer: Peer) -> IpAddr {
         let told = self
             .config
             .http_proxy
             .then(|| forwarded::client(&parts.headers))
             .flatten();
-        let client = told.unwrap_or_else(|| peer.client.ip());
+        told.unwrap_or_else(|| peer.client.ip())
+    }
+
+    /// Who takes turns with others: by address, unless a proxy knows better.
+    fn client_name(&self, parts: &Parts, peer: Peer) -> Name {
+        let header = self.config.client_header.as_deref();
+        let header = header.filter(|_| self.config.http_proxy);
+        let told = header.and_then(|name| forwarded::name(&parts.headers, name));
+        told.unwrap_or_else(|| forwarded::network(self.client(parts, peer)))
+            .into()
+    }
+
+    fn line(&self, parts: &Parts, peer: Peer) -> Line {
         let mut line = Line::new(
             request::request_id(&parts.headers),
-            client,
+            self.client(parts, peer),
             parts.method.clone(),
             &parts.uri,
             self.books.clone(),
@@ -215,7 +227,7 @@ impl<B: Backend> Front<B> {
             Route::Status => pages::status(&self.status().await),
             Route::Ows | Route::Api => {
                 match request::body(&self.config, &self.room, &parts.headers, incoming).await {
-                    Ok(held) => self.ask(route, parts, &base, held, line).await,
+                    Ok(held) => self.ask(route, parts, &base, held, line, peer).await,
                     Err(refusal) => refuse(refusal),
                 }
             }
@@ -278,6 +290,7 @@ impl<B: Backend> Front<B> {
         base: &Base,
         held: Held,
         line: &mut Line,
+        peer: Peer,
     ) -> Response<Content<B::Body>> {
         line.received = held.body.len() as u64;
         let request = Incomplete {
@@ -286,6 +299,7 @@ impl<B: Backend> Front<B> {
             base,
             request_id: &line.request_id,
             trace: line.trace.as_ref(),
+            client: self.client_name(parts, peer),
         };
         let asked = if route == Route::Ows {
             request.ows(held.body.clone())

@@ -606,6 +606,63 @@ async fn a_post_is_cancelled_with_its_client_if_all_it_can_do_is_read() {
 }
 
 #[tokio::test]
+async fn the_operator_says_what_runs_on_without_its_client() {
+    let broker = Broker::saying("x");
+    let server = Server::start(&broker, |http| http.run_on = vec!["GetPdf".into()]);
+    let ends_with_client = async |server: &Server, query: &str| {
+        server.get(&format!("/ows/?MAP=city&{query}")).await;
+        broker.calls().pop().expect("a call").cancel
+    };
+    assert!(!ends_with_client(&server, "SERVICE=X&REQUEST=getpdf").await);
+    assert!(ends_with_client(&server, "SERVICE=WMS&REQUEST=GetMap").await);
+    let transaction = "SERVICE=WFS&REQUEST=Transaction";
+    assert!(!ends_with_client(&server, transaction).await);
+    let server = Server::start(&broker, |http| http.cancel_writes = true);
+    assert!(ends_with_client(&server, transaction).await);
+    assert!(!broker.calls().pop().expect("a call").retry);
+}
+
+#[tokio::test]
+async fn a_client_is_its_address_unless_a_trusted_proxy_says_whose_it_is() {
+    let broker = Broker::saying("x");
+    let told = "X-Forwarded-For: 2001:db8:1:2:3::4\r\nX-User: ada\r\nX-None: \r\n";
+    let client = async |change: fn(&mut Http)| {
+        let server = Server::start(&broker, change);
+        server.send("GET", GET_MAP, told, "").await;
+        broker.calls().pop().expect("a call").client
+    };
+    assert_eq!(&*client(|_| {}).await, "127.0.0.1");
+    let untrusted = |http: &mut Http| http.client_header = Some("x-user".into());
+    assert_eq!(&*client(untrusted).await, "127.0.0.1");
+    // Whoever has one address of IPv6 has more than can be counted.
+    assert_eq!(
+        &*client(|http| http.http_proxy = true).await,
+        "2001:db8:1:2::/64"
+    );
+    let by_header = |http: &mut Http| {
+        (http.http_proxy, http.client_header) = (true, Some("x-user".into()));
+    };
+    assert_eq!(&*client(by_header).await, "ada");
+    let by_nothing = |http: &mut Http| {
+        (http.http_proxy, http.client_header) = (true, Some("x-none".into()));
+    };
+    assert_eq!(&*client(by_nothing).await, "2001:db8:1:2::/64");
+}
+
+#[tokio::test]
+async fn a_request_says_how_large_it_is_and_which_worker_asks() {
+    let broker = Broker::saying("x");
+    let server = Server::start(&broker, |http| http.allow_headers = vec!["x-".into()]);
+    let target = format!("{GET_MAP}&WIDTH=20&HEIGHT=10&LAYERS=a,b");
+    let cause = "X-Qgisserver-Worker: abc\r\n";
+    server.send("GET", &target, cause, "").await;
+    let call = broker.only_call();
+    assert_eq!((call.work.pixels, call.work.layers), (200, 2));
+    assert_eq!(call.cause.as_deref(), Some("abc"));
+    assert_eq!(header(&call, "X-Qgisserver-Worker"), None);
+}
+
+#[tokio::test]
 async fn a_get_with_a_body_is_a_get() {
     let broker = Broker::saying("x");
     let server = Server::start(&broker, |_| {});

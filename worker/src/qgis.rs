@@ -280,6 +280,8 @@ pub struct Qgis {
     current: Arc<Mutex<Option<Current>>>,
     /// QGIS said of it that it lacks memory.
     starved: Arc<AtomicBool>,
+    /// By which the last request called the server.
+    host: String,
     pub plugins: Vec<String>,
     pub plugins_failed: Vec<String>,
     /// No filter and no access control: the answer depends on the request alone.
@@ -326,12 +328,38 @@ impl Qgis {
                 rules: pool.clone(),
                 current: current.clone(),
                 starved: starved.clone(),
+                host: String::new(),
                 plugins: Vec::new(),
                 plugins_failed: Vec::new(),
                 may_cache: true,
             })
         })
         .map_err(|error: PyErr| error.into())
+    }
+
+    /// Requests of this worker for layers of its own server say from whom they are.
+    pub fn introduce(&self, instance: &str) -> Result<(), Error> {
+        let told = Python::attach(|py| {
+            self.application
+                .call_method1(py, "introduce", (instance,))
+                .map(drop)
+        });
+        told.map_err(|error: PyErr| error.into())
+    }
+
+    /// What the present request calls the server, its projects may, too.
+    fn addressed(&mut self, url: &str) {
+        let host = host(url);
+        if host == self.host {
+            return;
+        }
+        self.host = host.to_owned();
+        Python::attach(|py| {
+            let told = self.application.call_method1(py, "addressed", (host,));
+            if let Err(error) = told {
+                tracing::warn!(%error, host, "requests to this host are not known as our own");
+            }
+        });
     }
 
     /// Loads the server plugins. They see every request from now on.
@@ -423,12 +451,14 @@ impl Qgis {
         });
     }
 
-    /// From now on all that QGIS says is about `request`.
-    pub fn begin(&self, request: &Request) {
+    /// A request is about to be served, before its project is loaded, which may ask the
+    /// server, too. From now on all that QGIS says is about it.
+    pub fn begin(&mut self, request: &Request) {
         self.set_current(Some(Current {
             request_id: request.request_id.clone(),
             trace_id: request.trace.as_ref().map(|trace| trace.id().to_owned()),
         }));
+        self.addressed(&request.url);
     }
 
     /// And now it is not any more.
@@ -804,6 +834,16 @@ impl Log {
     }
 }
 
+/// The host of an URL without its port and brackets.
+fn host(url: &str) -> &str {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let authority = rest.split(['/', '?']).next().unwrap_or_default();
+    match authority.strip_prefix('[') {
+        Some(v6) => v6.split(']').next().unwrap_or_default(),
+        None => authority.split(':').next().unwrap_or_default(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -831,6 +871,13 @@ mod tests {
         }
         assert!(cut_off("image/png", b"\x89PNG..."));
         assert!(!cut_off("text/xml", b""));
+    }
+
+    #[test]
+    fn the_host_of_an_url_has_no_port() {
+        assert_eq!(host("http://example.org:8080/ows/?MAP=a:b"), "example.org");
+        assert_eq!(host("https://[2001:db8::1]:8080/"), "2001:db8::1");
+        assert_eq!(host("http://localhost?SERVICE=WMS"), "localhost");
     }
 
     #[test]

@@ -46,7 +46,8 @@ pub struct Birth<'a> {
 pub fn run(birth: Birth<'_>) -> ! {
     die_of_panics(birth.board.clone());
     memory::tell_of_crashes(birth.board.clone());
-    let qgis = match start_qgis(&birth) {
+    let instance = uuid::Uuid::new_v4().simple().to_string();
+    let qgis = match start_qgis(&birth, &instance) {
         Ok(qgis) => qgis,
         Err(error) => {
             tracing::error!("{error}");
@@ -55,11 +56,11 @@ pub fn run(birth: Birth<'_>) -> ! {
             unsafe { libc::_exit(1) }
         }
     };
-    let (drive, mut jobs) = start_link(&birth, &qgis);
+    let (drive, mut jobs) = start_link(&birth, &qgis, instance);
     Server::new(qgis, birth.pool).run(&drive, &mut jobs)
 }
 
-fn start_qgis(birth: &Birth<'_>) -> Result<Qgis, qgis::Error> {
+fn start_qgis(birth: &Birth<'_>, instance: &str) -> Result<Qgis, qgis::Error> {
     let mut qgis = Qgis::start(
         birth.zygote,
         birth.pool,
@@ -68,6 +69,7 @@ fn start_qgis(birth: &Birth<'_>) -> Result<Qgis, qgis::Error> {
         birth.log.qgis_info,
     )?;
     qgis.warm();
+    qgis.introduce(instance)?;
     qgis.load_plugins()?;
     Ok(qgis)
 }
@@ -84,7 +86,11 @@ fn die_of_panics(board: Arc<Board>) {
     }));
 }
 
-fn start_link(birth: &Birth<'_>, qgis: &Qgis) -> (Arc<Drive>, UnboundedReceiver<Job>) {
+fn start_link(
+    birth: &Birth<'_>,
+    qgis: &Qgis,
+    instance: String,
+) -> (Arc<Drive>, UnboundedReceiver<Job>) {
     let pool = birth.pool;
     let settings = link::Settings {
         server: pool.server.clone(),
@@ -95,7 +101,7 @@ fn start_link(birth: &Birth<'_>, qgis: &Qgis) -> (Arc<Drive>, UnboundedReceiver<
     let ready = Ready {
         pool: birth.name.into(),
         pool_instance: birth.pool_instance.into(),
-        instance: uuid::Uuid::new_v4().simple().to_string(),
+        instance,
         number: birth.number,
         host: crate::host(),
         pid: std::process::id(),

@@ -1,6 +1,10 @@
-"""SERVICE=NOTHING answers with the pid of its process, and does nothing else."""
+"""SERVICE=NOTHING answers with the pid of its process, and does nothing else.
+
+With SECONDS it takes that long about it.
+"""
 
 import os
+import time
 
 from qgis.server import QgsService
 
@@ -13,6 +17,7 @@ class Nothing(QgsService):
         return "1.0"
 
     def executeRequest(self, request, response, project):
+        time.sleep(float(request.parameters().get("SECONDS", 0)))
         response.setHeader("Content-Type", "text/plain")
         response.write(str(os.getpid()))
 
