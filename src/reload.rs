@@ -33,9 +33,9 @@ pub struct Reload {
 /// Reloads at every SIGHUP and every change of `server.restartmon`.
 pub async fn watch(mut reload: Reload) {
     let mut hangups = signal(SignalKind::hangup()).expect("SIGHUP can be handled");
-    let mut seen = Seen::now(&reload.config.borrow());
+    let mut config = reload.config.borrow().clone();
+    let mut seen = Seen::now(&config).await;
     loop {
-        let config = reload.config.borrow().clone();
         let mut look = interval(config.restartmon_interval.max(Duration::from_millis(10)));
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -45,7 +45,7 @@ pub async fn watch(mut reload: Reload) {
                     break;
                 }
                 _ = look.tick(), if config.restartmon.is_some() => {
-                    if seen.has_changed(&config) {
+                    if seen.has_changed(&config).await {
                         tracing::info!(file = %seen.path(), "changed: reading the settings again (server.restartmon)");
                         break;
                     }
@@ -53,7 +53,8 @@ pub async fn watch(mut reload: Reload) {
             }
         }
         reload.now();
-        seen.follow(&reload.config.borrow());
+        config = reload.config.borrow().clone();
+        seen.follow(&config).await;
     }
 }
 
@@ -95,23 +96,23 @@ struct Seen {
 }
 
 impl Seen {
-    fn now(config: &Config) -> Self {
+    async fn now(config: &Config) -> Self {
         let path = config.restartmon.clone();
         Self {
-            modified: path.as_deref().and_then(modified),
+            modified: modified(path.as_deref()).await,
             path,
         }
     }
 
     /// Another file begins anew.
-    fn follow(&mut self, config: &Config) {
+    async fn follow(&mut self, config: &Config) {
         if self.path != config.restartmon {
-            *self = Self::now(config);
+            *self = Self::now(config).await;
         }
     }
 
-    fn has_changed(&mut self, config: &Config) -> bool {
-        let now = config.restartmon.as_deref().and_then(modified);
+    async fn has_changed(&mut self, config: &Config) -> bool {
+        let now = modified(config.restartmon.as_deref()).await;
         // A file that goes away is being replaced; its successor counts.
         let has_changed = now.is_some() && now != self.modified;
         self.modified = now.or(self.modified);
@@ -123,8 +124,8 @@ impl Seen {
     }
 }
 
-fn modified(path: &Path) -> Option<SystemTime> {
-    std::fs::metadata(path)
-        .and_then(|metadata| metadata.modified())
-        .ok()
+/// On a file system that hangs, nobody else waits for it.
+async fn modified(path: Option<&Path>) -> Option<SystemTime> {
+    let metadata = tokio::fs::metadata(path?).await.ok()?;
+    metadata.modified().ok()
 }

@@ -113,6 +113,11 @@ impl Breakers {
         }
     }
 
+    /// Other rules from now on; what is known stays.
+    pub fn configure(&mut self, rules: Rules) {
+        self.rules = rules;
+    }
+
     /// No project is in trouble, so that no request needs to be looked at.
     pub fn is_quiet(&self) -> bool {
         self.troubled.is_empty()

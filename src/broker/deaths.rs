@@ -113,6 +113,11 @@ impl Storm {
         }
     }
 
+    /// Other rules from now on; what is known stays.
+    pub fn configure(&mut self, rules: Rules) {
+        self.rules = rules;
+    }
+
     pub fn is_on(&self) -> bool {
         self.is_on
     }

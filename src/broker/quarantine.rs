@@ -126,6 +126,11 @@ impl Quarantine {
         }
     }
 
+    /// Other rules from now on; what is known stays.
+    pub fn configure(&mut self, rules: Rules) {
+        self.rules = rules;
+    }
+
     /// Nobody is suspected, so that no request needs to be looked at.
     pub fn is_empty(&self) -> bool {
         self.suspects.is_empty()

@@ -496,6 +496,9 @@ impl<T: Transport> Driver<T> {
             ..config
         };
         self.queue.configure(limits(&self.config));
+        self.quarantine.configure(quarantine_rules(&self.config));
+        self.breakers.configure(breaker_rules(&self.config));
+        self.storm.configure(storm_rules(&self.config));
     }
 
     /// As long as requests wait here, no worker is too many.

@@ -497,7 +497,8 @@ const LIVE: &[&str] = &[
     "server.linger_timeout", "server.body_max", "server.body_memory", "server.uri_max",
     "server.header_max", "server.headers_max", "server.restartmon",
     "server.restartmon_check_time", "server.pluginpath",
-    "server.server_timing", "server.memory_high_water_mark",
+    "server.server_timing", "server.memory_high_water_mark", "server.client_header",
+    "server.run_on", "server.cancel_writes",
     "logging.level", "logging.qgis_info", "logging.json", "logging.slow_seconds",
     "projects.cache.rootdir", "projects.cache.size", "projects.cache.check_interval",
     "projects.cache.broken_seconds", "projects.cache.strict_check",
@@ -508,6 +509,10 @@ const LIVE: &[&str] = &[
     "worker.memory_limit", "worker.recycle_memory", "worker.recycle_seconds",
     "worker.recycle_requests", "worker.memory_check_seconds",
     "zmq.maxqueue", "zmq.timeout", "zmq.cancel_grace",
+    "zmq.quarantine_seconds", "zmq.quarantine_deaths", "zmq.breaker_timeouts",
+    "zmq.breaker_window", "zmq.breaker_pause", "zmq.breaker_share", "zmq.storm_deaths",
+    "zmq.storm_seconds", "limits.client_requests", "limits.project_requests",
+    "lanes.reserved_workers", "lanes.slow_ms", "lanes.reserved_seconds",
     "api.enabled.", "api.endpoints.", "api:", "metadata.",
 ];
 
