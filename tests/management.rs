@@ -225,10 +225,12 @@ fn the_queue_is_seen_while_it_waits_and_a_client_that_leaves_it_is_counted() {
     }
     managed.until("qgisserver_waiting{lane=\"maps\"}", 5.0);
     let status = managed.status();
+    let queue = &status["queue"];
     assert_eq!(
-        status["queue"],
-        serde_json::json!({ "waiting": 5, "running": 1 })
+        (&queue["waiting"], &queue["running"]),
+        (&5.into(), &1.into())
     );
+    assert_eq!(queue["lanes"]["maps"]["waiting"], 5);
     assert_eq!(status["pools"][0]["busy"], 1);
     let worker = &status["workers"][0];
     assert_eq!(worker["request"]["operation"], "GetMap");

@@ -55,7 +55,7 @@ fn of_500_requests_at_once_each_is_served_or_refused_in_time_and_none_runs_for_n
         let tag = format!("t{i}x");
         at_once.wait();
         let start = Instant::now();
-        let came = Client::new(server.address).ask(&echo(&tag, "&STALL=1"));
+        let came = Client::new(server.address).ask(&echo(&tag, "&STALL=0.8"));
         (tag, status(&came), start.elapsed())
     };
     let answers: Vec<(String, u16, Duration)> = std::thread::scope(|scope| {
