@@ -77,14 +77,6 @@ impl std::fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// Sockets that are bound already, so that the process may have lost the right to.
-#[derive(Debug, Default)]
-pub struct Listeners {
-    pub http: Vec<TcpListener>,
-    /// Unused unless `config.management` is there.
-    pub management: Vec<TcpListener>,
-}
-
 /// The worker program of this installation.
 pub fn worker_program(config: &Config) -> PathBuf {
     pool::program(&config.pool)
@@ -112,10 +104,18 @@ pub async fn run(
     }
     let server = http::Server::new(config.http.clone(), handle.clone()).map_err(Error::Http)?;
     let server = Arc::new(server);
+    let listeners = sockets.http().map_err(Error::Sockets)?;
+    let management = config
+        .management
+        .as_ref()
+        .map(|config| admin::prepare(config, management, handle.clone()))
+        .transpose()
+        .map_err(Error::Management)?;
+    // From here on nothing can fail: a predecessor may believe us.
     let (orders, keeper) = start_pool(&config, &broker);
     let predecessor = sockets.take_predecessor();
     let (in_force, current) = watch::channel(config.clone());
-    tokio::spawn(reload::watch(Reload {
+    let reloading = tokio::spawn(reload::watch(Reload {
         sources,
         server: server.clone(),
         broker: handle.clone(),
@@ -137,23 +137,20 @@ pub async fn run(
     };
     let mut end = End::Told;
     let served = if may_serve {
-        let listeners = sockets.http().map_err(Error::Sockets)?;
         let mut gate = broker.accepting();
         // A predecessor listens there, too, until it hands over.
-        let mut management = config
-            .management
-            .as_ref()
-            .map(|config| admin::start(config, management, handle.clone()))
-            .transpose()
-            .map_err(Error::Management)?;
+        let mut management = management.map(admin::Prepared::start);
         let drain = async {
             let patience = || current.borrow().pool.start_timeout;
             end = tokio::select! {
                 () = shutdown => End::Told,
                 pid = upgrade::watch(&program, &sockets, patience) => End::Succeeded { pid },
             };
+            // What changes from here on is for others.
+            reloading.abort();
             if let End::Succeeded { pid } = end {
-                let _ = sd_notify::notify(false, &[NotifyState::MainPid(pid)]);
+                // If we were never ready ourselves, it is.
+                let _ = sd_notify::notify(false, &[NotifyState::MainPid(pid), NotifyState::Ready]);
                 // Pools and operators that come from here on go there.
                 gate.take();
                 management.take();

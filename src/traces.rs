@@ -180,6 +180,8 @@ impl Client {
     fn new() -> Self {
         let config = ureq::Agent::config_builder()
             .timeout_global(Some(PATIENCE))
+            // A proxy that QGIS needs is none of the collector's.
+            .proxy(None)
             .http_status_as_error(false)
             .max_redirects(0);
         Self {

@@ -68,6 +68,11 @@ pub async fn watch(program: &Program, sockets: &Sockets, patience: impl Fn() -> 
     let mut asked = signal(SignalKind::user_defined2()).expect("SIGUSR2 can be handled");
     loop {
         asked.recv().await;
+        if std::process::id() == 1 {
+            // A container ends with its first process, successor or not.
+            tracing::error!("SIGUSR2: the first process of a container has no successor");
+            continue;
+        }
         tracing::info!(program = %program.path.display(), "SIGUSR2: starting a successor");
         match succeed(program, sockets, patience()).await {
             Ok(pid) => {

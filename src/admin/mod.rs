@@ -98,12 +98,18 @@ impl Drop for Listening {
     }
 }
 
-/// Begins to serve `listeners`, on the runtime of the caller.
-pub fn start(
+/// Everything that may go wrong has gone well; nobody is served yet.
+pub struct Prepared {
+    server: Arc<Server>,
+    listeners: Vec<tokio::net::TcpListener>,
+}
+
+/// On the runtime of the caller.
+pub fn prepare(
     config: &config::Management,
     listeners: Vec<TcpListener>,
     broker: Handle,
-) -> Result<Listening, Error> {
+) -> Result<Prepared, Error> {
     let tls = config.tls.as_ref().map(acceptor).transpose()?;
     let server = Arc::new(Server {
         broker,
@@ -113,15 +119,28 @@ pub fn start(
         permits: Arc::new(Semaphore::new(config.connections_max)),
         timeout: config.timeout,
     });
-    let mut tasks = Vec::new();
-    for listener in listeners {
-        let listener = listener
-            .set_nonblocking(true)
-            .and_then(|()| tokio::net::TcpListener::from_std(listener))
-            .map_err(Error::Listener)?;
-        tasks.push(tokio::spawn(accept(server.clone(), listener)));
+    let usable = |listener: TcpListener| {
+        listener.set_nonblocking(true)?;
+        tokio::net::TcpListener::from_std(listener)
+    };
+    let listeners = listeners.into_iter().map(usable);
+    let listeners = listeners.collect::<std::io::Result<_>>();
+    Ok(Prepared {
+        server,
+        listeners: listeners.map_err(Error::Listener)?,
+    })
+}
+
+impl Prepared {
+    /// Begins to serve.
+    pub fn start(self) -> Listening {
+        let Self { server, listeners } = self;
+        let listeners = listeners.into_iter();
+        let tasks = listeners
+            .map(|listener| tokio::spawn(accept(server.clone(), listener)))
+            .collect();
+        Listening { server, tasks }
     }
-    Ok(Listening { server, tasks })
 }
 
 /// One request per connection needs no HTTP/2.

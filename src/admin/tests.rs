@@ -38,7 +38,7 @@ impl Management {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         Ok(Self {
-            listening: start(&config, vec![listener], handle)?,
+            listening: prepare(&config, vec![listener], handle)?.start(),
             address,
             _broker: broker,
             _directory: directory,

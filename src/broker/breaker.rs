@@ -113,9 +113,12 @@ impl Breakers {
         }
     }
 
-    /// Other rules from now on; what is known stays.
+    /// Other rules from now on; what is known stays, unless breakers are switched off.
     pub fn configure(&mut self, rules: Rules) {
         self.rules = rules;
+        if rules.timeouts == 0 {
+            self.troubled.clear();
+        }
     }
 
     /// No project is in trouble, so that no request needs to be looked at.
@@ -549,5 +552,20 @@ mod tests {
             }
             prop_assert!(bench.breakers.list(bench.now).is_empty());
         }
+    }
+
+    #[test]
+    fn breakers_that_are_switched_off_refuse_nobody() {
+        let (mut breakers, now) = (Breakers::new(rules()), Instant::now());
+        for _ in 0..rules().timeouts {
+            breakers.timed_out(&project("a"), now);
+        }
+        let admits = |breakers: &mut Breakers| breakers.admits(&project("a"), 1, (0, 2), now);
+        assert!(matches!(admits(&mut breakers), Verdict::Open { .. }));
+        breakers.configure(Rules {
+            timeouts: 0,
+            ..rules()
+        });
+        assert_eq!(admits(&mut breakers), Verdict::Admitted);
     }
 }

@@ -345,7 +345,9 @@ impl Queue {
         };
         self.waiting.push(id, request.wish(cost), request);
         self.dispatch(now);
-        self.refuse_overflow(id);
+        if line != Line::Own {
+            self.refuse_overflow(id);
+        }
     }
 
     fn admit(&self, ticket: &Ticket, is_own: bool) -> Result<(), Error> {
@@ -408,7 +410,8 @@ impl Queue {
         else {
             return;
         };
-        if self.ask_us.put(project.clone(), now).is_some() {
+        let known = self.ask_us.put(project.clone(), now);
+        if known.is_some_and(|at| now.duration_since(at) < ASKS_US_FOR) {
             return;
         }
         for request in self.assigned.values_mut() {

@@ -403,7 +403,8 @@ impl<T: Transport> Driver<T> {
         let project = pending.call.project.as_ref()?;
         let holds = |worker: &&Member| {
             let serving = worker.serving.as_ref();
-            serving.is_some_and(|serving| serving.project.as_ref() == Some(project))
+            // Not counting itself, if it had to step back from a worker that lingers.
+            serving.is_some_and(|it| it.id != id && it.project.as_ref() == Some(project))
         };
         let running = self.workers.values().filter(holds).count();
         let crowd = (running, self.workers.len());
@@ -501,18 +502,25 @@ impl<T: Transport> Driver<T> {
         self.storm.configure(storm_rules(&self.config));
     }
 
-    /// As long as requests wait here, no worker is too many.
-    fn release(&mut self) {
-        while self.releasing && self.queue.n_waiting() == 0 && self.workers.len() > 1 {
-            let idle = self.workers.iter().find(|(_, it)| it.serving.is_none());
-            let Some(peer) = idle.map(|(peer, _)| peer.clone()) else {
-                return;
-            };
-            self.queue.gone(&peer, Instant::now());
-            self.bury(&peer, "it goes to our successor", Some(Departure::Left));
-            let reason = Reason::Stopping;
-            self.send(&peer, Message::Disconnect(Disconnect { reason }));
+    /// As long as requests wait here, no worker is too many; after that one is enough.
+    /// True if somebody was sent away.
+    fn release(&mut self) -> bool {
+        if !self.releasing || self.queue.n_waiting() > 0 {
+            return false;
         }
+        let stay = || self.workers.iter().filter(|(_, it)| it.leaving.is_none());
+        let idle = stay().find(|(_, it)| it.serving.is_none());
+        let Some(peer) = idle.map(|(peer, _)| peer.clone()) else {
+            return false;
+        };
+        if stay().count() < 2 {
+            return false;
+        }
+        self.queue.gone(&peer, Instant::now());
+        self.bury(&peer, "it goes to our successor", Some(Departure::Left));
+        let reason = Reason::Stopping;
+        self.send(&peer, Message::Disconnect(Disconnect { reason }));
+        true
     }
 
     fn tell_pools(&mut self, reason: Reason) {
@@ -668,7 +676,8 @@ impl<T: Transport> Driver<T> {
     fn finished(&mut self, peer: &Peer, last: Final, bytes: Bytes) {
         let has_head = last.head.is_some() || last.failure.is_some();
         let now = Instant::now();
-        if is_success(&last) {
+        let was_cancelled = self.serving(peer).is_some_and(|it| it.cancelled);
+        if is_success(&last) && !was_cancelled {
             let taken = Duration::from_micros(last.timings.render_us);
             self.queue.took_time(last.id, taken);
         }
@@ -692,7 +701,10 @@ impl<T: Transport> Driver<T> {
                 });
             }
         }
-        self.clear(last.id, last.failure.is_none());
+        self.storm.answered();
+        if !was_cancelled {
+            self.clear(last.id, last.failure.is_none());
+        }
         self.count_project(last.found);
         if fate == Fate::Deliver {
             let pending = self
@@ -719,8 +731,6 @@ impl<T: Transport> Driver<T> {
 
     /// A worker ended a request by itself; `well`: with an answer from QGIS.
     fn clear(&mut self, id: Id, well: bool) {
-        self.storm.answered();
-        // Of one that was cancelled there is nothing left.
         let Some(pending) = self.calls.get_mut(&id) else {
             return;
         };
@@ -853,14 +863,13 @@ impl<T: Transport> Driver<T> {
     // What the queue decided.
 
     fn act(&mut self) {
-        self.release();
         loop {
             let effects = self.queue.effects();
             if effects.is_empty() && std::mem::take(&mut self.recheck) {
                 self.recheck_waiting();
                 continue;
             }
-            if effects.is_empty() {
+            if effects.is_empty() && !self.release() {
                 break;
             }
             effects.into_iter().for_each(|effect| self.perform(effect));
@@ -882,9 +891,10 @@ impl<T: Transport> Driver<T> {
             Effect::Credit { peer, id, n } => self.send(&peer, Message::Credit(Credit { id, n })),
             Effect::Cancel { peer, id, grace } => {
                 let grace_ms = grace.as_millis() as u64;
-                self.shared.metrics.cancelled_running.inc();
-                if let Some(serving) = self.serving(&peer) {
-                    serving.cancelled = true;
+                let serving = self.serving(&peer);
+                // It may be asked again, with less patience.
+                if !serving.is_some_and(|it| std::mem::replace(&mut it.cancelled, true)) {
+                    self.shared.metrics.cancelled_running.inc();
                 }
                 self.send(&peer, Message::Cancel(Cancel { id, grace_ms }));
             }

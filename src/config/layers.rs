@@ -178,7 +178,16 @@ impl fmt::Display for Mistake {
 
 /// `text` as others may see it: without passwords.
 pub fn shown(name: &str, text: &str) -> String {
-    let secret = ["password", "passwd", "secret", "token"];
+    let secret = [
+        "passw",
+        "pwd",
+        "secret",
+        "token",
+        "apikey",
+        "api_key",
+        "signature",
+        "credential",
+    ];
     let (_, key) = keys::split(name);
     let key = key.to_ascii_lowercase();
     if kind(name) == Some(Kind::Secret) || secret.iter().any(|word| key.contains(word)) {

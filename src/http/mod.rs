@@ -28,8 +28,8 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsRawFd;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -48,7 +48,7 @@ pub use respond::Backend;
 use crate::config::Http;
 use crate::traces::Traces;
 use respond::{Front, Peer};
-use threads::Threads;
+use threads::{Keeper, Threads};
 use watch::{Limits, Verdict, Watch, Watched};
 
 /// Streams that a client reset before we took them; more end the connection.
@@ -102,6 +102,8 @@ pub struct Server<B: Backend> {
     rules: ArcSwap<Rules<B>>,
     permits: Arc<Semaphore>,
     n_permits: AtomicU32,
+    /// Started before anybody is told that we serve.
+    crew: Mutex<Option<(Threads, Keeper)>>,
 }
 
 /// What can change while the server runs. A connection keeps the times that it began
@@ -122,8 +124,10 @@ pub async fn serve<B: Backend>(
     listeners: Vec<TcpListener>,
     shutdown: impl Future<Output = Duration> + Send,
 ) -> Result<(), Error> {
-    let n_threads = server.rules.load().front.config().threads;
-    let (threads, keeper) = Threads::start(n_threads).map_err(Error::Threads)?;
+    let (threads, keeper) = {
+        let mut crew = server.crew.lock().expect("nobody panics while holding it");
+        crew.take().expect("a server serves once")
+    };
     let threads = Arc::new(threads);
     let (phase, phases) = channel::channel(Phase::Serving);
     for listener in listeners {
@@ -167,6 +171,9 @@ impl<B: Backend> Server<B> {
             )),
             permits: Arc::new(Semaphore::new(n_permits as usize)),
             n_permits: AtomicU32::new(n_permits),
+            crew: Mutex::new(Some(
+                Threads::start(config.threads).map_err(Error::Threads)?,
+            )),
         })
     }
 

@@ -122,10 +122,6 @@ impl<B: Backend> Front<B> {
         }
     }
 
-    pub fn config(&self) -> &Http {
-        &self.config
-    }
-
     /// The response to a request, whatever happens.
     pub async fn answer(
         &self,

@@ -1819,11 +1819,10 @@ async fn more_and_fewer_connections_can_be_allowed_while_some_are_open() {
         .expect("no certificate");
     let mut late = server.connect().await;
     late.write_all(ping).await.expect("written");
-    while let Some(tcp) = open.pop() {
-        let waits = timeout(Duration::from_millis(50), late.read(&mut [0; 1])).await;
-        assert!(waits.is_err(), "{} are open", open.len() + 1);
-        drop(tcp);
-    }
+    let waits = timeout(Duration::from_millis(50), late.read(&mut [0; 1])).await;
+    assert!(waits.is_err(), "as many are open as before");
+    // Whoever stood in line before the change may still have the first place.
+    drop(open);
     read_until(&mut late, "ok\"}").await;
     drop(late);
     server.stopped().await;
