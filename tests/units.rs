@@ -76,8 +76,10 @@ fn systemd_is_told_which_process_succeeds_and_that_nothing_stops() {
     server.says("READY=1");
     kill(Pid::from_raw(server.child.id() as i32), Signal::SIGUSR2).unwrap();
     let successor = server.next();
-    let pid = successor.strip_prefix("MAINPID=").expect(&successor);
-    let pid = Pid::from_raw(pid.trim().parse().unwrap());
+    let told: Vec<_> = successor.lines().collect();
+    assert_eq!(told[1..], ["READY=1"], "{successor}");
+    let pid = told[0].strip_prefix("MAINPID=").expect(&successor);
+    let pid = Pid::from_raw(pid.parse().unwrap());
     let status = eventually("the end", String::new, || server.child.try_wait().unwrap());
     assert!(status.success(), "{status}");
     kill(pid, Signal::SIGTERM).unwrap();
