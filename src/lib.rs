@@ -104,6 +104,7 @@ pub async fn run(
     }
     let server = http::Server::new(config.http.clone(), handle.clone()).map_err(Error::Http)?;
     let server = Arc::new(server);
+    let threads = http::threads(&config.http).map_err(Error::Http)?;
     let listeners = sockets.http().map_err(Error::Sockets)?;
     let management = config
         .management
@@ -164,7 +165,7 @@ pub async fn run(
             current.borrow().drain_timeout
         };
         tokio::select! {
-            served = http::serve(server, listeners, drain) => served.map_err(Error::Http),
+            () = http::serve(server, threads, listeners, drain) => Ok(()),
             () = broker.ended() => Err(Error::BrokerEnded),
         }
     } else {
@@ -207,10 +208,7 @@ fn open_gate(
 /// Waits until requests will be answered, and tells the server whose place we take.
 /// One that died meanwhile cannot serve any more, so we do.
 async fn succeed(predecessor: Predecessor, handle: &Handle, proxy: bool) {
-    let mut look = tokio::time::interval(Duration::from_millis(10));
-    while !proxy && !handle.is_ready() && predecessor.is_alive() {
-        look.tick().await;
-    }
+    until(|| proxy || handle.is_ready() || !predecessor.is_alive()).await;
     tracing::info!("ready");
     predecessor.tell();
 }
@@ -233,12 +231,7 @@ fn start_pool(config: &Config, broker: &Broker) -> (Option<mpsc::Sender<Order>>,
 /// workers to wait for; without any within `patience` it is said as well, since
 /// the server does its part and answers 503 or 504.
 async fn announce(handle: Handle, proxy: bool, patience: Duration) {
-    let ready = async {
-        let mut look = tokio::time::interval(Duration::from_millis(10));
-        while !proxy && !handle.is_ready() {
-            look.tick().await;
-        }
-    };
+    let ready = until(|| proxy || handle.is_ready());
     match tokio::time::timeout(patience, ready).await {
         Ok(()) => tracing::info!("ready"),
         Err(_) => tracing::error!(
@@ -246,4 +239,12 @@ async fn announce(handle: Handle, proxy: bool, patience: Duration) {
         ),
     }
     let _ = sd_notify::notify(false, &[NotifyState::Ready]);
+}
+
+/// Looks again and again whether it `is_so`.
+async fn until(is_so: impl Fn() -> bool) {
+    let mut look = tokio::time::interval(Duration::from_millis(10));
+    while !is_so() {
+        look.tick().await;
+    }
 }

@@ -13,13 +13,12 @@ use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
 };
 
+use crate::broker::Line;
+
 /// Upper bounds of the buckets, in seconds: from a tile to a print.
 const BUCKETS: [f64; 15] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 60.0,
 ];
-
-/// The lines of the broker (`broker/lanes.rs`).
-const LANES: [&str; 5] = ["own", "maps", "papers", "slow", "held"];
 
 /// What the answers have been; anything else is `other`.
 const STATUSES: [u16; 30] = [
@@ -118,7 +117,7 @@ pub struct Metrics {
     requests: Durations,
     loads: Durations,
     renders: Durations,
-    waits: Vec<Histogram>,
+    waits: [Histogram; Line::ALL.len()],
     failures: IntCounterVec,
     pub retries: IntCounter,
     /// Left the queue with their clients.
@@ -215,10 +214,9 @@ impl Metrics {
         first.unwrap_or_default()
     }
 
-    /// A request waited in `lane` for a worker, and got one.
-    pub fn waited(&self, lane: &str, duration: Duration) {
-        let at = LANES.iter().position(|known| *known == lane);
-        self.waits[at.unwrap_or_default()].observe(duration.as_secs_f64());
+    /// A request waited in `line` for a worker, and got one.
+    pub fn waited(&self, line: Line, duration: Duration) {
+        self.waits[line as usize].observe(duration.as_secs_f64());
     }
 
     /// A request ended without a reply from QGIS. `reason` is one of a few.
@@ -292,7 +290,7 @@ impl Default for Metrics {
                 "qgisserver_render_seconds",
                 "Time that QGIS took",
             ),
-            waits: LANES.map(|lane| waits.with_label_values(&[lane])).into(),
+            waits: Line::ALL.map(|line| waits.with_label_values(&[line.name()])),
             failures: family(
                 "qgisserver_failures_total",
                 "Requests that ended without a reply from QGIS, by reason",
@@ -384,7 +382,7 @@ mod tests {
                     sent: 1,
                 });
             }
-            metrics.waited(&word, Duration::ZERO);
+            metrics.waited(Line::ALL[usize::from(n) % Line::ALL.len()], Duration::ZERO);
         }
         let replies = 3 * (STATUSES.len() + 1);
         let n = n_series(&metrics);

@@ -2,8 +2,9 @@
 //!
 //! [`Handle`] is what the front sees. Behind it one task (`router.rs`)
 //! holds the only ROUTER (`transport.rs`) and drives the pure decisions of
-//! `queue.rs`, `quarantine.rs`, `breaker.rs` and `deaths.rs`. Workers on this machine connect to a socket in a private
-//! directory (`crate::directory`), all others through `gate.rs`.
+//! `queue.rs`, `quarantine.rs`, `breaker.rs` and `deaths.rs`. Workers on this
+//! machine connect to a socket in a private directory (`crate::directory`), all
+//! others through `gate.rs`.
 
 mod breaker;
 mod cost;
@@ -38,6 +39,7 @@ use crate::protocol::{Failure, Head, ProjectRef, Ready, Reason, Timings, Trace};
 pub use breaker::Open;
 pub use cost::Work;
 pub use deaths::Departures;
+pub use lanes::Line;
 pub use quarantine::Quarantined;
 pub use router::StartError;
 pub use waiting::Name;
@@ -161,13 +163,14 @@ pub struct Call {
 }
 
 impl Call {
-    /// For status and log; empty without a project.
     fn project_name(&self) -> String {
-        self.project
-            .as_ref()
-            .map(ToString::to_string)
-            .unwrap_or_default()
+        name_of(self.project.as_ref())
     }
+}
+
+/// For status and log; empty without a project.
+fn name_of(project: Option<&ProjectRef>) -> String {
+    project.map(ToString::to_string).unwrap_or_default()
 }
 
 /// The answer: its head at once, its body as it comes.
@@ -528,9 +531,7 @@ impl Handle {
     pub fn tell_pools(&self, reason: Reason) {
         let _ = self.commands.send(Command::TellPools(reason));
     }
-}
 
-impl Handle {
     /// Goes by `config` from now on, as far as a running broker can.
     pub fn configure(&self, config: config::Broker) {
         let _ = self.commands.send(Command::Configure(Box::new(config)));

@@ -4,9 +4,10 @@
 //! One task owns the transport, the queue and the clock; handles and bodies talk
 //! to it through a channel. It lives on the main thread, beside a part of the HTTP
 //! connections: to pass a request from one thread to another costs more than all
-//! that happens to it here. So nothing on this thread may work for long. Nothing in the task waits but the one `select!` of [`Driver::run`]:
-//! sends are queued or fail, and a reply goes to the front by `try_send` into a
-//! channel that the window bounds.
+//! that happens to it here. So nothing on this thread may work for long, and
+//! nothing in the task waits but the one `select!` of [`Driver::run`]: sends are
+//! queued or fail, and a reply goes to the front by `try_send` into a channel that
+//! the window bounds.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -26,14 +27,14 @@ use super::breaker::{self, Breakers, Change, Verdict};
 use super::cost::Kind;
 use super::deaths::{self, Departure, Departures, Storm};
 use super::gate::{self, Gate};
-use super::lanes::{Line, Rules, Sort};
+use super::lanes::{Rules, Sort};
 use super::quarantine::{self, Fingerprint, Quarantine};
 use super::queue::{Effect, Fate, Id, Limits, Peer, Queue, Ticket, Why};
 use super::throttle::Throttle;
 use super::transport::{Event, Router, Transport, Undeliverable};
 use super::{
     Body, Broker, Call, Command, Error, Handle, Item, Lane, Name as Called, Outcome, Reply,
-    Running, Shared, State, Status, Stream, Worker,
+    Running, Shared, State, Status, Stream, Worker, name_of,
 };
 use crate::config;
 use crate::directory::{self, Directory};
@@ -166,7 +167,6 @@ struct Driver<T> {
     breakers: Breakers,
     storm: Storm,
     departures: Departures,
-    n_retried: u64,
     /// Some of those that wait may not run any more.
     recheck: bool,
     refusals: Throttle,
@@ -255,7 +255,6 @@ impl<T: Transport> Driver<T> {
             breakers: Breakers::new(breaker_rules(&config)),
             storm: Storm::new(storm_rules(&config)),
             departures: Departures::default(),
-            n_retried: 0,
             recheck: false,
             config,
             transport,
@@ -440,8 +439,7 @@ impl<T: Transport> Driver<T> {
     }
 
     fn ticket(&self, call: &Call) -> Ticket {
-        let project = call.project.as_ref().map(ToString::to_string);
-        let project: Called = project.unwrap_or_default().into();
+        let project: Called = call.project_name().into();
         Ticket {
             retry: call.retry,
             cancel: call.cancel,
@@ -569,7 +567,7 @@ impl<T: Transport> Driver<T> {
             breakers: self.breakers.list(now),
             departures: self.departures,
             storm: self.storm.is_on(),
-            n_retried: self.n_retried,
+            n_retried: self.shared.metrics.retries.get(),
         }
     }
 
@@ -959,14 +957,15 @@ impl<T: Transport> Driver<T> {
         if !self.queue.sent(id) {
             self.drop_body(id);
         }
-        let lane = self.queue.line_of(id).map_or("", Line::name);
+        let line = self.queue.line_of(id);
         if let Some(pending) = self.calls.get_mut(&id) {
             let waited = pending.waiting_since.elapsed();
             pending.queued = Some(pending.queued.unwrap_or_default() + waited);
-            self.shared.metrics.waited(lane, waited);
+            if let Some(line) = line {
+                self.shared.metrics.waited(line, waited);
+            }
             pending.peer = Some(peer.clone());
             if let Some(why) = pending.again.take() {
-                self.n_retried += 1;
                 self.shared.metrics.retries.inc();
                 let (request_id, operation) = (&serving.request_id, &serving.operation);
                 tracing::warn!(
@@ -1210,11 +1209,7 @@ impl Member {
             request: self.serving.as_ref().map(|serving| Running {
                 request_id: serving.request_id.clone(),
                 operation: serving.operation.clone(),
-                project: serving
-                    .project
-                    .as_ref()
-                    .map(ToString::to_string)
-                    .unwrap_or_default(),
+                project: name_of(serving.project.as_ref()),
                 since: serving.since.elapsed(),
             }),
         }
@@ -1642,7 +1637,7 @@ mod tests {
             assert!(matches!(refusal(&mut second), Error::Quarantined { .. }));
         });
         assert!(!lines.contains("WARN"), "said once: {lines}");
-        assert_eq!((driver.n_sent(), driver.n_retried), (2, 1));
+        assert_eq!((driver.n_sent(), driver.status().n_retried), (2, 1));
         let status = driver.status();
         assert_eq!(status.quarantined.len(), 1);
         assert_eq!(status.quarantined[0].n_refused, 1);

@@ -24,6 +24,20 @@ const FOREIGN: [&str; 4] = [
     "QGSRV_MONITOR_TAG_",
 ];
 
+/// What has such a word in its name, a setting or a parameter of a request, has a value
+/// that is nobody's business.
+pub const SECRET_WORDS: [&str; 9] = [
+    "passw",
+    "pwd",
+    "token",
+    "secret",
+    "apikey",
+    "api_key",
+    "api-key",
+    "signature",
+    "credential",
+];
+
 /// The environment, as the caller wants us to see it.
 pub type Environment = BTreeMap<String, String>;
 
@@ -178,19 +192,9 @@ impl fmt::Display for Mistake {
 
 /// `text` as others may see it: without passwords.
 pub fn shown(name: &str, text: &str) -> String {
-    let secret = [
-        "passw",
-        "pwd",
-        "secret",
-        "token",
-        "apikey",
-        "api_key",
-        "signature",
-        "credential",
-    ];
     let (_, key) = keys::split(name);
     let key = key.to_ascii_lowercase();
-    if kind(name) == Some(Kind::Secret) || secret.iter().any(|word| key.contains(word)) {
+    if kind(name) == Some(Kind::Secret) || SECRET_WORDS.iter().any(|word| key.contains(word)) {
         return if text.is_empty() {
             String::new()
         } else {

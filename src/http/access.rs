@@ -11,6 +11,7 @@ use hyper::{Method, Uri};
 use percent_encoding::percent_decode_str;
 use tokio::runtime::Handle;
 
+use crate::config::SECRET_WORDS;
 use crate::metrics::{self, Kind, Metrics};
 use crate::protocol::{Timings, Trace};
 use crate::traces::{Facts, Open, Traces};
@@ -20,19 +21,6 @@ const TARGET_MAX: usize = 2048;
 
 /// 499 is what nginx calls a client that left before the answer.
 const CLIENT_LEFT: u16 = 499;
-
-/// Parameters with such names have values that are nobody's business.
-const SECRETS: [&str; 9] = [
-    "passw",
-    "pwd",
-    "token",
-    "secret",
-    "apikey",
-    "api_key",
-    "api-key",
-    "signature",
-    "credential",
-];
 
 /// The line; dropping it leads to its being written, after the connection had its
 /// turn to write the end of the reply: a client need not wait for our log.
@@ -313,7 +301,7 @@ fn is_secret(text: &str) -> bool {
         let at = plain.find(*word);
         at.is_some_and(|at| plain[at..].contains(['=', ':']))
     };
-    SECRETS.iter().any(has_value) || has_userinfo(&plain)
+    SECRET_WORDS.iter().any(has_value) || has_userinfo(&plain)
 }
 
 /// `http://user:password@host`.

@@ -28,8 +28,8 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsRawFd;
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -102,8 +102,6 @@ pub struct Server<B: Backend> {
     rules: ArcSwap<Rules<B>>,
     permits: Arc<Semaphore>,
     n_permits: AtomicU32,
-    /// Started before anybody is told that we serve.
-    crew: Mutex<Option<(Threads, Keeper)>>,
 }
 
 /// What can change while the server runs. A connection keeps the times that it began
@@ -117,17 +115,19 @@ struct Rules<B> {
     tls: Option<TlsAcceptor>,
 }
 
+/// The threads that connections will live on, started before anybody is told that we serve.
+pub fn threads(config: &Http) -> Result<(Threads, Keeper), Error> {
+    Threads::start(config.threads).map_err(Error::Threads)
+}
+
 /// Serves `listeners` until `shutdown` is over, then lets running requests go on
 /// for at most as long as that says.
 pub async fn serve<B: Backend>(
     server: Arc<Server<B>>,
+    (threads, keeper): (Threads, Keeper),
     listeners: Vec<TcpListener>,
     shutdown: impl Future<Output = Duration> + Send,
-) -> Result<(), Error> {
-    let (threads, keeper) = {
-        let mut crew = server.crew.lock().expect("nobody panics while holding it");
-        crew.take().expect("a server serves once")
-    };
+) {
     let threads = Arc::new(threads);
     let (phase, phases) = channel::channel(Phase::Serving);
     for listener in listeners {
@@ -149,7 +149,6 @@ pub async fn serve<B: Backend>(
         server.all_closed().await;
     }
     keeper.end().await;
-    Ok(())
 }
 
 impl<B: Backend> Server<B> {
@@ -171,9 +170,6 @@ impl<B: Backend> Server<B> {
             )),
             permits: Arc::new(Semaphore::new(n_permits as usize)),
             n_permits: AtomicU32::new(n_permits),
-            crew: Mutex::new(Some(
-                Threads::start(config.threads).map_err(Error::Threads)?,
-            )),
         })
     }
 

@@ -202,9 +202,14 @@ impl Server {
             drain
         };
         let shared = super::Server::new(config.clone(), broker.clone());
+        let threads = super::threads(&config).expect("threads can be started");
         let (shared, task) = match shared.map(Arc::new) {
             Ok(shared) => {
-                let task = serve(shared.clone(), vec![listener], shutdown);
+                let served = serve(shared.clone(), threads, vec![listener], shutdown);
+                let task = async {
+                    served.await;
+                    Ok(())
+                };
                 (Some(shared), tokio::spawn(task))
             }
             Err(error) => (None, tokio::spawn(async { Err(error) })),
