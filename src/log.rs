@@ -223,7 +223,34 @@ impl Text {
     }
 }
 
+impl Text {
+    /// What needs no escaping, as numbers do not.
+    fn plain(&mut self, field: &Field, value: impl Debug) {
+        match field.name() {
+            "message" => write!(self.message, "{value:?}"),
+            name => write!(self.fields, " {name}={value:?}"),
+        }
+        .expect("a String takes everything");
+    }
+}
+
 impl Visit for Text {
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.plain(field, value);
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.plain(field, value);
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.plain(field, value);
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.plain(field, value);
+    }
+
     fn record_str(&mut self, field: &Field, value: &str) {
         let is_message = field.name() == "message";
         self.push(

@@ -146,8 +146,8 @@ async fn stop(child: &mut Child, patience: Duration) {
     }
 }
 
-fn signal(child: &Child, signal: Signal) {
-    // Not reaped yet, or `id` would be None, so the pid is still the pool's.
+pub fn signal(child: &Child, signal: Signal) {
+    // Not reaped yet, or `id` would be None, so the pid is still its own.
     if let Some(pid) = child.id().and_then(|id| i32::try_from(id).ok()) {
         let _ = kill(Pid::from_raw(pid), signal);
     }

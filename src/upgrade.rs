@@ -12,14 +12,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use command_fds::{CommandFdExt, FdMapping};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{sleep, timeout};
 
+use crate::pool;
 use crate::sockets::{PREDECESSOR, READY, Sockets};
 
 /// For a successor that failed to tidy up.
@@ -157,25 +157,19 @@ impl Successor {
     }
 
     async fn end(&mut self) {
-        self.terminate();
+        pool::signal(self.child(), Signal::SIGTERM);
         if timeout(PATIENCE, self.child().wait()).await.is_err() {
             let _ = self.child().kill().await;
         }
         self.0 = None;
     }
-
-    fn terminate(&self) {
-        // Not reaped yet, or `id` would be None, so the pid is still its own.
-        let pid = self.0.as_ref().and_then(Child::id);
-        if let Some(pid) = pid.and_then(|pid| i32::try_from(pid).ok()) {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
-        }
-    }
 }
 
 impl Drop for Successor {
     fn drop(&mut self) {
-        self.terminate();
+        if let Some(child) = &self.0 {
+            pool::signal(child, Signal::SIGTERM);
+        }
     }
 }
 

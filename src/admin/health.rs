@@ -104,7 +104,6 @@ mod tests {
                 pool_instance: instance.into(),
                 ..Ready::default()
             },
-            serving: None,
             n_served: 2,
             connected_for: Duration::ZERO,
             memory_kb: 10,

@@ -138,7 +138,6 @@ mod tests {
         ready.versions.qgis = "3.22.16 \"Białowieża\"".into();
         let worker = Worker {
             ready,
-            serving: None,
             n_served: 0,
             connected_for: Duration::ZERO,
             memory_kb: 3,

@@ -284,13 +284,8 @@ impl Refusal {
                 "The broker does not answer",
             ),
         };
-        let problem = serde_json::json!({
-            "type": "about:blank",
-            "title": status.canonical_reason(),
-            "status": status.as_u16(),
-            "detail": detail,
-        });
-        let mut response = page(status, "application/problem+json", problem.to_string());
+        let problem = http::reply::problem(status, detail);
+        let mut response = page(status, "application/problem+json", problem);
         if self == Self::Method {
             let allow = HeaderValue::from_static(ALLOW);
             response.headers_mut().insert(header::ALLOW, allow);

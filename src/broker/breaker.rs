@@ -126,6 +126,11 @@ impl Breakers {
         self.troubled.is_empty()
     }
 
+    /// Only then can it be refused.
+    pub fn is_troubled(&self, project: &ProjectRef) -> bool {
+        self.troubled.contains(project)
+    }
+
     /// A request for `project` arrived.
     pub fn asked(&mut self, project: &ProjectRef, now: Instant) {
         if self.latest.as_ref() == Some(project) {

@@ -455,8 +455,6 @@ pub struct Lane {
 #[derive(Debug, Clone)]
 pub struct Worker {
     pub ready: Ready,
-    /// `idle`, or the operation it is busy with.
-    pub serving: Option<String>,
     pub n_served: u64,
     pub connected_for: Duration,
     pub memory_kb: u64,

@@ -343,11 +343,21 @@ impl Queue {
             cause,
             ..Request::new(id, ticket, now, self.limits.queue_timeout)
         };
+        if self.may_start(line, now) {
+            return self.give(request, now);
+        }
         self.waiting.push(id, request.wish(cost), request);
         self.dispatch(now);
         if line != Line::Own {
             self.refuse_overflow(id);
         }
+    }
+
+    /// With nobody in front of it and a worker for it: then there is no need to wait
+    /// for a turn.
+    fn may_start(&self, line: Line, now: Instant) -> bool {
+        let is_free = self.waiting.is_empty() && !self.idle.is_empty();
+        is_free && (!line.is_long() || self.doors(now).is_open(line))
     }
 
     fn admit(&self, ticket: &Ticket, is_own: bool) -> Result<(), Error> {
@@ -366,11 +376,10 @@ impl Queue {
                 false => Err(Error::QueueFull { limit: queue_max }),
             };
         }
-        let is_beyond = |n: usize, limit: usize| limit > 0 && n >= limit;
-        if is_beyond(self.crowd.of_client(&ticket.client), client_max) {
+        if client_max > 0 && self.crowd.of_client(&ticket.client) >= client_max {
             return Err(Error::ClientBusy { limit: client_max });
         }
-        if is_beyond(self.crowd.of_project(&ticket.project), project_max) {
+        if project_max > 0 && self.crowd.of_project(&ticket.project) >= project_max {
             return Err(Error::ProjectBusy { limit: project_max });
         }
         Ok(())
@@ -724,11 +733,16 @@ impl Queue {
                 self.alarm_when_reserve_lapses(now);
                 break;
             };
-            let at = self.best_idle(now);
-            let peer = self.idle.remove(at).expect("it is not empty");
-            self.assign(request, peer, now);
+            self.give(request, now);
         }
         self.make_way(now);
+    }
+
+    /// To one of the idle, of whom there is at least one.
+    fn give(&mut self, request: Request, now: Instant) {
+        let at = self.best_idle(now);
+        let peer = self.idle.remove(at).expect("it is not empty");
+        self.assign(request, peer, now);
     }
 
     /// Which lines may have an idle worker.

@@ -395,11 +395,16 @@ impl<T: Transport> Driver<T> {
             return None;
         }
         let pending = self.calls.get_mut(&id)?;
-        let fingerprint = pending.fingerprint(&self.quarantine);
-        if let Some(left) = self.quarantine.refuses(fingerprint, now) {
-            return Some(Error::Quarantined { left });
+        if !self.quarantine.is_empty() {
+            let fingerprint = pending.fingerprint(&self.quarantine);
+            if let Some(left) = self.quarantine.refuses(fingerprint, now) {
+                return Some(Error::Quarantined { left });
+            }
         }
         let project = pending.call.project.as_ref()?;
+        if !self.breakers.is_troubled(project) {
+            return None;
+        }
         let holds = |worker: &&Member| {
             let serving = worker.serving.as_ref();
             // Not counting itself, if it had to step back from a worker that lingers.
@@ -1199,10 +1204,6 @@ impl Member {
     fn status(&self) -> Worker {
         Worker {
             ready: self.ready.clone(),
-            serving: self
-                .serving
-                .as_ref()
-                .map(|serving| serving.operation.clone()),
             n_served: self.n_served,
             connected_for: self.since.elapsed(),
             memory_kb: self.memory_kb,

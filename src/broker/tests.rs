@@ -218,7 +218,7 @@ async fn a_small_reply_comes_whole() {
         (status.workers[0].n_served, status.workers[0].memory_kb),
         (1, 7)
     );
-    assert_eq!(status.workers[0].serving, None);
+    assert!(status.workers[0].request.is_none());
     assert!(server.handle.is_ready());
 }
 

@@ -282,6 +282,9 @@ impl Row {
             .expect("it waits here");
         project.remove(&number);
         self.n -= 1;
+        if self.n == 0 {
+            self.passed = 0;
+        }
         if project.is_empty() {
             client.projects.remove(&wish.project);
             client.turns.leave(&wish.project);

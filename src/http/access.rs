@@ -5,12 +5,15 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use hyper::{Method, Uri};
+use memchr::memmem::Finder;
 use percent_encoding::percent_decode_str;
 use tokio::runtime::Handle;
 
+use super::reply::first;
 use crate::config::SECRET_WORDS;
 use crate::metrics::{self, Kind, Metrics};
 use crate::protocol::{Timings, Trace};
@@ -172,7 +175,7 @@ impl Entry {
         let facts = Facts {
             request_id: &self.request_id,
             method: self.method.as_str(),
-            path: cut(self.uri.path()),
+            path: first(TARGET_MAX, self.uri.path()),
             kind: self.kind,
             status: self.status,
             called: self.called,
@@ -225,7 +228,7 @@ impl Entry {
             trace_id = self.trace_id(),
             client = %self.client,
             method = %self.method,
-            uri = &*without_secrets(cut(self.target())),
+            uri = &*without_secrets(first(TARGET_MAX, self.target())),
             status = self.status,
             failure = self.failure,
             bytes = self.bytes,
@@ -264,11 +267,6 @@ fn ms(duration: Duration) -> f64 {
     duration.as_micros() as f64 / 1e3
 }
 
-fn cut(target: &str) -> &str {
-    let end = target.char_indices().map(|(at, _)| at).nth(TARGET_MAX);
-    &target[..end.unwrap_or(target.len())]
-}
-
 /// `target` with stars for the values of parameters that look secret.
 fn without_secrets(target: &str) -> Cow<'_, str> {
     let (path, query) = match target.split_once('?') {
@@ -297,12 +295,16 @@ fn is_secret(text: &str) -> bool {
     let plain = percent_decode_str(text)
         .decode_utf8_lossy()
         .to_ascii_lowercase();
-    let has_value = |word: &&str| {
-        let at = plain.find(*word);
+    let has_value = |word: &Finder| {
+        let at = word.find(plain.as_bytes());
         at.is_some_and(|at| plain[at..].contains(['=', ':']))
     };
-    SECRET_WORDS.iter().any(has_value) || has_userinfo(&plain)
+    FINDERS.iter().any(has_value) || has_userinfo(&plain)
 }
+
+/// Every line asks all of them.
+static FINDERS: LazyLock<[Finder<'static>; SECRET_WORDS.len()]> =
+    LazyLock::new(|| SECRET_WORDS.map(Finder::new));
 
 /// `http://user:password@host`.
 fn has_userinfo(plain: &str) -> bool {
@@ -311,7 +313,7 @@ fn has_userinfo(plain: &str) -> bool {
             .next()
             .is_some_and(|authority| authority.contains('@'))
     };
-    plain.split("://").skip(1).any(authority)
+    plain.contains('@') && plain.split("://").skip(1).any(authority)
 }
 
 #[cfg(test)]
@@ -339,7 +341,10 @@ mod tests {
 
     #[test]
     fn a_long_target_is_cut_between_two_characters() {
-        assert_eq!(cut(&"é".repeat(3000)).chars().count(), TARGET_MAX);
-        assert_eq!(cut("/x"), "/x");
+        assert_eq!(
+            first(TARGET_MAX, &"é".repeat(3000)).chars().count(),
+            TARGET_MAX
+        );
+        assert_eq!(first(TARGET_MAX, "/x"), "/x");
     }
 }

@@ -122,7 +122,7 @@ pub fn worker(worker: &Worker) -> Value {
         "versions": ready.versions,
         "plugins": ready.plugins,
         "plugins_failed": ready.plugins_failed,
-        "serving": worker.serving,
+        "serving": worker.request.as_ref().map(|request| &request.operation),
         "served": worker.n_served,
         "connected_seconds": worker.connected_for.as_secs(),
         "memory_kb": worker.memory_kb,

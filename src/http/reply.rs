@@ -287,7 +287,10 @@ impl Refusal {
     ) -> Response<Content<C>> {
         let facts = self.facts(project);
         let (kind, text) = match dialect {
-            Dialect::Problem => ("application/problem+json", facts.to_problem()),
+            Dialect::Problem => (
+                "application/problem+json",
+                problem(facts.status, &facts.text),
+            ),
             Dialect::Ows { service, version } => {
                 let exception = Exception {
                     code: facts.code,
@@ -312,17 +315,15 @@ impl Refusal {
     }
 }
 
-impl Facts {
-    fn to_problem(&self) -> String {
-        let title = self.status.canonical_reason().unwrap_or("Error");
-        serde_json::json!({
-            "type": "about:blank",
-            "title": title,
-            "status": self.status.as_u16(),
-            "detail": self.text,
-        })
-        .to_string()
-    }
+/// RFC 9457.
+pub fn problem(status: StatusCode, detail: &str) -> String {
+    serde_json::json!({
+        "type": "about:blank",
+        "title": status.canonical_reason().unwrap_or("Error"),
+        "status": status.as_u16(),
+        "detail": detail,
+    })
+    .to_string()
 }
 
 /// `text` with its type and length.
@@ -484,12 +485,17 @@ fn named(project: Option<&str>) -> &str {
 }
 
 fn short(name: &str) -> &str {
-    let end = name
-        .char_indices()
-        .map(|(at, _)| at)
-        .nth(NAME_MAX)
-        .unwrap_or(name.len());
-    &name[..end]
+    first(NAME_MAX, name)
+}
+
+/// No more than `max` characters of `text`.
+pub fn first(max: usize, text: &str) -> &str {
+    // So many bytes are never more characters.
+    if text.len() <= max {
+        return text;
+    }
+    let end = text.char_indices().map(|(at, _)| at).nth(max);
+    &text[..end.unwrap_or(text.len())]
 }
 
 #[cfg(test)]

@@ -161,12 +161,11 @@ impl<B: Backend> Front<B> {
     }
 
     /// Who takes turns with others: by address, unless a proxy knows better.
-    fn client_name(&self, parts: &Parts, peer: Peer) -> Name {
+    fn client_name(&self, parts: &Parts, client: IpAddr) -> Name {
         let header = self.config.client_header.as_deref();
         let header = header.filter(|_| self.config.http_proxy);
         let told = header.and_then(|name| forwarded::name(&parts.headers, name));
-        told.unwrap_or_else(|| forwarded::network(self.client(parts, peer)))
-            .into()
+        told.unwrap_or_else(|| forwarded::network(client)).into()
     }
 
     fn line(&self, parts: &Parts, peer: Peer) -> Line {
@@ -223,7 +222,7 @@ impl<B: Backend> Front<B> {
             Route::Status => pages::status(&self.status().await),
             Route::Ows | Route::Api => {
                 match request::body(&self.config, &self.room, &parts.headers, incoming).await {
-                    Ok(held) => self.ask(route, parts, &base, held, line, peer).await,
+                    Ok(held) => self.ask(route, parts, &base, held, line).await,
                     Err(refusal) => refuse(refusal),
                 }
             }
@@ -286,7 +285,6 @@ impl<B: Backend> Front<B> {
         base: &Base,
         held: Held,
         line: &mut Line,
-        peer: Peer,
     ) -> Response<Content<B::Body>> {
         line.received = held.body.len() as u64;
         let request = Incomplete {
@@ -295,7 +293,7 @@ impl<B: Backend> Front<B> {
             base,
             request_id: &line.request_id,
             trace: line.trace.as_ref(),
-            client: self.client_name(parts, peer),
+            client: self.client_name(parts, line.client),
         };
         let asked = if route == Route::Ows {
             request.ows(held.body.clone())

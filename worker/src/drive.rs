@@ -13,7 +13,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
-use crate::link::Job;
+use crate::link::{Job, Last};
 
 /// How long a request may take before the second thread steps in.
 const SOON: Duration = Duration::from_millis(2);
@@ -71,14 +71,20 @@ impl Drive {
         self.running.send_replace(running);
     }
 
-    /// The next job. Runs the link meanwhile, and `rest` once there was none for a while.
+    /// Lets the `last` answer end, and gives the next job. Runs the link meanwhile, and
+    /// `rest` once there was none for a while.
     pub fn next_job(
         &self,
         jobs: &mut mpsc::UnboundedReceiver<Job>,
+        last: Option<Last>,
         rest: impl FnOnce(),
     ) -> Option<Job> {
         self.enter(Phase::Idle);
         let job = self.runtime.block_on(async {
+            // From inside of the runtime, which has to wake nobody then.
+            if let Some(last) = last {
+                last.outlet.end(last.report, last.bytes);
+            }
             if let Ok(job) = timeout(REST_AFTER, jobs.recv()).await {
                 return job;
             }

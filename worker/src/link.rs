@@ -89,6 +89,13 @@ pub struct Job {
     pub outlet: Arc<Outlet>,
 }
 
+/// The end of its answer, ready to leave.
+pub struct Last {
+    pub outlet: Arc<Outlet>,
+    pub report: Final,
+    pub bytes: Bytes,
+}
+
 /// What the main thread gives back.
 enum Out {
     Part(Partial, Bytes),

@@ -83,16 +83,22 @@ pub fn tell_of_crashes(board: Arc<Board>) {
 extern "C" fn crashed(signal: libc::c_int) {
     // SAFETY: null or a board that is never freed; a page of atomics.
     if let Some(board) = unsafe { CRASH_BOARD.load(Ordering::Acquire).as_ref() } {
-        board.crash(allocated_kilobytes());
+        board.crash(statm(ALLOCATED));
     }
     // A fault is repeated by returning; a signal that was sent has to be sent again.
     // SAFETY: allowed in a handler.
     unsafe { libc::raise(signal) };
 }
 
-/// What counts against the limit: the sixth field of `/proc/self/statm`. Neither
-/// allocates nor locks.
-fn allocated_kilobytes() -> u64 {
+/// What counts against the limit.
+const ALLOCATED: usize = 5;
+
+/// What is in memory, shared pages included.
+const RESIDENT: usize = 1;
+
+/// A field of `/proc/self/statm`, which counts pages. Neither allocates nor locks, as
+/// befits a signal handler; 0 if it cannot be had.
+fn statm(field: usize) -> u64 {
     let mut text = [0_u8; 256];
     // SAFETY: open, read and close are allowed in a handler; the buffer is ours.
     let n = unsafe {
@@ -104,7 +110,10 @@ fn allocated_kilobytes() -> u64 {
         libc::close(file);
         usize::try_from(n).unwrap_or(0)
     };
-    let digits = text[..n].split(|byte| *byte == b' ').nth(5).unwrap_or(b"");
+    let digits = text[..n]
+        .split(|byte| *byte == b' ')
+        .nth(field)
+        .unwrap_or(b"");
     let digits = digits.iter().filter(|byte| byte.is_ascii_digit());
     let pages = digits.fold(0_u64, |pages, digit| pages * 10 + u64::from(digit - b'0'));
     kilobytes(pages)
@@ -124,17 +133,10 @@ impl Resident {
             .is_none_or(|at| at.elapsed() > Duration::from_secs(1))
         {
             self.read_at = Some(Instant::now());
-            self.kilobytes = resident_kilobytes().unwrap_or(0);
+            self.kilobytes = statm(RESIDENT);
         }
         self.kilobytes
     }
-}
-
-/// The second field of `/proc/self/statm` counts pages.
-fn resident_kilobytes() -> Option<u64> {
-    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
-    let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kilobytes(pages))
 }
 
 fn kilobytes(pages: u64) -> u64 {
@@ -254,10 +256,10 @@ mod tests {
     fn what_was_freed_goes_back_to_the_kernel() {
         let mut blocks: Vec<_> = (0..100).map(|_| vec![1_u8; 1 << 20]).collect();
         let last = blocks.pop();
-        let full = resident_kilobytes().unwrap();
+        let full = statm(RESIDENT);
         drop(blocks);
         give_back();
-        let left = resident_kilobytes().unwrap();
+        let left = statm(RESIDENT);
         assert!(
             full > 100 << 10 && left < full - (90 << 10),
             "{left} of {full}"

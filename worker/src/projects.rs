@@ -10,7 +10,7 @@ use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use lru::LruCache;
-use qgisserver::protocol::{Failure, ProjectRef};
+use qgisserver::protocol::{Failure, Found, ProjectRef};
 
 /// What tells one state of a project file from another. An older file is as
 /// different as a newer one: it may come from a backup.
@@ -53,15 +53,6 @@ struct Entry<P> {
     checked: Instant,
     loaded: Instant,
     project: Result<P, Failure>,
-}
-
-/// What happened to a project that was asked for.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Found {
-    Cached,
-    Loaded,
-    /// It had been loaded before, from another state of the file.
-    Reloaded,
 }
 
 /// The cache, generic over what a loaded project is so that tests need no QGIS.

@@ -12,14 +12,14 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use qgisserver::config;
-use qgisserver::protocol::{self, Born, Failure, Final, Ready, Request, Timings, Trace, Versions};
+use qgisserver::protocol::{Born, Failure, Final, Found, Ready, Request, Timings, Trace, Versions};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::board::{Board, Farewell};
 use crate::drive::Drive;
-use crate::link::{self, Job, Outlet};
+use crate::link::{self, Job, Last, Outlet};
 use crate::memory::{self, Resident};
-use crate::projects::{Found, Projects, Stamp};
+use crate::projects::{Projects, Stamp};
 use crate::qgis::{self, Project, Qgis, Served, Zygote};
 
 /// What a worker says to its parent when it is warm.
@@ -159,8 +159,9 @@ impl Server {
 
     fn run(mut self, drive: &Drive, jobs: &mut UnboundedReceiver<Job>) -> ! {
         // Waiting does not hold the GIL: it is taken for each request alone.
-        while let Some(job) = drive.next_job(jobs, memory::give_back) {
-            self.serve(job);
+        let mut last = None;
+        while let Some(job) = drive.next_job(jobs, last.take(), memory::give_back) {
+            last = Some(self.serve(job));
         }
         // SAFETY: the link ended, which only the end of the process does.
         unsafe { libc::_exit(1) }
@@ -173,18 +174,23 @@ impl Server {
             body,
             outlet,
         }: Job,
-    ) {
+    ) -> Last {
         // Whatever is said until the answer is out is about this request. The span is of
         // the highest level, so that it is there whatever `logging.level` says.
         let trace_id = request.trace.as_ref().map(Trace::id);
         let span = tracing::error_span!("request", request_id = request.request_id, trace_id);
         let _inside = span.enter();
         self.qgis.begin(&request);
-        self.answer(&request, &body, &outlet);
+        let (report, bytes) = self.answer(&request, &body, &outlet);
         self.qgis.end();
+        Last {
+            outlet,
+            report,
+            bytes,
+        }
     }
 
-    fn answer(&mut self, request: &Request, body: &[u8], outlet: &Arc<Outlet>) {
+    fn answer(&mut self, request: &Request, body: &[u8], outlet: &Arc<Outlet>) -> (Final, Bytes) {
         let start = Instant::now();
         let found = find(&mut self.qgis, &mut self.projects, request);
         let load_us = micros(start.elapsed());
@@ -204,7 +210,7 @@ impl Server {
                     n_projects: self.projects.n_open(),
                     ..Final::default()
                 };
-                return outlet.end(report, Bytes::new());
+                return (report, Bytes::new());
             }
         };
         let served = self.qgis.serve(request, body, project, outlet.clone());
@@ -222,7 +228,7 @@ impl Server {
             project_version: stamp.map(|stamp| stamp.version()),
             project_modified: stamp.map(|stamp| stamp.modified()),
             n_projects: self.projects.n_open(),
-            found: found.map(as_told),
+            found,
             ..Final::default()
         };
         tracing::debug!(
@@ -231,15 +237,7 @@ impl Server {
             render_us = timings.render_us,
             "served"
         );
-        finish(outlet, served, report, self.chunk_bytes);
-    }
-}
-
-fn as_told(found: Found) -> protocol::Found {
-    match found {
-        Found::Cached => protocol::Found::Cached,
-        Found::Loaded => protocol::Found::Loaded,
-        Found::Reloaded => protocol::Found::Reloaded,
+        finish(outlet, served, report, self.chunk_bytes)
     }
 }
 
@@ -264,34 +262,30 @@ fn find<'a>(
     Ok(Some((project, stamp, found)))
 }
 
-/// Sends what is left of the answer: in chunks when there is much, the last with FINAL.
-fn finish(outlet: &Outlet, served: Served, report: Final, chunk_bytes: usize) {
-    match served.answer {
+/// What is left for FINAL; of much that is left, all but the last chunk is sent here.
+fn finish(outlet: &Outlet, served: Served, report: Final, chunk_bytes: usize) -> (Final, Bytes) {
+    let (mut head, mut bytes) = match served.answer {
+        Ok(answer) => answer,
         Err(failure) => {
-            let leaving = failure == Failure::QgisFailed;
-            outlet.end(
-                Final {
-                    failure: Some(failure),
-                    leaving,
-                    ..report
-                },
-                Bytes::new(),
-            );
+            let report = Final {
+                failure: Some(failure),
+                leaving: failure == Failure::QgisFailed,
+                ..report
+            };
+            return (report, Bytes::new());
         }
-        Ok((mut head, mut bytes)) => {
-            if let Some(head) = &mut head {
-                head.length = Some(bytes.len() as u64);
-            }
-            while bytes.len() > chunk_bytes {
-                let part = bytes.split_to(chunk_bytes);
-                if outlet.part(head.take(), part).is_err() {
-                    let failure = Some(Failure::Cancelled);
-                    return outlet.end(Final { failure, ..report }, Bytes::new());
-                }
-            }
-            outlet.end(Final { head, ..report }, bytes);
+    };
+    if let Some(head) = &mut head {
+        head.length = Some(bytes.len() as u64);
+    }
+    while bytes.len() > chunk_bytes {
+        let part = bytes.split_to(chunk_bytes);
+        if outlet.part(head.take(), part).is_err() {
+            let failure = Some(Failure::Cancelled);
+            return (Final { failure, ..report }, Bytes::new());
         }
     }
+    (Final { head, ..report }, bytes)
 }
 
 fn micros(duration: Duration) -> u64 {
