@@ -70,10 +70,11 @@ fn seed() -> u64 {
     seed
 }
 
-/// What server and pool are told: short silences, no pause before a replacement.
+/// What server and pool are told: short silences, no pause before a replacement. While
+/// the last question is stuck, only idle workers are left to be killed: a crash storm.
 fn settings() -> String {
     format!(
-        "server.timeout = {}\nzmq.timeout = 60000\nzmq.heartbeat = 0.2\nzmq.heartbeat_misses = 5\n\
+        "server.timeout = {}\nzmq.timeout = 60000\nzmq.heartbeat = 0.2\nzmq.heartbeat_misses = 5\nzmq.storm_seconds = 2\n\
          worker.young = 0\nworker.chunk_bytes = {CHUNK}\nzmq.window = 4\n\
          projects.cache.check_interval = 60\n",
         TIMEOUT.as_secs(),
