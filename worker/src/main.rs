@@ -8,6 +8,7 @@ mod link;
 mod machine;
 mod memory;
 mod patience;
+mod places;
 mod pool;
 mod projects;
 mod qgis;

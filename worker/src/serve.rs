@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::num::NonZeroUsize;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,7 +20,8 @@ use crate::board::{Board, Farewell};
 use crate::drive::Drive;
 use crate::link::{self, Job, Last, Outlet};
 use crate::memory::{self, Resident};
-use crate::projects::{Projects, Stamp};
+use crate::places::{Places, Stamp};
+use crate::projects::Projects;
 use crate::qgis::{self, Project, Qgis, Served, Zygote};
 
 /// What a worker says to its parent when it is warm.
@@ -136,6 +138,7 @@ fn start_link(
 
 struct Server {
     qgis: Qgis,
+    places: Places,
     projects: Projects<Project>,
     memory: Resident,
     chunk_bytes: usize,
@@ -143,15 +146,11 @@ struct Server {
 
 impl Server {
     fn new(qgis: Qgis, pool: &config::Pool) -> Self {
-        let projects = Projects::new(
-            &pool.rootdir,
-            pool.cache_size,
-            pool.check_interval,
-            pool.broken_for,
-        );
+        let size = NonZeroUsize::new(pool.cache_size).unwrap_or(NonZeroUsize::MIN);
         Self {
             qgis,
-            projects,
+            places: Places::new(&pool.rootdir, size),
+            projects: Projects::new(size, pool.check_interval, pool.broken_for),
             memory: Resident::default(),
             chunk_bytes: pool.chunk_bytes,
         }
@@ -192,7 +191,12 @@ impl Server {
 
     fn answer(&mut self, request: &Request, body: &[u8], outlet: &Arc<Outlet>) -> (Final, Bytes) {
         let start = Instant::now();
-        let found = find(&mut self.qgis, &mut self.projects, request);
+        let found = find(
+            &mut self.qgis,
+            &mut self.places,
+            &mut self.projects,
+            request,
+        );
         let load_us = micros(start.elapsed());
         let (project, stamp, found) = match found {
             Ok(Some((project, stamp, found))) => (Some(project), Some(stamp), Some(found)),
@@ -244,20 +248,21 @@ impl Server {
 /// The project of the request, loaded; None if it needs none.
 fn find<'a>(
     qgis: &mut Qgis,
+    places: &mut Places,
     projects: &'a mut Projects<Project>,
     request: &Request,
 ) -> Result<Option<(&'a Project, Stamp, Found)>, Failure> {
     let Some(name) = &request.project else {
         return Ok(None);
     };
-    let path = projects.find(name).ok_or(Failure::ProjectNotFound)?;
+    let place = places.find(name).ok_or(Failure::ProjectNotFound)?;
     let start = Instant::now();
-    let (project, stamp, found) = projects.get(&path, start, |path| qgis.load(path))?;
+    let (project, stamp, found) = projects.get(&place, start, |place| qgis.load(&place.path))?;
     if found != Found::Cached {
         let ms = start.elapsed().as_millis();
         tracing::info!(project = %name, ms, bad_layers = ?project.bad_layers, "project loaded");
         // QGIS keeps its capabilities for longer than we keep projects.
-        qgis.forget(&path);
+        qgis.forget(&place.path);
     }
     Ok(Some((project, stamp, found)))
 }
