@@ -708,6 +708,8 @@ impl<T: Transport> Driver<T> {
         if !was_cancelled {
             self.clear(last.id, last.failure.is_none());
         }
+        // The worker has its next request before anybody is woken for its last answer.
+        self.act();
         self.count_project(last.found);
         if fate == Fate::Deliver {
             let pending = self
