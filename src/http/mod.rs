@@ -26,7 +26,6 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::AsRawFd;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -37,6 +36,7 @@ use hyper::header::{self, HeaderValue};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use nix::sys::socket::{Backlog, listen};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch as channel};
@@ -56,9 +56,6 @@ const RESETS_MAX: usize = 20;
 
 /// Bytes of a reply that one HTTP/2 stream may hold back.
 const STREAM_BUFFER: usize = 256 << 10;
-
-/// Connections that the kernel keeps for us; it may be set to keep fewer.
-const BACKLOG: libc::c_int = 4096;
 
 /// hyper takes no smaller bound for a request head.
 const HEAD_MIN: usize = 8192;
@@ -310,14 +307,11 @@ async fn accept<B: Backend>(
     }
 }
 
-/// The standard library asks for 128. Of a burst of more some would be heard only
-/// when they try again, which is a second later.
+/// The standard library asks the kernel to keep 128 connections for us, and this for as
+/// many as it will. Of a burst of more some would be heard only when they try again,
+/// which is a second later.
 fn deepen(listener: &TcpListener) -> io::Result<()> {
-    // SAFETY: of a socket that listens it changes the length of the queue, and nothing else.
-    match unsafe { libc::listen(listener.as_raw_fd(), BACKLOG) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    Ok(listen(listener, Backlog::MAXCONN)?)
 }
 
 /// Without descriptors or memory the next accept fails at once, so it has to wait.
