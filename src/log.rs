@@ -4,10 +4,13 @@
 //! Whatever a client sends stays within its line and its value: control
 //! characters are escaped, and text with blanks or quotes is quoted.
 
+mod stderr;
+
 use std::fmt::{self, Debug, Write};
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, LazyLock, OnceLock};
+use std::time::Duration;
 
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
@@ -22,6 +25,10 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::{Registry, reload};
 
 use crate::config::Log;
+use stderr::{Outlet, Pen};
+
+/// For the last lines before the end of the process.
+const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// What can change while we log.
 #[derive(Clone)]
@@ -32,15 +39,40 @@ struct Switches {
 
 static SWITCHES: OnceLock<Switches> = OnceLock::new();
 
+static STDERR: LazyLock<Arc<Outlet<io::Stderr>>> =
+    LazyLock::new(|| Arc::new(Outlet::new(io::stderr(), lost)));
+
 /// Begins to log, for the rest of the process; children of a fork go on with
 /// their own pid. Starts no thread. A second call only does what [`change`] does.
 pub fn init(settings: &Log) {
-    let colours = std::io::stderr().is_terminal();
-    let (subscriber, switches) = subscriber(settings, colours, std::io::stderr);
+    let colours = io::stderr().is_terminal();
+    let (subscriber, switches) = subscriber(settings, colours, || Pen(STDERR.clone()));
     match tracing::subscriber::set_global_default(subscriber) {
-        Ok(()) => drop(SWITCHES.set(switches)),
+        Ok(()) => {
+            stderr::open_own();
+            drop(SWITCHES.set(switches));
+        }
         Err(_) => change(settings),
     }
+}
+
+/// As long as it lives, a thread writes the log.
+pub type Aside = stderr::Aside<io::Stderr>;
+
+/// Gives lines to a thread, so that nobody waits for who reads them. Not for a process
+/// that forks.
+pub fn aside() -> io::Result<Aside> {
+    STDERR.aside()
+}
+
+/// For those who end the process themselves: waits, not for long, until what was said is out.
+pub fn flush() {
+    STDERR.flush(LAST_LINES);
+}
+
+/// Lines that nobody took.
+pub(crate) fn n_lost() -> u64 {
+    STDERR.n_lost()
 }
 
 /// Logs with these settings from now on.
@@ -160,6 +192,24 @@ fn json_line(mut out: Writer<'_>, spans: &str, event: &Event<'_>) -> fmt::Result
     // Ours come last: no field of an event can pose as one of them.
     object.extend(own);
     writeln!(out, "{}", Value::Object(object))
+}
+
+/// A line that tells of those before. It is no event, because it is written while another
+/// is.
+fn lost(n: u64) -> String {
+    let is_json = |it: &Switches| it.json.load(Ordering::Relaxed);
+    let (time, pid) = (now().unwrap_or_default(), std::process::id());
+    let message = "log lines were lost: nobody read standard error";
+    match SWITCHES.get().is_some_and(is_json) {
+        true => {
+            let object = serde_json::json!({
+                "time": time, "level": "WARN", "pid": pid, "target": "qgisserver::log",
+                "n": n, "message": message,
+            });
+            format!("{object}\n")
+        }
+        false => format!("{time}  WARN [{pid}] n={n} {message}\n"),
+    }
 }
 
 fn now() -> Result<String, fmt::Error> {

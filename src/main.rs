@@ -16,6 +16,9 @@ const CONFIGURATION: u8 = 78;
 /// The service cannot be provided (`EX_UNAVAILABLE`).
 const UNAVAILABLE: u8 = 69;
 
+/// For threads that are about to end.
+const TIDY: Duration = Duration::from_secs(1);
+
 fn main() -> ExitCode {
     let mut sources = Sources::of_server(std::env::args_os(), config::environment());
     match sources.read() {
@@ -62,11 +65,15 @@ fn serve(config: Config, sources: Sources) -> Result<ExitCode, Failed> {
     };
     let (sockets, management) = open(&config, inherited)?;
     become_user(config.setuid.as_deref())?;
+    // The first thread besides this one: from here on the environment stays as it is.
+    let _aside = log::aside().map_err(unavailable)?;
     raise_descriptor_limit();
     let outcome = runtime.block_on(async {
         let stopped = stopped(stop);
         qgisserver::run(config, sources, sockets, management, program, stopped).await
     });
+    // A thread that reads a file may wait for ever.
+    runtime.shutdown_timeout(TIDY);
     outcome
         .map(|()| ExitCode::SUCCESS)
         .map_err(|error| match error.is_configuration() {
@@ -183,6 +190,7 @@ async fn stopped([mut terminate, mut interrupt]: [Signal; 2]) {
             next(&mut terminate, &mut interrupt).await;
         }
         tracing::warn!("stopped by a second signal");
+        log::flush();
         std::process::exit(1);
     });
     let _ = told.await;

@@ -303,6 +303,55 @@ fn a_server_that_stops_is_not_ready_and_says_so_until_its_last_request_ended() {
     assert_eq!(last.join().unwrap().unwrap().status, 200);
 }
 
+/// As when the collector of a log hangs.
+#[test]
+fn nobody_reads_the_log_and_all_is_served_and_what_was_lost_is_told_later() {
+    let managed = Managed::start("logging.slow_seconds = 0.000001\nworker.young = 0");
+    let (server, log) = (&managed.server, &managed.server.process.log);
+    let stalled = log.stall();
+    let long = "x".repeat(30_000);
+    // More than fits in the pipe and in memory.
+    for _ in 0..200 {
+        assert_eq!(server.act(&format!("DO=echo&X={long}")).status, 200);
+    }
+    let lost = "qgisserver_log_lines_lost_total";
+    assert!(managed.scrape().value(lost) > 0.0);
+    // The pool and its workers log, too.
+    for _ in 0..5 {
+        assert_eq!(server.act("DO=log").status, 200);
+    }
+    assert_eq!(server.act("DO=segfault&ONCE=died").status, 200);
+    server.wait_workers(2);
+    drop(stalled);
+    let told = "log lines were lost: nobody read standard error";
+    log.wait_for(told, |line| line.contains(told).then_some(()));
+    eventually("a worker says so, too", || {
+        assert_eq!(server.act("DO=log").status, 200);
+        (pids_of(&log.text(), told) > 1).then_some(())
+    });
+}
+
+/// How many processes said `what`.
+fn pids_of(text: &str, what: &str) -> usize {
+    let lines = text.lines().filter(|line| line.contains(what));
+    let pids = lines.filter_map(|line| line.split(['[', ']']).nth(1));
+    pids.collect::<BTreeSet<_>>().len()
+}
+
+/// Its log is a pipe that is full, and stays so.
+#[test]
+fn a_server_stops_though_nobody_reads_its_last_lines() {
+    let mut server = Server::stub("logging.slow_seconds = 0.000001");
+    let log = server.process.log.clone();
+    let stalled = log.stall();
+    let long = "x".repeat(30_000);
+    for _ in 0..10 {
+        assert_eq!(server.act(&format!("DO=echo&X={long}")).status, 200);
+    }
+    assert!(server.process.stop().success());
+    drop(stalled);
+}
+
 /// The lines of a log in JSON.
 fn objects(server: &Server) -> Vec<Value> {
     let text = server.process.log.text();

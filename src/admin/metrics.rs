@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use prometheus::{IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
 
 use crate::broker::{Lane, Status};
+use crate::log;
 use crate::metrics::Metrics;
 
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
@@ -13,6 +14,7 @@ pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 pub fn page(counted: &Metrics, status: &Status, is_ready: bool) -> String {
     let now = Registry::new();
     gauges(&now, status, is_ready);
+    lost_lines(&now);
     let mut families = counted.gather();
     families.extend(now.gather());
     let encoded = TextEncoder::new().encode_to_string(&families);
@@ -95,6 +97,18 @@ fn by_label(now: &Registry, name: &str, help: &str, label: &str, values: &[([&st
     gauge(now, name, help, &[label], &values);
 }
 
+/// Of this process; a pool says its own in the log.
+fn lost_lines(now: &Registry) {
+    let lost = IntCounter::new(
+        "qgisserver_log_lines_lost_total",
+        "Log lines that nobody read in time",
+    );
+    let lost = lost.expect("a plain name");
+    lost.inc_by(log::n_lost());
+    let registered = now.register(Box::new(lost));
+    registered.expect("each name is registered once");
+}
+
 /// The broker counts them, since its decisions depend on them.
 fn departures(now: &Registry, status: &Status) {
     let options = Opts::new(
@@ -163,6 +177,7 @@ mod tests {
             "qgisserver_workers_memory_bytes 3072",
             "qgisserver_workers_by_version{qgis=\"3.22.16 \\\"Białowieża\\\"\"} 1",
             "qgisserver_ready 1",
+            "qgisserver_log_lines_lost_total 0",
         ] {
             assert!(page.lines().any(|it| it == line), "{line} in {page}");
         }

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -261,12 +261,12 @@ pub fn is_alive(pid: i32) -> bool {
 
 /// What a program wrote to its standard error so far.
 #[derive(Clone)]
-pub struct Log(Arc<Mutex<Vec<String>>>);
+pub struct Log(Arc<Mutex<Vec<String>>>, Arc<Mutex<()>>);
 
 impl Log {
     fn read(from: impl std::io::Read + Send + 'static) -> Self {
-        let log = Self(Arc::default());
-        let lines = log.0.clone();
+        let log = Self(Arc::default(), Arc::default());
+        let (lines, reading) = (log.0.clone(), log.1.clone());
         std::thread::spawn(move || {
             let mut from = BufReader::new(from);
             let mut line = Vec::new();
@@ -276,9 +276,15 @@ impl Log {
                     lines.lock().unwrap().push(text);
                 }
                 line.clear();
+                drop(reading.lock());
             }
         });
         log
+    }
+
+    /// Nobody reads it until what is returned goes.
+    pub fn stall(&self) -> MutexGuard<'_, ()> {
+        self.1.lock().unwrap()
     }
 
     pub fn text(&self) -> String {

@@ -1,0 +1,385 @@
+//! Standard error, for which nobody waits long.
+//!
+//! Whoever reads our log may stall: a pipe is full, a journal hangs. No request may wait
+//! for that, so lines that nobody takes are dropped and counted, and how many they were
+//! is said as soon as somebody reads again.
+//!
+//! | who | writes |
+//! |---|---|
+//! | a program as it starts, and the pool for ever | itself, and waits [`PATIENCE`] for a reader; not again before there was one |
+//! | the server, once it is about to serve | into memory, up to [`ROOM`], and a thread of its own writes it |
+//!
+//! The pool has no such thread because it forks, and a fork copies none.
+
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::mem;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{setsockopt, sockopt::SendTimeout};
+use nix::sys::stat::{SFlag, fstat};
+use nix::sys::time::TimeVal;
+
+/// For the first line that nobody takes; also what a journal gets for one.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// Bytes of lines that wait for the thread.
+const ROOM: usize = 4 << 20;
+
+/// A pipe takes so many bytes at once or none of them, so that lines of several
+/// processes do not mix.
+const WHOLE: usize = libc::PIPE_BUF;
+
+/// Makes standard error fail where it would wait, for this process and its children, as
+/// far as that can be done behind the back of others who have it, too.
+pub fn open_own() {
+    let stderr = io::stderr();
+    let Ok(facts) = fstat(&stderr) else { return };
+    let kind = SFlag::from_bits_truncate(facts.st_mode) & SFlag::S_IFMT;
+    if kind == SFlag::S_IFSOCK {
+        let bound = TimeVal::new(0, PATIENCE.as_micros() as libc::suseconds_t);
+        let _ = setsockopt(&stderr, SendTimeout, &bound);
+    }
+    if kind == SFlag::S_IFIFO || kind == SFlag::S_IFCHR {
+        // The flag belongs to what was opened, and a shell may have opened it, too. A
+        // file is left as it is: opened once more, it would be overwritten.
+        let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+        let mut own = OpenOptions::new();
+        let own = own.write(true).custom_flags(flags);
+        if let Ok(own) = own.open("/proc/self/fd/2") {
+            let _ = nix::unistd::dup2_stderr(own);
+        }
+    }
+}
+
+/// Where lines go.
+pub struct Outlet<F> {
+    out: F,
+    /// Says how many lines were lost.
+    confession: fn(u64) -> String,
+    lines: Mutex<Lines>,
+    /// There is something for the thread to do.
+    filled: Condvar,
+    /// It did it.
+    emptied: Condvar,
+    /// Lines, since we last said so, and ever.
+    lost: AtomicU64,
+    lost_ever: AtomicU64,
+}
+
+#[derive(Default)]
+struct Lines {
+    /// A thread writes.
+    aside: bool,
+    /// For the thread.
+    waiting: Vec<u8>,
+    /// It has some that are not out yet.
+    writing: bool,
+    /// Nobody took the last line.
+    stalled: bool,
+    /// Only its beginning was taken.
+    torn: bool,
+}
+
+impl<F: AsFd> Outlet<F> {
+    pub fn new(out: F, confession: fn(u64) -> String) -> Self {
+        Self {
+            out,
+            confession,
+            lines: Mutex::default(),
+            filled: Condvar::new(),
+            emptied: Condvar::new(),
+            lost: AtomicU64::new(0),
+            lost_ever: AtomicU64::new(0),
+        }
+    }
+
+    /// Writes one line, or loses it.
+    pub fn say(&self, line: &[u8]) {
+        let mut lines = self.lock();
+        if !lines.aside {
+            let mut write = |line: &[u8]| lines.write(self.out.as_fd(), line);
+            return match write(line) {
+                true => self.confess(write),
+                false => self.lose(1),
+            };
+        }
+        if lines.waiting.len() + line.len() > ROOM {
+            return self.lose(1);
+        }
+        lines.waiting.extend_from_slice(line);
+        self.filled.notify_one();
+    }
+
+    /// Lines that nobody took, ever.
+    pub fn n_lost(&self) -> u64 {
+        self.lost_ever.load(Ordering::Relaxed)
+    }
+
+    /// Waits until everything is out, but not for longer than `bound`.
+    pub fn flush(&self, bound: Duration) {
+        let is_busy = |lines: &mut Lines| lines.writing || !lines.waiting.is_empty();
+        let waited = self.emptied.wait_timeout_while(self.lock(), bound, is_busy);
+        drop(waited);
+    }
+
+    fn lose(&self, n: u64) {
+        self.lost.fetch_add(n, Ordering::Relaxed);
+        self.lost_ever.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// What to say of lines that were lost, if `say` can say it now.
+    fn confess(&self, say: impl FnOnce(&[u8]) -> bool) {
+        let n = self.lost.swap(0, Ordering::Relaxed);
+        if n > 0 && !say((self.confession)(n).as_bytes()) {
+            self.lost.fetch_add(n, Ordering::Relaxed);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Lines> {
+        // Whoever panicked was about to log it.
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<F: AsFd + Send + Sync + 'static> Outlet<F> {
+    /// Gives the lines to a thread from now on, until what is returned goes.
+    pub fn aside(self: &Arc<Self>) -> io::Result<Aside<F>> {
+        let own = self.clone();
+        let thread = std::thread::Builder::new().name("log".into());
+        thread.spawn(move || own.write_for_ever())?;
+        self.lock().aside = true;
+        Ok(Aside(self.clone()))
+    }
+
+    fn write_for_ever(&self) {
+        let mut batch = Vec::new();
+        loop {
+            let nothing = |lines: &mut Lines| lines.waiting.is_empty();
+            let waited = self.filled.wait_while(self.lock(), nothing);
+            let mut lines = waited.unwrap_or_else(PoisonError::into_inner);
+            mem::swap(&mut lines.waiting, &mut batch);
+            lines.writing = true;
+            drop(lines);
+            let write = |lines: &[u8]| write(self.out.as_fd(), lines, None);
+            let written = write(&batch);
+            match written == batch.len() {
+                true => self.confess(|line| write(line) > 0),
+                // Its reader has gone for good.
+                false => self.lose(n_lines(&batch[written..])),
+            }
+            batch.clear();
+            batch.shrink_to(WHOLE);
+            self.lock().writing = false;
+            self.emptied.notify_all();
+        }
+    }
+}
+
+/// As long as it lives, a thread writes the log. The last lines get out before it is gone.
+pub struct Aside<F: AsFd>(Arc<Outlet<F>>);
+
+impl<F: AsFd> Drop for Aside<F> {
+    fn drop(&mut self) {
+        self.0.flush(super::LAST_LINES);
+        self.0.lock().aside = false;
+    }
+}
+
+impl Lines {
+    /// False if nobody takes `line`.
+    fn write(&mut self, out: BorrowedFd<'_>, line: &[u8]) -> bool {
+        let patience = match self.stalled {
+            true => Duration::ZERO,
+            false => PATIENCE,
+        };
+        let end = Some(Instant::now() + patience);
+        if self.torn {
+            self.torn = write(out, b"\n", end) == 0;
+        }
+        let written = match self.torn {
+            true => 0,
+            false => write(out, line, end),
+        };
+        self.stalled = written < line.len();
+        self.torn |= self.stalled && written > 0;
+        !self.stalled
+    }
+}
+
+/// How much of `bytes` was taken before `end`; without one, the reader has all the time
+/// in the world.
+fn write(out: BorrowedFd<'_>, bytes: &[u8], end: Option<Instant>) -> usize {
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let left = end.map(|end| end.saturating_duration_since(Instant::now()));
+        let left = left.map_or(PollTimeout::NONE, |left| {
+            left.try_into().unwrap_or(PollTimeout::MAX)
+        });
+        match poll(&mut [PollFd::new(out, PollFlags::POLLOUT)], left) {
+            Ok(0) => break,
+            Ok(_) => {}
+            Err(Errno::EINTR) => continue,
+            Err(_) => break,
+        }
+        match nix::unistd::write(out, piece(rest)) {
+            Ok(n) => rest = &rest[n..],
+            Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) if left != PollTimeout::ZERO => {}
+            Err(_) => break,
+        }
+    }
+    bytes.len() - rest.len()
+}
+
+/// As many lines as are written at once, or the first alone.
+fn piece(lines: &[u8]) -> &[u8] {
+    let end_of = |bytes: &[u8]| memchr::memrchr(b'\n', bytes).map(|at| at + 1);
+    let within = end_of(&lines[..lines.len().min(WHOLE)]);
+    let first = || memchr::memchr(b'\n', lines).map(|at| at + 1);
+    &lines[..within.or_else(first).unwrap_or(lines.len())]
+}
+
+fn n_lines(bytes: &[u8]) -> u64 {
+    memchr::memchr_iter(b'\n', bytes).count() as u64
+}
+
+/// One line at a time for an outlet, as `tracing` writes them.
+pub struct Pen<F>(pub Arc<Outlet<F>>);
+
+impl<F: AsFd> Write for Pen<F> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.say(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Read;
+    use std::os::fd::OwnedFd;
+
+    use nix::fcntl::OFlag;
+    use nix::unistd::pipe2;
+
+    use super::*;
+
+    /// Nothing here takes longer unless it hangs.
+    const BOUND: Duration = Duration::from_secs(10);
+
+    fn outlet() -> (Arc<Outlet<OwnedFd>>, File) {
+        let (reader, writer) = pipe2(OFlag::O_NONBLOCK | OFlag::O_CLOEXEC).unwrap();
+        (Arc::new(Outlet::new(writer, confession)), reader.into())
+    }
+
+    fn confession(n: u64) -> String {
+        format!("lost {n}\n")
+    }
+
+    fn line(n: usize) -> Vec<u8> {
+        format!("{n:>99}\n").into_bytes()
+    }
+
+    /// All that is in the pipe now.
+    fn read_all(mut from: &File) -> String {
+        let mut text = Vec::new();
+        // It ends with the news that a read would have to wait.
+        let _ = from.read_to_end(&mut text);
+        String::from_utf8(text).unwrap()
+    }
+
+    #[test]
+    fn nobody_waits_twice_for_a_reader_that_stalls_and_what_is_lost_is_told_to_it_later() {
+        let (outlet, reader) = outlet();
+        let began = Instant::now();
+        (0..2000).for_each(|n| outlet.say(&line(n)));
+        assert!(began.elapsed() < BOUND, "{:?}", began.elapsed());
+        let n_taken = n_lines(read_all(&reader).as_bytes());
+        assert!(n_taken > 100, "the pipe had room for more than {n_taken}");
+        assert_eq!(outlet.n_lost(), 2000 - n_taken);
+        outlet.say(b"back\n");
+        outlet.say(b"all well\n");
+        let told = format!("back\nlost {}\nall well\n", 2000 - n_taken);
+        assert_eq!(read_all(&reader), told);
+    }
+
+    #[test]
+    fn a_line_that_was_torn_does_not_run_into_the_next_one() {
+        let (outlet, reader) = outlet();
+        let mut long = vec![b'x'; 1 << 20];
+        long.push(b'\n');
+        outlet.say(&long);
+        assert_eq!(outlet.n_lost(), 1);
+        assert!(!read_all(&reader).contains('\n'));
+        outlet.say(b"next\n");
+        assert_eq!(read_all(&reader), "\nnext\nlost 1\n");
+    }
+
+    #[test]
+    fn with_a_thread_nobody_waits_at_all_and_what_there_is_room_for_comes_out_later() {
+        let (outlet, reader) = outlet();
+        let aside = outlet.aside().unwrap();
+        let n_fit = ROOM / 100;
+        (0..n_fit).for_each(|n| outlet.say(&line(n)));
+        assert_eq!(outlet.n_lost(), 0);
+        // What the thread has and what the pipe holds is no more than twice that.
+        (n_fit..4 * n_fit).for_each(|n| outlet.say(&line(n)));
+        assert!(outlet.n_lost() >= n_fit as u64);
+        // What was lost is said between them, as soon as that can be.
+        let (mut text, end) = (String::new(), Instant::now() + BOUND);
+        let taken = loop {
+            assert!(Instant::now() < end, "{} bytes came", text.len());
+            text += &read_all(&reader);
+            let whole = text.lines().filter(|line| line.len() == 99);
+            let taken: Vec<usize> = whole.map(|line| line.trim().parse().unwrap()).collect();
+            let told = text.lines().filter_map(|line| line.strip_prefix("lost "));
+            let told: u64 = told.map(|n| n.parse::<u64>().unwrap_or(0)).sum();
+            if (taken.len() as u64 + told, told) == (4 * n_fit as u64, outlet.n_lost()) {
+                break taken;
+            }
+        };
+        assert!(taken.is_sorted() && taken[..n_fit].iter().copied().eq(0..n_fit));
+        drop(aside);
+    }
+
+    #[test]
+    fn the_last_lines_are_out_before_the_thread_is_given_up() {
+        let (outlet, reader) = outlet();
+        let aside = outlet.aside().unwrap();
+        outlet.say(b"last but one\n");
+        drop(aside);
+        outlet.say(b"last\n");
+        assert_eq!(read_all(&reader), "last but one\nlast\n");
+    }
+
+    #[test]
+    fn at_the_end_a_reader_that_stalls_is_not_waited_for_for_ever() {
+        let (outlet, _reader) = outlet();
+        let aside = outlet.aside().unwrap();
+        (0..10_000).for_each(|n| outlet.say(&line(n)));
+        let began = Instant::now();
+        drop(aside);
+        assert!(began.elapsed() < BOUND);
+    }
+
+    #[test]
+    fn lines_are_written_whole_as_many_as_fit_at_once() {
+        assert_eq!(piece(b"a\nb\n"), b"a\nb\n");
+        let many = line(1).repeat(100);
+        assert_eq!(piece(&many).len(), 4000);
+        let long = [vec![b'x'; 5000], b"\nshort\n".to_vec()].concat();
+        assert_eq!(piece(&long).len(), 5001);
+        assert_eq!(piece(b"no end"), b"no end");
+    }
+}
