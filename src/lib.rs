@@ -82,6 +82,18 @@ pub fn worker_program(config: &Config) -> PathBuf {
     pool::program(&config.pool)
 }
 
+/// What only trying shows of the settings: a line for each certificate that cannot be
+/// used.
+pub fn mistakes(config: &Config, sources: &Sources) -> Vec<String> {
+    let public = http::tls::load("server", config.http.tls.as_ref());
+    let management = config.management.as_ref().map(admin::load);
+    let wrong = [Some(public), management].into_iter().flatten();
+    let wrong = wrong.filter_map(Result::err);
+    wrong
+        .map(|error| sources.mistake(&error.setting, &error.what()))
+        .collect()
+}
+
 /// Serves `sockets` until `shutdown` or a successor's word, then lets running requests
 /// end. Reads `sources`, where `config` came from, again at SIGHUP and when
 /// `server.restartmon` changes; starts `program` as successor at SIGUSR2. Must run on a
@@ -120,6 +132,7 @@ pub async fn run(
         sources,
         server: server.clone(),
         broker: handle.clone(),
+        management: management.as_ref().map(|it| it.server.clone()),
         orders: orders.clone(),
         endpoint: broker.endpoint.clone(),
         config: in_force,

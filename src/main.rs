@@ -33,15 +33,27 @@ fn main() -> ExitCode {
             })
         }
         Ok(Action::Version) => version(),
-        Ok(Action::Help(text) | Action::PrintConfig(text) | Action::CheckConfig(text)) => {
+        Ok(Action::Help(text) | Action::PrintConfig(text)) => {
             print!("{text}");
             ExitCode::SUCCESS
         }
+        Ok(Action::CheckConfig(config, verdict)) => check(&config, &sources, &verdict),
         Err(exit) => {
             eprintln!("qgisserver: {}", exit.message);
             ExitCode::from(u8::try_from(exit.code).unwrap_or(1))
         }
     }
+}
+
+/// `--check-config`: `verdict`, unless the server would not start with it all the same.
+fn check(config: &Config, sources: &Sources, verdict: &str) -> ExitCode {
+    let mistakes = qgisserver::mistakes(config, sources);
+    if mistakes.is_empty() {
+        print!("{verdict}");
+        return ExitCode::SUCCESS;
+    }
+    eprintln!("qgisserver: {}", mistakes.join("\n"));
+    ExitCode::from(CONFIGURATION)
 }
 
 type Failed = (u8, String);

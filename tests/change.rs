@@ -257,6 +257,22 @@ fn a_handshake_that_began_before_the_stop_is_finished_and_its_request_answered()
 
 #[test]
 fn sighup_brings_a_new_certificate_and_keeps_the_old_one_when_it_is_broken() {
+    renew_the_certificate("server", "", |server| server.address);
+}
+
+#[test]
+fn sighup_brings_the_management_a_new_certificate_and_keeps_the_old_one_when_it_is_broken() {
+    let enabled = "management.enabled = yes\nmanagement.port = 0";
+    renew_the_certificate("management", enabled, |server| {
+        let log = &server.process.log;
+        log.wait_for("management at ", |line| {
+            let rest = line.split("management at https://").nth(1)?;
+            rest.split('/').next()?.parse().ok()
+        })
+    });
+}
+
+fn renew_the_certificate(section: &str, more: &str, address: impl Fn(&Server) -> SocketAddr) {
     let world = World::stub();
     let (cert, key) = (world.path("cert.pem"), world.path("key.pem"));
     let renew = || {
@@ -267,25 +283,66 @@ fn sighup_brings_a_new_certificate_and_keeps_the_old_one_when_it_is_broken() {
     };
     let first = renew();
     let settings = format!(
-        "server.ssl = yes\nserver.ssl_cert = {}\nserver.ssl_key = {}",
+        "{section}.ssl = yes\n{section}.ssl_cert = {}\n{section}.ssl_key = {}\n{more}",
         cert.display(),
         key.display()
     );
     let server = Server::start_tls(world, &settings);
-    assert_eq!(certificate(server.address), first);
+    let address = address(&server);
+    assert_eq!(certificate(address), first);
     std::fs::write(&key, "broken").unwrap();
     server.signal(Signal::SIGHUP);
     let line = server.process.log.wait_line("the old certificate stays");
     assert!(
-        line.contains("ERROR") && line.contains("server.ssl_key"),
+        line.contains("ERROR") && line.contains(&format!("{section}.ssl_key")),
         "{line}"
     );
-    assert_eq!(certificate(server.address), first);
+    assert_eq!(certificate(address), first);
     let second = renew();
     server.signal(Signal::SIGHUP);
     eventually("the new certificate", || {
-        (certificate(server.address) == second).then_some(())
+        (certificate(address) == second).then_some(())
     });
+}
+
+/// Reading a pipe into which nobody writes is like reading from a server that is gone.
+#[test]
+fn a_file_system_that_hangs_holds_up_no_request_and_no_stop() {
+    let (mut server, files) = start("[server]\nreload_timeout = 0.2\n", "");
+    let before = server.workers();
+    let hang = || {
+        std::fs::remove_file(&files.file).unwrap();
+        nix::unistd::mkfifo(&files.file, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        server.signal(Signal::SIGHUP);
+    };
+    hang();
+    let log = server.process.log.clone();
+    log.wait_line("SIGHUP: reading");
+    assert_eq!(server.act("DO=echo").status, 200);
+    let line = log.wait_line("server.reload_timeout");
+    assert!(
+        line.contains("ERROR") && line.contains("nothing changes"),
+        "{line}"
+    );
+    server.signal(Signal::SIGHUP);
+    log.wait_line("still being read");
+    // It comes back, too late for this time.
+    std::fs::write(&files.file, "[server]\nworkers = 1\n").unwrap();
+    std::fs::remove_file(&files.file).unwrap();
+    files.write("[server]\nuri_max = 256\nreload_timeout = 0.2\n");
+    assert_eq!(server.workers(), before);
+    let long = format!("/ows/?MAP=city&X={}", "x".repeat(300));
+    server.signal(Signal::SIGHUP);
+    eventually("the next one counts", || {
+        (server.get(&long).status == 414).then_some(())
+    });
+    // The pool has read them, too.
+    log.wait_line("replacing the workers, one");
+    hang();
+    eventually("it hangs again", || {
+        (log.count("(server.reload_timeout)") == 2).then_some(())
+    });
+    assert!(server.process.stop().success());
 }
 
 // Load.

@@ -72,6 +72,36 @@ fn wrong_use_is_64_and_a_wrong_configuration_78_and_both_name_the_setting() {
 }
 
 #[test]
+fn check_config_reads_the_certificates_that_the_server_would_use() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (cert, key, file) = (path("cert.pem"), path("key.pem"), path("q.conf"));
+    let made = rcgen::generate_simple_self_signed(["localhost".into()]).unwrap();
+    std::fs::write(&cert, made.cert.pem()).unwrap();
+    std::fs::write(&key, "no PEM").unwrap();
+    let section = |name: &str| format!("[{name}]\nssl = yes\nssl_cert = {cert}\nssl_key = {key}\n");
+    let settings = [section("server"), section("management")].concat();
+    std::fs::write(&file, format!("{settings}enabled = yes\n")).unwrap();
+    let check = || {
+        run(
+            "qgisserver",
+            &["--rootdir=/", "--check-config", "-c", &file],
+        )
+    };
+    let output = check();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(78), "{text}");
+    for what in [
+        "q.conf:4: server.ssl_key: ",
+        "q.conf:8: management.ssl_key: ",
+    ] {
+        assert!(text.contains(what), "{what} in {text}");
+    }
+    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    assert!(check().status.success());
+}
+
+#[test]
 fn a_port_that_is_taken_is_a_wrong_configuration() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();

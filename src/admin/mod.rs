@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -54,14 +55,8 @@ pub enum Error {
 
 impl std::fmt::Display for Error {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        use http::tls::Error as Tls;
         match self {
-            Self::Tls(Tls::Cert { path, why }) => {
-                write!(f, "management.ssl_cert: {}: {why}", path.display())
-            }
-            Self::Tls(Tls::Key { path, why }) => {
-                write!(f, "management.ssl_key: {}: {why}", path.display())
-            }
+            Self::Tls(error) => error.fmt(f),
             Self::Listener(error) => write!(f, "management.interfaces: {error}"),
         }
     }
@@ -69,12 +64,12 @@ impl std::fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// What the pages are made of.
-struct Server {
+/// What the pages are made of, and the certificate.
+pub struct Server {
     broker: Handle,
     since: Instant,
     stopping: AtomicBool,
-    tls: Option<TlsAcceptor>,
+    tls: ArcSwapOption<TlsAcceptor>,
     permits: Arc<Semaphore>,
     timeout: Duration,
 }
@@ -100,7 +95,7 @@ impl Drop for Listening {
 
 /// Everything that may go wrong has gone well; nobody is served yet.
 pub struct Prepared {
-    server: Arc<Server>,
+    pub server: Arc<Server>,
     listeners: Vec<tokio::net::TcpListener>,
 }
 
@@ -110,12 +105,12 @@ pub fn prepare(
     listeners: Vec<TcpListener>,
     broker: Handle,
 ) -> Result<Prepared, Error> {
-    let tls = config.tls.as_ref().map(acceptor).transpose()?;
+    let tls = load(config).map_err(Error::Tls)?;
     let server = Arc::new(Server {
         broker,
         since: Instant::now(),
         stopping: AtomicBool::new(false),
-        tls,
+        tls: ArcSwapOption::from_pointee(tls),
         permits: Arc::new(Semaphore::new(config.connections_max)),
         timeout: config.timeout,
     });
@@ -143,12 +138,14 @@ impl Prepared {
     }
 }
 
-/// One request per connection needs no HTTP/2.
-fn acceptor(files: &config::Tls) -> Result<TlsAcceptor, Error> {
-    let public = http::tls::acceptor(files).map_err(Error::Tls)?;
-    let mut config = rustls::ServerConfig::clone(public.config());
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(TlsAcceptor::from(Arc::new(config)))
+/// The certificate of the listener. One request per connection needs no HTTP/2.
+pub fn load(config: &config::Management) -> http::tls::Loaded {
+    let loaded = http::tls::load("management", config.tls.as_ref())?;
+    Ok(loaded.map(|tls| {
+        let mut config = rustls::ServerConfig::clone(tls.config());
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        TlsAcceptor::from(Arc::new(config))
+    }))
 }
 
 /// Takes connections as long as there are permits for them; the rest waits in the
@@ -173,7 +170,7 @@ async fn accept(server: Arc<Server>, listener: tokio::net::TcpListener) {
 /// Slow heads, slow readers and slow handshakes end at the same bound.
 async fn connection(server: Arc<Server>, tcp: TcpStream, _permit: OwnedSemaphorePermit) {
     let served = async {
-        match &server.tls {
+        match server.tls.load_full() {
             None => drive(&server, tcp).await,
             Some(tls) => match tls.accept(tcp).await {
                 Ok(io) => drive(&server, io).await,
@@ -203,6 +200,12 @@ async fn drive(server: &Server, io: impl AsyncRead + AsyncWrite + Unpin) {
 }
 
 impl Server {
+    /// What connects from now on gets the certificate that was `loaded`.
+    pub fn change(&self, loaded: http::tls::Loaded) -> Result<(), http::tls::Error> {
+        self.tls.store(loaded?.map(Arc::new));
+        Ok(())
+    }
+
     async fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         let mut response = match self.page(request).await {
             Ok((kind, text)) => page(StatusCode::OK, kind, text),

@@ -26,8 +26,8 @@ pub enum Action {
     Version,
     /// Print this; `--print-config`.
     PrintConfig(String),
-    /// Print this; `--check-config` found no mistake.
-    CheckConfig(String),
+    /// Print this; `--check-config` found no mistake in what these settings say.
+    CheckConfig(Box<Config>, String),
     /// Print this; `--help`.
     Help(String),
 }
@@ -105,7 +105,7 @@ pub(super) fn command_line(
     }
     let is_check = matches.get_flag("check-config");
     let action = match is_check {
-        true => Action::CheckConfig(verdict(&warnings)),
+        true => Action::CheckConfig(Box::new(config), verdict(&warnings)),
         false => Action::Run(Box::new(config), warnings),
     };
     fail_or(mistakes, || (action, settings))
@@ -523,7 +523,7 @@ mod tests {
         assert!(
             matches!(server("--print-config"), Ok(Action::PrintConfig(text)) if text.contains("server.port = 8080"))
         );
-        let Ok(Action::CheckConfig(text)) =
+        let Ok(Action::CheckConfig(_, text)) =
             server("--proxy --check-config --set server.monitor=amqp")
         else {
             panic!("the configuration is good")

@@ -290,6 +290,7 @@ pub const SETTINGS: &[Setting] = &[
     row("server.header_max", HEAD, "64K", "size of a request head"),
     row("server.headers_max", SMALL, "100", "fields of a request head in HTTP/1"),
     row("server.restartmon", Kind::Path, "", "file whose change restarts the workers, one after the other"),
+    row("server.reload_timeout", Kind::Seconds, "10", "seconds that reading settings and certificates again may take; after them nothing changes"),
     row("server.restartmon_check_time", Kind::Milliseconds, "3000", "milliseconds between two looks at server.restartmon"),
     row("server.pluginpath", Kind::Paths, "", "directories with QGIS server plugins, separated by colons")
         .env(&["QGSRV_SERVER_PLUGINPATH", "QGIS_PLUGINPATH"]),
@@ -496,7 +497,7 @@ const LIVE: &[&str] = &[
     "server.idle_timeout", "server.write_timeout", "server.write_rate_min",
     "server.linger_timeout", "server.body_max", "server.body_memory", "server.uri_max",
     "server.header_max", "server.headers_max", "server.restartmon",
-    "server.restartmon_check_time", "server.pluginpath",
+    "server.restartmon_check_time", "server.reload_timeout", "server.pluginpath",
     "server.server_timing", "server.memory_high_water_mark", "server.client_header",
     "server.run_on", "server.cancel_writes",
     "logging.level", "logging.qgis_info", "logging.json", "logging.slow_seconds",
@@ -513,6 +514,7 @@ const LIVE: &[&str] = &[
     "zmq.breaker_window", "zmq.breaker_pause", "zmq.breaker_share", "zmq.storm_deaths",
     "zmq.storm_seconds", "limits.client_requests", "limits.project_requests",
     "lanes.reserved_workers", "lanes.slow_ms", "lanes.reserved_seconds",
+    "management.ssl_cert", "management.ssl_key",
     "api.enabled.", "api.endpoints.", "api:", "metadata.",
 ];
 

@@ -43,6 +43,8 @@ pub struct Config {
     /// `server.restartmon`: a change of this file's mtime restarts the workers one after the other.
     pub restartmon: Option<PathBuf>,
     pub restartmon_interval: Duration,
+    /// For reading settings and certificates again.
+    pub reload_timeout: Duration,
     /// After SIGTERM, how long running requests may go on.
     pub drain_timeout: Duration,
     /// See [`Config::pool_args`].
@@ -355,6 +357,7 @@ impl Default for Config {
             setuid: None,
             restartmon: None,
             restartmon_interval: Duration::from_millis(3000),
+            reload_timeout: seconds(10),
             drain_timeout: seconds(20),
             forwarded: Vec::new(),
         }
@@ -391,6 +394,7 @@ impl Config {
             setuid: settings.text("server.setuid"),
             restartmon: settings.path("server.restartmon"),
             restartmon_interval: settings.duration("server.restartmon_check_time"),
+            reload_timeout: settings.duration("server.reload_timeout"),
             drain_timeout: settings.duration("server.drain_timeout"),
             forwarded: Vec::new(),
         }

@@ -11,10 +11,10 @@ use super::check::{self, Moment};
 use super::command_line::{Action, Exit, command_line, fail_or};
 use super::keys::{self, Program};
 use super::kind::Value;
-use super::layers::{Entry, Environment, Settings, shown};
+use super::layers::{Entry, Environment, Mistake, Settings, shown};
 
 /// The command line and the environment of a program, and the settings in force.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Sources {
     program: Program,
     args: Vec<OsString>,
@@ -130,6 +130,12 @@ impl Sources {
             applied,
             waiting,
         })
+    }
+
+    /// Says of `setting` what is wrong with it, and where it was set.
+    pub fn mistake(&self, setting: &str, what: &str) -> String {
+        let origin = &self.settings.entry(setting).origin;
+        Mistake::new(origin, setting, what).to_string()
     }
 
     fn understand(&self) -> Result<(Action, Settings), Exit> {

@@ -150,12 +150,7 @@ pub async fn serve<B: Backend>(
 
 impl<B: Backend> Server<B> {
     pub fn new(config: Http, backend: B) -> Result<Self, Error> {
-        let tls = config
-            .tls
-            .as_ref()
-            .map(tls::acceptor)
-            .transpose()
-            .map_err(Error::Tls)?;
+        let tls = tls::load("server", config.tls.as_ref()).map_err(Error::Tls)?;
         let traces = config.otlp.as_deref().map(Traces::start).transpose();
         let traces = traces.map_err(Error::Traces)?.map(Arc::new);
         let n_permits = permits(&config);
@@ -170,11 +165,11 @@ impl<B: Backend> Server<B> {
         })
     }
 
-    /// Goes by `config` from now on. An error is about the certificate alone: the old
-    /// one stays, and all else has changed.
-    pub fn change(&self, config: Http) -> Result<(), tls::Error> {
+    /// Goes by `config` from now on, whose certificate is `loaded` already. An error is
+    /// about that alone: the old one stays, and all else has changed.
+    pub fn change(&self, config: Http, loaded: tls::Loaded) -> Result<(), tls::Error> {
         let old = self.rules.load();
-        let (tls, loaded) = match config.tls.as_ref().map(tls::acceptor).transpose() {
+        let (tls, loaded) = match loaded {
             Ok(tls) => (tls, Ok(())),
             Err(error) => (old.tls.clone(), Err(error)),
         };

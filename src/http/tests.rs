@@ -226,7 +226,9 @@ impl Server {
     fn change(&self, change: impl FnOnce(&mut Http)) -> Result<(), super::tls::Error> {
         let mut config = self.config.clone();
         change(&mut config);
-        self.shared.as_ref().expect("it started").change(config)
+        let loaded = super::tls::load("server", config.tls.as_ref());
+        let shared = self.shared.as_ref().expect("it started");
+        shared.change(config, loaded)
     }
 
     async fn connect(&self) -> TcpStream {

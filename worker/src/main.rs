@@ -30,7 +30,7 @@ fn main() -> ExitCode {
     match sources.read() {
         Ok(Action::Run(config, warnings)) => run(*config, sources, &warnings),
         Ok(Action::Version) => version(),
-        Ok(Action::Help(text) | Action::PrintConfig(text) | Action::CheckConfig(text)) => {
+        Ok(Action::Help(text) | Action::PrintConfig(text) | Action::CheckConfig(_, text)) => {
             print!("{text}");
             ExitCode::SUCCESS
         }
