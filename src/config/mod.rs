@@ -374,10 +374,24 @@ pub fn environment() -> Environment {
 
 impl Config {
     /// What `qgisserver` appends to start `qgisserver-worker` as local pool with
-    /// the same settings: the file and what the command line overrode. The
-    /// environment is inherited; the caller adds `--connect ENDPOINT`.
+    /// the same settings: the file, what the command line overrode, and what both have
+    /// to agree about, whatever the file says by then. The environment is inherited; the
+    /// caller adds `--connect ENDPOINT`.
     pub fn pool_args(&self) -> Vec<OsString> {
-        self.forwarded.clone()
+        let Broker {
+            heartbeat,
+            heartbeat_misses,
+            window,
+            ..
+        } = &self.broker;
+        let agreed = [
+            format!("zmq.heartbeat={}", heartbeat.as_secs_f64()),
+            format!("zmq.heartbeat_misses={heartbeat_misses}"),
+            format!("zmq.window={window}"),
+        ];
+        let agreed = agreed.map(|it| ["--set".into(), it.into()]);
+        let forwarded = self.forwarded.iter().cloned();
+        forwarded.chain(agreed.into_iter().flatten()).collect()
     }
 
     /// Hands every setting to its part; what they mean together is looked at in `check.rs`.

@@ -221,6 +221,34 @@ mod tests {
         assert_eq!(changed.applied.len(), 2, "{:?}", changed.applied);
     }
 
+    /// One that is started again after the file changed, before the server is.
+    #[test]
+    fn a_later_pool_beats_as_its_server_does() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("q.conf");
+        let zmq = |values: [&str; 3]| {
+            let names = ["heartbeat", "heartbeat_misses", "window"];
+            let lines = names.iter().zip(values);
+            let lines: String = lines.map(|(name, it)| format!("{name} = {it}\n")).collect();
+            fs::write(&file, format!("[zmq]\n{lines}")).unwrap();
+        };
+        zmq(["0.35", "3", "4"]);
+        let mut sources = server(&file, &[]);
+        sources.read().unwrap();
+        zmq(["20", "30", "40"]);
+        let in_force = sources.read_again().unwrap().config;
+        let name = ["qgisserver-worker".into()].into_iter();
+        let env = Environment::new();
+        let mut pool = Sources::of_worker(name.chain(in_force.pool_args()), env);
+        let Ok(Action::Run(config, _)) = pool.read() else {
+            panic!("the settings are good");
+        };
+        assert_eq!(config.pool.heartbeat, in_force.broker.heartbeat);
+        assert_eq!(config.pool.heartbeat.as_millis(), 350);
+        assert_eq!(config.pool.heartbeat_misses, 3);
+        assert_eq!(config.broker.window, 4);
+    }
+
     #[test]
     fn with_a_mistake_nothing_changes_and_each_has_its_line() {
         let folder = tempfile::tempdir().unwrap();
