@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::unistd::Pid;
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::mpsc;
@@ -102,7 +102,10 @@ enum Ended {
 }
 
 fn spawn(recipe: &Recipe) -> std::io::Result<(Child, ChildStdin)> {
-    let mut child = Command::new(&recipe.program)
+    let mut command = Command::new(&recipe.program);
+    // SAFETY: async-signal-safe, and touches no memory of ours.
+    unsafe { command.pre_exec(hold_hangup) };
+    let mut child = command
         .args(&recipe.args)
         .stdin(Stdio::piped())
         // Ours to tell systemd about.
@@ -115,6 +118,12 @@ fn spawn(recipe: &Recipe) -> std::io::Result<(Child, ChildStdin)> {
     // Taken out, because waiting for a child closes what it still holds.
     let lifeline = child.stdin.take().expect("it was asked for");
     Ok((child, lifeline))
+}
+
+/// Our word to read settings again would end a pool that cannot hear it yet.
+fn hold_hangup() -> std::io::Result<()> {
+    let mask = SigSet::from_iter([Signal::SIGHUP]);
+    Ok(sigprocmask(SigmaskHow::SIG_BLOCK, Some(&mask), None)?)
 }
 
 async fn watch(
@@ -201,5 +210,23 @@ mod tests {
             std::fs::read_to_string(&lives).unwrap(),
             "x\nx\nup\nstopped\n"
         );
+    }
+
+    /// Otherwise it would die of it if it came before the pool can listen.
+    #[tokio::test]
+    async fn our_word_to_renew_is_held_for_a_pool_from_its_first_moment() {
+        let folder = tempfile::tempdir().unwrap();
+        let status = folder.path().join("status");
+        let recipe = Recipe {
+            program: "/bin/cp".into(),
+            args: vec!["/proc/self/status".into(), status.clone().into()],
+            ..recipe("")
+        };
+        let (mut child, _lifeline) = spawn(&recipe).unwrap();
+        assert!(child.wait().await.unwrap().success());
+        let text = std::fs::read_to_string(status).unwrap();
+        let held = text.lines().find_map(|it| it.strip_prefix("SigBlk:\t"));
+        let held = u64::from_str_radix(held.unwrap(), 16).unwrap();
+        assert_eq!(held, 1 << (libc::SIGHUP - 1));
     }
 }

@@ -161,6 +161,29 @@ fn a_pool_on_its_own_reads_its_settings_again_and_keeps_them_when_they_are_broke
     assert_eq!(server.workers(), before);
 }
 
+/// A pool whose file cannot be read yet can hear nothing.
+#[test]
+fn a_pool_that_is_told_to_read_its_settings_again_while_it_starts_lives_on() {
+    let world = World::stub();
+    let file = world.path("pool.conf");
+    nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let gate = common::free_address();
+    let http = SocketAddr::from(([127, 0, 0, 1], 0));
+    let server = Server::proxy_at(world, http, gate, "");
+    let pool = Pool::start_from(&server.world, gate, &file);
+    // It reads, because this could be opened; and what it reads has no end yet.
+    let mut writer = std::fs::File::options().write(true).open(&file).unwrap();
+    pool.process.signal(Signal::SIGHUP);
+    // Not before it read the settings for the first time.
+    std::fs::remove_file(&file).unwrap();
+    let settings = "[server]\nworkers = 1\n";
+    std::fs::write(&file, settings).unwrap();
+    writer.write_all(settings.as_bytes()).unwrap();
+    drop(writer);
+    server.wait_workers(1);
+    pool.process.log.wait_line("replacing the workers");
+}
+
 /// The certificate that a new connection gets.
 fn certificate(address: SocketAddr) -> Vec<u8> {
     let mut client = tls();

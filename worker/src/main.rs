@@ -16,6 +16,7 @@ mod serve;
 
 use std::process::ExitCode;
 
+use nix::sys::signal::Signal;
 use qgisserver::config::{self, Action, Config, Sources};
 use qgisserver::log;
 use qgisserver::protocol::Versions;
@@ -26,6 +27,9 @@ use qgis::Zygote;
 const UNAVAILABLE: u8 = 69;
 
 fn main() -> ExitCode {
+    // A server that reads its settings again may tell us so before we have read ours.
+    // SIGTERM may end us until there is something to tidy up.
+    pool::hold(Signal::SIGHUP);
     let mut sources = Sources::of_worker(std::env::args_os(), config::environment());
     match sources.read() {
         Ok(Action::Run(config, warnings)) => run(*config, sources, &warnings),

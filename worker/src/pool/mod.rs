@@ -39,8 +39,15 @@ pub use temporary::Folder;
 /// Kilobytes below which QGIS could not work.
 const LEAST_LIMIT: u64 = 512 << 10;
 
-/// Blocks the signals that the pool reads when it has time for them. First of all:
-/// one that comes while Python starts must not end the process.
+/// Blocks a signal until the pool reads it.
+pub fn hold(signal: Signal) {
+    let mask = SigSet::from_iter([signal]);
+    let held = sigprocmask(SigmaskHow::SIG_BLOCK, Some(&mask), None);
+    held.expect("the mask is valid");
+}
+
+/// Blocks the signals that the pool reads when it has time for them: one that comes
+/// while Python starts must not end the process.
 pub fn hold_signals() -> nix::Result<SigSet> {
     let signals = [
         Signal::SIGCHLD,
