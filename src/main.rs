@@ -110,11 +110,13 @@ fn open(config: &Config, inherited: Inherited) -> Result<(Sockets, Vec<TcpListen
         ..
     }) = &config.management
     {
-        for ip in interfaces {
-            let address = SocketAddr::new(*ip, *port);
-            let opened = sockets.open_other(MANAGEMENT, address);
-            management.push(opened.map_err(|error| not_bound("management", address, error))?);
-        }
+        let addresses = interfaces.iter().map(|ip| SocketAddr::new(*ip, *port));
+        sockets
+            .open_others(MANAGEMENT, addresses)
+            .map_err(|(address, error)| not_bound("management", address, error))?;
+        management = sockets
+            .others(MANAGEMENT)
+            .map_err(|error| (UNAVAILABLE, error.to_string()))?;
         announce("management at", tls.is_some(), &management);
     }
     Ok((sockets, management))

@@ -171,6 +171,34 @@ impl Sockets {
         Ok(listener)
     }
 
+    /// All that is called `name`, such as [`MANAGEMENT`]: passed by whoever started us, or
+    /// else at `addresses`. An error names the address that cannot be had.
+    pub fn open_others(
+        &mut self,
+        name: &str,
+        addresses: impl Iterator<Item = SocketAddr>,
+    ) -> Result<(), (SocketAddr, io::Error)> {
+        let passed: Vec<_> = self.rest.extract_if(.., |it| it.name == name).collect();
+        if !passed.is_empty() {
+            self.others.extend(passed);
+            return Ok(());
+        }
+        for address in addresses {
+            let socket = Socket::at(address, &mut self.rest, name);
+            self.others.push(socket.map_err(|error| (address, error))?);
+        }
+        Ok(())
+    }
+
+    /// Another handle of each that was opened as `name`.
+    pub fn others(&self, name: &str) -> io::Result<Vec<TcpListener>> {
+        let own = own(name);
+        let all = self.others.iter();
+        all.filter(|it| it.name == name || it.name == own)
+            .map(|it| it.listener.try_clone())
+            .collect()
+    }
+
     /// Closes what the settings do not ask for any more.
     pub fn close_rest(&mut self) {
         self.rest.clear();
@@ -283,6 +311,29 @@ mod tests {
             assert_eq!(addresses(&sockets), [expected]);
             let gate = sockets.open_other(GATE, gate_address).unwrap();
             assert_eq!(gate.local_addr().unwrap(), gate_address);
+        }
+    }
+
+    #[test]
+    fn what_systemd_passes_for_the_management_is_all_of_it_however_many_interfaces_it_has() {
+        for n_passed in 0..3 {
+            let listeners: Vec<_> = (0..n_passed).map(|_| listener()).collect();
+            let passed_at: Vec<_> = listeners.iter().map(|(_, at)| *at).collect();
+            let passed = listeners.into_iter();
+            let passed = passed.map(|(it, _)| (MANAGEMENT, it.into())).collect();
+            let mut sockets = Sockets::open(&http(0), inherited(passed).unwrap()).unwrap();
+            let wanted = [[127, 0, 0, 1], [127, 0, 0, 2]].map(|ip| (ip, 0).into());
+            sockets.open_others(MANAGEMENT, wanted.into_iter()).unwrap();
+            let open = sockets.others(MANAGEMENT).unwrap();
+            let at: Vec<_> = open.iter().map(|it| it.local_addr().unwrap()).collect();
+            match n_passed {
+                0 => assert!(
+                    at.iter()
+                        .map(|it| it.ip())
+                        .eq(wanted.iter().map(|it| it.ip()))
+                ),
+                _ => assert_eq!(at, passed_at),
+            }
         }
     }
 

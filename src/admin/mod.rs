@@ -17,9 +17,11 @@ mod metrics;
 mod tests;
 
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
@@ -77,7 +79,7 @@ pub struct Server {
 /// The running listener. Dropping it ends it.
 pub struct Listening {
     server: Arc<Server>,
-    tasks: Vec<tokio::task::JoinHandle<()>>,
+    task: tokio::task::JoinHandle<()>,
 }
 
 impl Listening {
@@ -89,7 +91,7 @@ impl Listening {
 
 impl Drop for Listening {
     fn drop(&mut self) {
-        self.tasks.iter().for_each(|task| task.abort());
+        self.task.abort();
     }
 }
 
@@ -130,11 +132,8 @@ impl Prepared {
     /// Begins to serve.
     pub fn start(self) -> Listening {
         let Self { server, listeners } = self;
-        let listeners = listeners.into_iter();
-        let tasks = listeners
-            .map(|listener| tokio::spawn(accept(server.clone(), listener)))
-            .collect();
-        Listening { server, tasks }
+        let task = tokio::spawn(accept(server.clone(), listeners));
+        Listening { server, task }
     }
 }
 
@@ -149,22 +148,41 @@ pub fn load(config: &config::Management) -> http::tls::Loaded {
 }
 
 /// Takes connections as long as there are permits for them; the rest waits in the
-/// kernel's backlog.
-async fn accept(server: Arc<Server>, listener: tokio::net::TcpListener) {
-    let mut pause = Duration::ZERO;
+/// kernel's backlog. One task for all listeners: of several, each would hold a permit
+/// while it waits, and with few permits some would be deaf.
+async fn accept(server: Arc<Server>, listeners: Vec<tokio::net::TcpListener>) {
+    let (mut pause, mut first) = (Duration::ZERO, 0);
     loop {
         tokio::time::sleep(pause).await;
         let permits = server.permits.clone();
         let permit = permits.acquire_owned().await;
         let permit = permit.expect("nobody closes the semaphore");
-        pause = match listener.accept().await {
-            Ok((tcp, _)) => {
+        pause = match next(&listeners, &mut first).await {
+            Ok(tcp) => {
                 tokio::spawn(connection(server.clone(), tcp, permit));
                 Duration::ZERO
             }
             Err(error) => http::pause_after(&error, pause),
         };
     }
+}
+
+/// The next connection to any of them; they take turns in being asked `first`.
+async fn next(
+    listeners: &[tokio::net::TcpListener],
+    first: &mut usize,
+) -> std::io::Result<TcpStream> {
+    poll_fn(|cx| {
+        let (before, from) = listeners.split_at(*first % listeners.len().max(1));
+        for listener in from.iter().chain(before) {
+            if let Poll::Ready(accepted) = listener.poll_accept(cx) {
+                *first += 1;
+                return Poll::Ready(accepted.map(|(tcp, _)| tcp));
+            }
+        }
+        Poll::Pending
+    })
+    .await
 }
 
 /// Slow heads, slow readers and slow handshakes end at the same bound.

@@ -14,6 +14,7 @@ const BOUND: Duration = Duration::from_secs(10);
 
 struct Management {
     address: SocketAddr,
+    other: SocketAddr,
     listening: Listening,
     _broker: Broker,
     _directory: tempfile::TempDir,
@@ -35,11 +36,12 @@ impl Management {
         let mut broker = Config::default().broker;
         broker.runtime_dir = directory.path().to_owned();
         let (handle, broker) = broker::start(&broker, None).await.unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
+        let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let [address, other] = listeners.each_ref().map(|it| it.local_addr().unwrap());
         Ok(Self {
-            listening: prepare(&config, vec![listener], handle)?.start(),
+            listening: prepare(&config, listeners.into(), handle)?.start(),
             address,
+            other,
             _broker: broker,
             _directory: directory,
         })
@@ -50,7 +52,11 @@ impl Management {
     }
 
     async fn ask(&self, method: &str, path: &str) -> Answered {
-        let mut tcp = self.connect().await;
+        Self::ask_at(self.address, method, path).await
+    }
+
+    async fn ask_at(address: SocketAddr, method: &str, path: &str) -> Answered {
+        let mut tcp = TcpStream::connect(address).await.unwrap();
         let head = format!("{method} {path} HTTP/1.1\r\nHost: a\r\n\r\n");
         tcp.write_all(head.as_bytes()).await.unwrap();
         Answered::read(&mut tcp).await
@@ -202,4 +208,18 @@ async fn a_certificate_makes_it_https_and_a_wrong_one_names_its_setting() {
         .await
         .unwrap();
     assert_eq!(Answered::read(&mut io).await.status, 200);
+}
+
+#[tokio::test]
+async fn one_connection_at_a_time_is_enough_for_two_listeners() {
+    let config = config::Management {
+        connections_max: 1,
+        ..settings()
+    };
+    let management = Management::start(config).await.unwrap();
+    let (one, other) = (management.address, management.other);
+    for address in [one, other, other, one, other] {
+        let answered = timeout(BOUND, Management::ask_at(address, "GET", "/ping")).await;
+        assert_eq!(answered.expect("nobody is deaf").status, 200);
+    }
 }
