@@ -75,40 +75,57 @@ pub struct Born {
     pub because: Because,
 }
 
-/// Why a worker took its place: the pool was started or renewed, or the worker that
-/// had the place is gone, and this is why.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Because {
-    /// The place was new.
-    #[default]
-    Start,
-    /// Not new at all: it was known before, and its connection broke.
-    Reconnected,
-    /// By a signal that was not ours.
-    Killed,
-    /// By itself, with an exit status.
-    Exited,
-    /// Its request was overdue or cancelled, and QGIS did not stop.
-    Stuck,
-    /// It gave no sign of life.
-    Frozen,
-    /// The kernel or the limit of its memory ended it.
-    OutOfMemory,
-    /// A C++ exception left QGIS in doubt.
-    QgisFailed,
-    /// A mistake of ours.
-    Panicked,
-    /// The pool was told to renew itself.
-    Restart,
-    RecycledRequests,
-    RecycledAge,
-    RecycledMemory,
-    /// All workers together took too much memory, and this one the most.
-    HighWaterMark,
-    /// Of a newer worker than this server knows.
-    #[serde(other)]
-    Unknown,
+/// An enumeration, and the list of all that it has.
+macro_rules! listed {
+    ($(#[$about:meta])* pub enum $name:ident { $($(#[$of_one:meta])* $one:ident,)* }) => {
+        $(#[$about])*
+        pub enum $name {
+            $($(#[$of_one])* $one,)*
+        }
+
+        impl $name {
+            /// Each, in this order.
+            pub const ALL: &[Self] = &[$(Self::$one,)*];
+        }
+    };
+}
+
+listed! {
+    /// Why a worker took its place: the pool was started or renewed, or the worker that
+    /// had the place is gone, and this is why.
+    #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    pub enum Because {
+        /// The place was new.
+        #[default]
+        Start,
+        /// Not new at all: it was known before, and its connection broke.
+        Reconnected,
+        /// By a signal that was not ours.
+        Killed,
+        /// By itself, with an exit status.
+        Exited,
+        /// Its request was overdue or cancelled, and QGIS did not stop.
+        Stuck,
+        /// It gave no sign of life.
+        Frozen,
+        /// The kernel or the limit of its memory ended it.
+        OutOfMemory,
+        /// A C++ exception left QGIS in doubt.
+        QgisFailed,
+        /// A mistake of ours.
+        Panicked,
+        /// The pool was told to renew itself.
+        Restart,
+        RecycledRequests,
+        RecycledAge,
+        RecycledMemory,
+        /// All workers together took too much memory, and this one the most.
+        HighWaterMark,
+        /// Of a newer worker than this server knows.
+        #[serde(other)]
+        Unknown,
+    }
 }
 
 /// Versions of what answers; each as its own library reports it.

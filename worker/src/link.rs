@@ -38,30 +38,15 @@ pub enum Order {
     Dismissed,
 }
 
-/// Everything that a promotion can be for; its place in here is its byte.
-const REASONS: [Because; 13] = [
-    Because::Start,
-    Because::Killed,
-    Because::Exited,
-    Because::Stuck,
-    Because::Frozen,
-    Because::OutOfMemory,
-    Because::QgisFailed,
-    Because::Panicked,
-    Because::Restart,
-    Because::RecycledRequests,
-    Because::RecycledAge,
-    Because::RecycledMemory,
-    Because::HighWaterMark,
-];
 const DISMISSED: u8 = b'D';
 
 impl Order {
     pub fn byte(self) -> u8 {
         match self {
+            // Its place among all; the parent and its workers are one program.
             Self::Promoted(because) => {
-                let place = REASONS.iter().position(|it| *it == because);
-                place.unwrap_or(0) as u8
+                let place = Because::ALL.iter().position(|it| *it == because);
+                place.expect("all are there") as u8
             }
             Self::Dismissed => DISMISSED,
         }
@@ -70,7 +55,10 @@ impl Order {
     fn from_byte(byte: u8) -> Option<Self> {
         match byte {
             DISMISSED => Some(Self::Dismissed),
-            _ => REASONS.get(usize::from(byte)).copied().map(Self::Promoted),
+            _ => {
+                let because = Because::ALL.get(usize::from(byte)).copied();
+                because.map(Self::Promoted)
+            }
         }
     }
 }
@@ -717,9 +705,8 @@ mod tests {
 
     #[test]
     fn an_order_is_one_byte_and_means_one_thing() {
-        let mut orders: Vec<_> = REASONS.map(Order::Promoted).into();
-        orders.push(Order::Dismissed);
-        for order in orders {
+        let promoted = Because::ALL.iter().copied().map(Order::Promoted);
+        for order in promoted.chain([Order::Dismissed]) {
             assert_eq!(Order::from_byte(order.byte()), Some(order));
         }
         assert_eq!(Order::from_byte(b'?'), None);
