@@ -101,6 +101,14 @@ impl Costs {
         (kind.guess * learned.unwrap_or(1.0)).clamp(1.0, COST_MAX) as u32
     }
 
+    /// One of this kind ran for `ran` and was not done; what took longer before is no
+    /// surprise.
+    pub fn learn_at_least(&mut self, kind: &Kind, ran: Duration) {
+        if ran > Duration::from_millis(self.estimate(kind).into()) {
+            self.learn(kind, ran);
+        }
+    }
+
     /// One of this kind took `taken`.
     pub fn learn(&mut self, kind: &Kind, taken: Duration) {
         if kind.guess <= 0.0 {
@@ -185,6 +193,17 @@ mod tests {
             costs.learn(&tile(1), 30 * MS);
         }
         assert!(costs.estimate(&tile(1)) < 250);
+    }
+
+    #[test]
+    fn what_was_not_done_is_learned_only_if_it_ran_longer_than_it_should() {
+        let mut costs = Costs::default();
+        (0..20).for_each(|_| costs.learn(&tile(1), 5000 * MS));
+        let before = costs.estimate(&tile(1));
+        costs.learn_at_least(&tile(1), 100 * MS);
+        assert_eq!(costs.estimate(&tile(1)), before);
+        costs.learn_at_least(&tile(1), 20_000 * MS);
+        assert!(costs.estimate(&tile(1)) > before);
     }
 
     #[test]

@@ -213,8 +213,9 @@ struct Request {
     /// First byte, then next chunk.
     until: Instant,
     queued_until: Instant,
-    /// Of the worker that has it; meaningless while waiting.
+    /// Of the worker that has it, and since when; meaningless while waiting.
     peer: Peer,
+    began: Instant,
     /// Chunks that the client has not taken.
     unacked: u32,
     streaming: bool,
@@ -688,9 +689,9 @@ impl Queue {
         self.wake = earlier_of(self.wake, alarm);
         for id in overdue {
             let request = self.assigned.remove(&id).expect("it was found above");
-            // It costs that much at least.
-            self.costs
-                .learn(&request.ticket.kind, request.ticket.timeout);
+            // What it waited before is not its own fault.
+            let ran = now.duration_since(request.began);
+            self.costs.learn_at_least(&request.ticket.kind, ran);
             self.cancel(&request, self.limits.cancel_grace, now);
             self.answer(&request, request.timed_out());
         }
@@ -887,6 +888,7 @@ impl Queue {
         worker.state = State::Busy(request.id);
         worker.is_long = request.line.is_long();
         request.peer = peer.clone();
+        request.began = now;
         let (id, left) = (request.id, request.until.saturating_duration_since(now));
         self.alarm(request.until);
         self.effects.push(Effect::Assign { id, peer, left });
@@ -1034,6 +1036,7 @@ impl Request {
             cause: None,
             queued_until: now + queue_timeout,
             peer: Peer::new(),
+            began: now,
             unacked: 0,
             streaming: false,
             sent: false,
@@ -1851,6 +1854,24 @@ mod tests {
         bench.submit_as(1, ticket.clone());
         bench.pass(5 * S, &["a", "b"]);
         assert_eq!(bench.queue.costs.estimate(&ticket.kind), 5000);
+    }
+
+    #[test]
+    fn what_ran_out_of_time_in_the_queue_is_not_thought_to_be_long() {
+        let mut bench = Bench::with_workers(&["a"]);
+        let ticket = |project| Ticket {
+            kind: Kind::of(project, "GetMap", &Work::default()),
+            ..ticket()
+        };
+        bench.submit_as(1, ticket("city"));
+        bench.pass(S, &["a"]);
+        bench.submit_as(2, ticket("village"));
+        bench.pass(3 * S, &["a"]);
+        bench.finished("a", 1);
+        assert_eq!(bench.effects(), [assigned_for(2, "a", 2 * S)]);
+        bench.pass(2 * S, &["a"]);
+        let estimate = bench.queue.costs.estimate(&ticket("village").kind);
+        assert_eq!(estimate, 2000, "of five seconds it waited three");
     }
 
     #[test]
