@@ -23,6 +23,8 @@ pub struct Setting {
     pub older: &'static [&'static str],
     pub flags: &'static [Flag],
     pub state: State,
+    /// See [`is_live`].
+    pub live: bool,
 }
 
 /// Whether setting it does anything.
@@ -74,6 +76,8 @@ pub struct Family {
     /// What their variables start with; the rest, in lower case, is the key.
     pub env_prefix: Option<&'static str>,
     pub state: State,
+    /// See [`is_live`].
+    pub live: bool,
 }
 
 const SERVER: &[Program] = &[Program::Server];
@@ -142,6 +146,11 @@ impl Setting {
 
     const fn flags(mut self, flags: &'static [Flag]) -> Self {
         self.flags = flags;
+        self
+    }
+
+    const fn live(mut self) -> Self {
+        self.live = true;
         self
     }
 
@@ -237,6 +246,7 @@ const fn row(name: &'static str, kind: Kind, default: &'static str, help: &'stat
         older: &[],
         flags: &[],
         state: State::Ready,
+        live: false,
     }
 }
 
@@ -249,54 +259,54 @@ pub const SETTINGS: &[Setting] = &[
     row("server.interfaces", Kind::Addresses, "0.0.0.0", "IP addresses to listen on, separated by commas")
         .flags(&[Flag::value("bind", "IP", SERVER).short('b')]),
     row("server.workers", SMALL, "2", "worker processes of a pool, each serving one request at a time")
-        .flags(&[Flag::value("workers", "NUM", BOTH).short('w')]),
+        .flags(&[Flag::value("workers", "NUM", BOTH).short('w')]).live(),
     row("server.http_threads", SMALL, "2", "threads that serve HTTP; the first is the broker's, too")
         .flags(&[Flag::value("jobs", "NUM", SERVER).short('j')]),
     row("server.timeout", Kind::Seconds, "20", "seconds until a reply must begin, and between two parts of it")
-        .flags(&[Flag::value("timeout", "SECONDS", SERVER)]),
-    row("server.drain_timeout", Kind::SecondsOrZero, "20", "seconds that running requests may take when the server is told to stop"),
-    row("server.drain_idle", Kind::SecondsOrZero, "1", "seconds that a connection without a request is still kept then, because one may be on its way"),
+        .flags(&[Flag::value("timeout", "SECONDS", SERVER)]).live(),
+    row("server.drain_timeout", Kind::SecondsOrZero, "20", "seconds that running requests may take when the server is told to stop").live(),
+    row("server.drain_idle", Kind::SecondsOrZero, "1", "seconds that a connection without a request is still kept then, because one may be on its way").live(),
     row("server.setuid", Kind::Text, "", "user to become once the ports are bound")
         .flags(&[Flag::value("setuid", "SETUID", SERVER).short('u')]),
     row("server.proxy", Kind::Bool, "no", "start no local pool: workers join through zmq.bindaddr")
         .flags(&[Flag::value("proxy", "", SERVER).takes(Takes::Nothing { means: "yes" })]),
     row("server.default_project", Kind::Text, "", "project of requests that name none")
-        .env(&["QGIS_PROJECT_FILE"]),
+        .env(&["QGIS_PROJECT_FILE"]).live(),
     row("server.ssl", Kind::Bool, "no", "serve HTTPS instead of HTTP"),
-    row("server.ssl_cert", Kind::Path, "", "PEM file with the certificate chain"),
-    row("server.ssl_key", Kind::Path, "", "PEM file with the private key"),
-    row("server.http_proxy", Kind::Bool, "no", "trust Forwarded and X-Forwarded-* headers, because a proxy sets them"),
-    row("server.proxy_url", Kind::Text, "", "public URL to advertise, only with server.http_proxy; empty: what the proxy says"),
-    row("server.cross_origin", Kind::Bool, "yes", "yes: any site may read replies; no: the Origin is echoed"),
-    row("server.client_header", Kind::Text, "", "header by which the trusted proxy names the client, only with server.http_proxy; empty: its address as forwarded"),
-    row("server.run_on", Kind::Words, "", "operations that run to their end though their client left"),
-    row("server.cancel_writes", Kind::Bool, "no", "yes: transactions and POSTs of plugins end when their client leaves; no: they run to their end"),
-    row("server.allow_headers", Kind::Words, "X-Qgis-,X-Lizmap-", "prefixes of request headers that reach QGIS"),
-    row("server.status_page", Kind::Bool, "no", "serve /status"),
-    row("server.server_timing", Kind::Bool, "no", "say in Server-Timing how long each request waited and took to load and to render"),
-    row("server.connections_max", SOME, "10000", "open client connections; more have to wait"),
-    row("server.streams_max", SMALL, "100", "requests at once on one HTTP/2 connection"),
-    row("server.header_timeout", Kind::Seconds, "10", "seconds for a client to send a request head"),
-    row("server.body_timeout", Kind::Seconds, "20", "seconds between two looks at whether a request body comes at server.body_rate_min"),
-    row("server.body_rate_min", RATE, "1K", "bytes per second of a request body; slower clients are refused"),
-    row("server.body_time_max", Kind::Seconds, "900", "seconds that a request body may take in all"),
-    row("server.idle_timeout", Kind::Seconds, "75", "seconds that a connection is kept without a request"),
-    row("server.write_timeout", Kind::Seconds, "60", "seconds between two looks at whether a client takes its reply at server.write_rate_min"),
-    row("server.write_rate_min", RATE, "1K", "bytes per second of a reply; slower clients are cut off"),
-    row("server.linger_timeout", Kind::SecondsOrZero, "2", "seconds that a client which was refused may go on sending, so that it reads why"),
-    row("server.body_max", BODY, "100M", "size of a request body"),
-    row("server.body_memory", BODY, "400M", "memory for all request bodies together, but for those of up to 64K"),
-    row("server.uri_max", URI, "32K", "size of a request URI"),
-    row("server.header_max", HEAD, "64K", "size of a request head"),
-    row("server.headers_max", SMALL, "100", "fields of a request head in HTTP/1"),
-    row("server.restartmon", Kind::Path, "", "file whose change restarts the workers, one after the other"),
-    row("server.reload_timeout", Kind::Seconds, "10", "seconds that reading settings and certificates again may take; after them nothing changes"),
-    row("server.restartmon_check_time", Kind::Milliseconds, "3000", "milliseconds between two looks at server.restartmon"),
+    row("server.ssl_cert", Kind::Path, "", "PEM file with the certificate chain").live(),
+    row("server.ssl_key", Kind::Path, "", "PEM file with the private key").live(),
+    row("server.http_proxy", Kind::Bool, "no", "trust Forwarded and X-Forwarded-* headers, because a proxy sets them").live(),
+    row("server.proxy_url", Kind::Text, "", "public URL to advertise, only with server.http_proxy; empty: what the proxy says").live(),
+    row("server.cross_origin", Kind::Bool, "yes", "yes: any site may read replies; no: the Origin is echoed").live(),
+    row("server.client_header", Kind::Text, "", "header by which the trusted proxy names the client, only with server.http_proxy; empty: its address as forwarded").live(),
+    row("server.run_on", Kind::Words, "", "operations that run to their end though their client left").live(),
+    row("server.cancel_writes", Kind::Bool, "no", "yes: transactions and POSTs of plugins end when their client leaves; no: they run to their end").live(),
+    row("server.allow_headers", Kind::Words, "X-Qgis-,X-Lizmap-", "prefixes of request headers that reach QGIS").live(),
+    row("server.status_page", Kind::Bool, "no", "serve /status").live(),
+    row("server.server_timing", Kind::Bool, "no", "say in Server-Timing how long each request waited and took to load and to render").live(),
+    row("server.connections_max", SOME, "10000", "open client connections; more have to wait").live(),
+    row("server.streams_max", SMALL, "100", "requests at once on one HTTP/2 connection").live(),
+    row("server.header_timeout", Kind::Seconds, "10", "seconds for a client to send a request head").live(),
+    row("server.body_timeout", Kind::Seconds, "20", "seconds between two looks at whether a request body comes at server.body_rate_min").live(),
+    row("server.body_rate_min", RATE, "1K", "bytes per second of a request body; slower clients are refused").live(),
+    row("server.body_time_max", Kind::Seconds, "900", "seconds that a request body may take in all").live(),
+    row("server.idle_timeout", Kind::Seconds, "75", "seconds that a connection is kept without a request").live(),
+    row("server.write_timeout", Kind::Seconds, "60", "seconds between two looks at whether a client takes its reply at server.write_rate_min").live(),
+    row("server.write_rate_min", RATE, "1K", "bytes per second of a reply; slower clients are cut off").live(),
+    row("server.linger_timeout", Kind::SecondsOrZero, "2", "seconds that a client which was refused may go on sending, so that it reads why").live(),
+    row("server.body_max", BODY, "100M", "size of a request body").live(),
+    row("server.body_memory", BODY, "400M", "memory for all request bodies together, but for those of up to 64K").live(),
+    row("server.uri_max", URI, "32K", "size of a request URI").live(),
+    row("server.header_max", HEAD, "64K", "size of a request head").live(),
+    row("server.headers_max", SMALL, "100", "fields of a request head in HTTP/1").live(),
+    row("server.restartmon", Kind::Path, "", "file whose change restarts the workers, one after the other").live(),
+    row("server.reload_timeout", Kind::Seconds, "10", "seconds that reading settings and certificates again may take; after them nothing changes").live(),
+    row("server.restartmon_check_time", Kind::Milliseconds, "3000", "milliseconds between two looks at server.restartmon").live(),
     row("server.pluginpath", Kind::Paths, "", "directories with QGIS server plugins, separated by colons")
-        .env(&["QGSRV_SERVER_PLUGINPATH", "QGIS_PLUGINPATH"]),
+        .env(&["QGSRV_SERVER_PLUGINPATH", "QGIS_PLUGINPATH"]).live(),
     row("server.enable_filters", Kind::Bool, "no", "run access policies before a request is served")
         .later(),
-    row("server.memory_high_water_mark", Kind::Fraction, "0.9", "part of the memory of the machine, or of the control group, above which the largest worker of a pool is replaced; 0: never"),
+    row("server.memory_high_water_mark", Kind::Fraction, "0.9", "part of the memory of the machine, or of the control group, above which the largest worker of a pool is replaced; 0: never").live(),
     row("server.getfeaturelimit", Kind::Integer, "-1", "features that one WFS GetFeature may return; -1: any number")
         .later(),
     row("server.debug_request_id", Kind::Text, "", "value of X-Debug-Id that logs one request in detail")
@@ -308,33 +318,33 @@ pub const SETTINGS: &[Setting] = &[
         .flags(&[
             Flag::value("logging", "LEVEL", BOTH),
             Flag::value("debug", "", BOTH).short('d').takes(Takes::Nothing { means: "debug" }),
-        ]),
+        ]).live(),
     row("logging.qgis_info", Kind::Bool, "no", "log what QGIS says at level Info, too")
-        .env(&["QGSRV_LOGGING_QGIS_INFO", "QGSRV_QGIS_INFO"]),
-    row("logging.json", Kind::Bool, "no", "log JSON objects instead of text"),
-    row("logging.slow_seconds", Kind::SecondsOrZero, "5", "requests that take longer are logged with their full query; 0: none"),
+        .env(&["QGSRV_LOGGING_QGIS_INFO", "QGSRV_QGIS_INFO"]).live(),
+    row("logging.json", Kind::Bool, "no", "log JSON objects instead of text").live(),
+    row("logging.slow_seconds", Kind::SecondsOrZero, "5", "requests that take longer are logged with their full query; 0: none").live(),
     row("logging.otlp_endpoint", Kind::Text, "", "URL of an OpenTelemetry collector that gets traces, such as http://127.0.0.1:4318/v1/traces; empty: none"),
 
     row("projects.cache.rootdir", Kind::Path, "", "absolute directory of the projects; required")
         .env(&["QGSRV_CACHE_ROOTDIR"]).older(&["cache.rootdir"])
-        .flags(&[Flag::value("rootdir", "PATH", BOTH)]),
+        .flags(&[Flag::value("rootdir", "PATH", BOTH)]).live(),
     row("projects.cache.size", SMALL, "10", "projects that each worker keeps open")
-        .env(&["QGSRV_CACHE_SIZE"]).older(&["cache.size"]),
+        .env(&["QGSRV_CACHE_SIZE"]).older(&["cache.size"]).live(),
     row("projects.cache.check_interval", Kind::SecondsOrZero, "0", "seconds between two looks for changes of a project; 0: at each request")
         .env(&["QGSRV_CACHE_CHECK_INTERVAL"])
-        .older(&["cache.check_interval", "projects.cache.refresh_interval", "cache.refresh_interval"]),
-    row("projects.cache.broken_seconds", Kind::SecondsOrZero, "5", "seconds for which a worker remembers that a project does not load; 0: each request tries again"),
+        .older(&["cache.check_interval", "projects.cache.refresh_interval", "cache.refresh_interval"]).live(),
+    row("projects.cache.broken_seconds", Kind::SecondsOrZero, "5", "seconds for which a worker remembers that a project does not load; 0: each request tries again").live(),
     row("projects.cache.strict_check", Kind::Bool, "yes", "refuse projects that have invalid layers")
-        .env(&["QGSRV_CACHE_STRICT_CHECK"]).older(&["cache.strict_check"]),
+        .env(&["QGSRV_CACHE_STRICT_CHECK"]).older(&["cache.strict_check"]).live(),
     row("projects.cache.trust_layer_metadata", Kind::Bool, "no", "believe extents and keys in the project instead of asking the data")
         .env(&["QGSRV_TRUST_LAYER_METADATA", "QGSRV_CACHE_TRUST_LAYER_METADATA", "QGIS_SERVER_TRUST_LAYER_METADATA"])
-        .older(&["cache.trust_layer_metadata"]),
+        .older(&["cache.trust_layer_metadata"]).live(),
     row("projects.cache.disable_getprint", Kind::Bool, "no", "do not load print layouts")
         .env(&["QGSRV_DISABLE_GETPRINT", "QGSRV_CACHE_DISABLE_GETPRINT", "QGIS_SERVER_DISABLE_GETPRINT"])
-        .older(&["cache.disable_getprint"]),
+        .older(&["cache.disable_getprint"]).live(),
     row("projects.cache.force_readonly_layers", Kind::Bool, "yes", "open layers for reading only (QGIS 3.28 and later)")
         .env(&["QGSRV_CACHE_FORCE_READONLY_LAYERS", "QGIS_SERVER_FORCE_READONLY_LAYERS"])
-        .older(&["cache.force_readonly_layers"]),
+        .older(&["cache.force_readonly_layers"]).live(),
     row("projects.cache.preload_config", Kind::Path, "", "file that lists projects to open at start")
         .env(&["QGSRV_CACHE_PRELOAD_CONFIG"]).older(&["cache.preload_config"]).later(),
     row("projects.cache.insecure", Kind::Bool, "no", "let MAP carry any parameter of a database")
@@ -360,21 +370,21 @@ pub const SETTINGS: &[Setting] = &[
             Flag::value("connect", "ENDPOINT", WORKER).hidden(),
         ]),
     row("worker.identity", Kind::Text, "", "name of the pool in logs; empty: the host name")
-        .flags(&[Flag::value("identity", "STR", WORKER)]),
-    row("worker.spares", SMALL_OR_NONE, "1", "warm workers that wait to replace one that died"),
+        .flags(&[Flag::value("identity", "STR", WORKER)]).live(),
+    row("worker.spares", SMALL_OR_NONE, "1", "warm workers that wait to replace one that died").live(),
     row("worker.program", Kind::Path, "", "program of the local pool; empty: qgisserver-worker beside this one, then in PATH"),
     row("worker.python", Kind::Path, "/usr/bin/python3", "the Python that QGIS was built for"),
     row("worker.env_allow", Kind::Words, "", "more variables (NAME or PREFIX*) that workers inherit"),
-    row("worker.start_timeout", Kind::Seconds, "60", "seconds for a worker to become ready; the pool may take twice as long to import QGIS"),
-    row("worker.young", Kind::SecondsOrZero, "5", "seconds; a worker that dies younger is replaced after a pause"),
-    row("worker.backoff_max", Kind::SecondsOrZero, "30", "seconds that this pause grows to"),
-    row("worker.drain_timeout", Kind::SecondsOrZero, "20", "seconds that a running request may take when its worker is told to leave"),
-    row("worker.memory_limit", MEMORY, "0", "memory that one worker may allocate; 0: half of the machine's or the control group's, but 512M at least"),
-    row("worker.recycle_memory", MEMORY, "0", "resident memory at which a worker is replaced; 0: never"),
-    row("worker.recycle_seconds", Kind::SecondsOrZero, "0", "age, in seconds, at which a worker is replaced, up to a quarter less; 0: never"),
-    row("worker.recycle_requests", ANY, "0", "requests after which a worker is replaced, up to a quarter less; 0: never"),
-    row("worker.memory_check_seconds", Kind::Seconds, "5", "seconds between two looks at the memory of the workers"),
-    row("worker.chunk_bytes", CHUNK, "256K", "bytes of a streamed reply that travel together"),
+    row("worker.start_timeout", Kind::Seconds, "60", "seconds for a worker to become ready; the pool may take twice as long to import QGIS").live(),
+    row("worker.young", Kind::SecondsOrZero, "5", "seconds; a worker that dies younger is replaced after a pause").live(),
+    row("worker.backoff_max", Kind::SecondsOrZero, "30", "seconds that this pause grows to").live(),
+    row("worker.drain_timeout", Kind::SecondsOrZero, "20", "seconds that a running request may take when its worker is told to leave").live(),
+    row("worker.memory_limit", MEMORY, "0", "memory that one worker may allocate; 0: half of the machine's or the control group's, but 512M at least").live(),
+    row("worker.recycle_memory", MEMORY, "0", "resident memory at which a worker is replaced; 0: never").live(),
+    row("worker.recycle_seconds", Kind::SecondsOrZero, "0", "age, in seconds, at which a worker is replaced, up to a quarter less; 0: never").live(),
+    row("worker.recycle_requests", ANY, "0", "requests after which a worker is replaced, up to a quarter less; 0: never").live(),
+    row("worker.memory_check_seconds", Kind::Seconds, "5", "seconds between two looks at the memory of the workers").live(),
+    row("worker.chunk_bytes", CHUNK, "256K", "bytes of a streamed reply that travel together").live(),
 
     row("zmq.hostaddr", Kind::Text, "127.0.0.1", "host part of zmq.bindaddr; loopback only, until connections are encrypted"),
     row("zmq.bindaddr", Kind::Endpoint, "tcp://${zmq:hostaddr}:18080", "where workers of other pools join, with --proxy")
@@ -383,20 +393,20 @@ pub const SETTINGS: &[Setting] = &[
     row("zmq.gate_peers_max", SOME, "1024", "connections there at the same time"),
     row("zmq.ipcpath", Kind::Path, "/tmp", "directory for the private socket of the local pool")
         .env(&["QGSRV_ZMQ_IPCPATH", "RUNTIME_DIRECTORY", "TMPDIR"]),
-    row("zmq.maxqueue", ANY, "1000", "requests that may wait for a worker"),
-    row("zmq.timeout", Kind::Milliseconds, "15000", "milliseconds that a request may wait for a worker"),
+    row("zmq.maxqueue", ANY, "1000", "requests that may wait for a worker").live(),
+    row("zmq.timeout", Kind::Milliseconds, "15000", "milliseconds that a request may wait for a worker").live(),
     row("zmq.heartbeat", Kind::Seconds, "1", "seconds between two heartbeats of server and worker"),
     row("zmq.heartbeat_misses", SMALL, "2", "heartbeats after which a worker that says nothing is dead"),
     row("zmq.window", SMALL, "16", "parts of a streamed reply that may be under way"),
-    row("zmq.cancel_grace", Kind::SecondsOrZero, "1", "seconds for a worker to stop a cancelled request by itself"),
-    row("zmq.quarantine_seconds", Kind::SecondsOrZero, "300", "seconds that a request which ended its workers is refused; 0: never"),
-    row("zmq.quarantine_deaths", SMALL, "2", "workers that a request ends, without an answer in between, before it is refused"),
-    row("zmq.breaker_timeouts", SMALL_OR_NONE, "3", "time-outs, less the answers, after which a project is refused for a while; 0: never"),
-    row("zmq.breaker_window", Kind::Seconds, "60", "seconds without another time-out after which those before are forgotten"),
-    row("zmq.breaker_pause", Kind::Seconds, "30", "seconds until one request tries whether such a project answers again"),
-    row("zmq.breaker_share", Kind::Fraction, "0.5", "part of the workers that a project may hold after a time-out, while others are asked for; one at least"),
-    row("zmq.storm_deaths", SMALL_OR_NONE, "5", "workers that die in a row, without a reply in between, until /ready says no; 0: any number"),
-    row("zmq.storm_seconds", Kind::Seconds, "30", "seconds without a death after which it may say yes again"),
+    row("zmq.cancel_grace", Kind::SecondsOrZero, "1", "seconds for a worker to stop a cancelled request by itself").live(),
+    row("zmq.quarantine_seconds", Kind::SecondsOrZero, "300", "seconds that a request which ended its workers is refused; 0: never").live(),
+    row("zmq.quarantine_deaths", SMALL, "2", "workers that a request ends, without an answer in between, before it is refused").live(),
+    row("zmq.breaker_timeouts", SMALL_OR_NONE, "3", "time-outs, less the answers, after which a project is refused for a while; 0: never").live(),
+    row("zmq.breaker_window", Kind::Seconds, "60", "seconds without another time-out after which those before are forgotten").live(),
+    row("zmq.breaker_pause", Kind::Seconds, "30", "seconds until one request tries whether such a project answers again").live(),
+    row("zmq.breaker_share", Kind::Fraction, "0.5", "part of the workers that a project may hold after a time-out, while others are asked for; one at least").live(),
+    row("zmq.storm_deaths", SMALL_OR_NONE, "5", "workers that die in a row, without a reply in between, until /ready says no; 0: any number").live(),
+    row("zmq.storm_seconds", Kind::Seconds, "30", "seconds without a death after which it may say yes again").live(),
     row("zmq.identity", Kind::Text, "", "name of the front towards the broker")
         .moot(State::Moot("front and broker are one process; worker.identity names a pool")),
     row("zmq.broadcastaddr", Kind::Text, "", "address of broadcasts to workers")
@@ -406,11 +416,11 @@ pub const SETTINGS: &[Setting] = &[
     row("zmq.supervisor_addr", Kind::Text, "", "address of the supervisor of remote workers")
         .moot(ONE_CONNECTION),
 
-    row("limits.client_requests", ANY, "500", "requests of one client that may be here, waiting or running; 0: any number"),
-    row("limits.project_requests", ANY, "0", "requests of one project that may be here, waiting or running; 0: any number"),
-    row("lanes.reserved_workers", Kind::Integer, "-1", "workers that long requests leave alone; -1: a quarter, but two of four and one of two"),
-    row("lanes.slow_ms", Kind::Milliseconds, "1500", "milliseconds; a request that is likely to take more is long, as every print is"),
-    row("lanes.reserved_seconds", Kind::SecondsOrZero, "10", "seconds without small requests after which slow ones, but no prints, may have the reserved workers, too"),
+    row("limits.client_requests", ANY, "500", "requests of one client that may be here, waiting or running; 0: any number").live(),
+    row("limits.project_requests", ANY, "0", "requests of one project that may be here, waiting or running; 0: any number").live(),
+    row("lanes.reserved_workers", Kind::Integer, "-1", "workers that long requests leave alone; -1: a quarter, but two of four and one of two").live(),
+    row("lanes.slow_ms", Kind::Milliseconds, "1500", "milliseconds; a request that is likely to take more is long, as every print is").live(),
+    row("lanes.reserved_seconds", Kind::SecondsOrZero, "10", "seconds without small requests after which slow ones, but no prints, may have the reserved workers, too").live(),
 
     row("api.enabled.landing_page", Kind::Bool, "no", "serve the catalogue of projects of QGIS at api.endpoints.landing_page; without it that path is a 404"),
     row("api.enabled.lizmap_api", Kind::Bool, "no", "serve the API of the Lizmap plugin")
@@ -439,8 +449,8 @@ pub const SETTINGS: &[Setting] = &[
     row("management.interfaces", Kind::Addresses, "127.0.0.1", "IP addresses to listen on for that; whoever reaches them reads it"),
     row("management.port", Kind::Port, "19876", "TCP port for that; 0 takes any free one"),
     row("management.ssl", Kind::Bool, "no", "serve it over HTTPS"),
-    row("management.ssl_cert", Kind::Path, "", "PEM file with its certificate chain"),
-    row("management.ssl_key", Kind::Path, "", "PEM file with its private key"),
+    row("management.ssl_cert", Kind::Path, "", "PEM file with its certificate chain").live(),
+    row("management.ssl_key", Kind::Path, "", "PEM file with its private key").live(),
     row("management.connections_max", SMALL, "64", "open connections there; more have to wait"),
     row("management.timeout", Kind::Seconds, "10", "seconds for one connection there, which serves one request"),
 
@@ -464,64 +474,32 @@ pub const SETTINGS: &[Setting] = &[
 pub const FAMILIES: &[Family] = &[
     Family { prefix: "projects.schemes.", pattern: "<name>", kind: Kind::Text,
         help: "what a scheme of MAP stands for",
-        env_prefix: Some("QGSRV_PROJECTS_SCHEMES_"), state: State::Later },
+        env_prefix: Some("QGSRV_PROJECTS_SCHEMES_"), state: State::Later, live: false },
     Family { prefix: "api.enabled.", pattern: "<name>", kind: Kind::Bool,
         help: "serve an API that a plugin brings",
-        env_prefix: Some("QGSRV_API_ENABLED_"), state: State::Ready },
+        env_prefix: Some("QGSRV_API_ENABLED_"), state: State::Ready, live: true },
     Family { prefix: "api.endpoints.", pattern: "<name>", kind: Kind::Text,
         help: "path of that API",
-        env_prefix: Some("QGSRV_API_ENDPOINTS_"), state: State::Ready },
+        env_prefix: Some("QGSRV_API_ENDPOINTS_"), state: State::Ready, live: true },
     Family { prefix: "api:", pattern: "<name>.<VARIABLE>", kind: Kind::Text,
         help: "variable for QGIS that goes with an API",
-        env_prefix: None, state: State::Ready },
+        env_prefix: None, state: State::Ready, live: true },
     Family { prefix: "metadata.", pattern: "<key>", kind: Kind::Text,
         help: "more to say on the page at /",
-        env_prefix: Some("QGSRV_METADATA_"), state: State::Ready },
+        env_prefix: Some("QGSRV_METADATA_"), state: State::Ready, live: true },
     Family { prefix: "monitor:", pattern: "<name>.<key>", kind: Kind::Text,
         help: "a setting of a monitor",
-        env_prefix: None, state: State::Later },
+        env_prefix: None, state: State::Later, live: false },
     Family { prefix: "cache.observers:", pattern: "<name>.<key>", kind: Kind::Text,
         help: "a setting of an observer",
-        env_prefix: None, state: State::Later },
+        env_prefix: None, state: State::Later, live: false },
 ];
 
-/// What a running program takes up when it is told to read its settings again; all
-/// others wait for the next start. A family stands here by its prefix.
-#[rustfmt::skip]
-const LIVE: &[&str] = &[
-    "server.workers", "server.timeout", "server.drain_timeout", "server.drain_idle",
-    "server.default_project", "server.ssl_cert", "server.ssl_key", "server.http_proxy",
-    "server.proxy_url", "server.cross_origin", "server.allow_headers", "server.status_page",
-    "server.connections_max", "server.streams_max", "server.header_timeout",
-    "server.body_timeout", "server.body_rate_min", "server.body_time_max",
-    "server.idle_timeout", "server.write_timeout", "server.write_rate_min",
-    "server.linger_timeout", "server.body_max", "server.body_memory", "server.uri_max",
-    "server.header_max", "server.headers_max", "server.restartmon",
-    "server.restartmon_check_time", "server.reload_timeout", "server.pluginpath",
-    "server.server_timing", "server.memory_high_water_mark", "server.client_header",
-    "server.run_on", "server.cancel_writes",
-    "logging.level", "logging.qgis_info", "logging.json", "logging.slow_seconds",
-    "projects.cache.rootdir", "projects.cache.size", "projects.cache.check_interval",
-    "projects.cache.broken_seconds", "projects.cache.strict_check",
-    "projects.cache.trust_layer_metadata", "projects.cache.disable_getprint",
-    "projects.cache.force_readonly_layers",
-    "worker.identity", "worker.spares", "worker.start_timeout", "worker.young",
-    "worker.backoff_max", "worker.drain_timeout", "worker.chunk_bytes",
-    "worker.memory_limit", "worker.recycle_memory", "worker.recycle_seconds",
-    "worker.recycle_requests", "worker.memory_check_seconds",
-    "zmq.maxqueue", "zmq.timeout", "zmq.cancel_grace",
-    "zmq.quarantine_seconds", "zmq.quarantine_deaths", "zmq.breaker_timeouts",
-    "zmq.breaker_window", "zmq.breaker_pause", "zmq.breaker_share", "zmq.storm_deaths",
-    "zmq.storm_seconds", "limits.client_requests", "limits.project_requests",
-    "lanes.reserved_workers", "lanes.slow_ms", "lanes.reserved_seconds",
-    "management.ssl_cert", "management.ssl_key",
-    "api.enabled.", "api.endpoints.", "api:", "metadata.",
-];
-
-/// Whether a new value of the setting counts without a restart.
+/// Whether a running program takes up a new value when it is told to read its settings
+/// again; the others wait for the next start.
 pub fn is_live(name: &str) -> bool {
-    let row = setting(name).map_or(name, |row| row.name);
-    LIVE.contains(&row) || family(row).is_some_and(|family| LIVE.contains(&family.prefix))
+    let row = setting(name);
+    row.is_some_and(|row| row.live) || family(name).is_some_and(|family| family.live)
 }
 
 #[cfg(test)]
@@ -596,15 +574,10 @@ mod tests {
 
     #[test]
     fn what_is_live_is_a_setting_that_does_something() {
-        let mut seen = BTreeSet::new();
-        for name in LIVE {
-            assert!(seen.insert(name), "{name} twice");
-            let row = SETTINGS.iter().find(|row| row.name == *name);
-            let family = FAMILIES.iter().find(|family| family.prefix == *name);
-            let state = row
-                .map(|row| row.state)
-                .or(family.map(|family| family.state));
-            assert_eq!(state, Some(State::Ready), "{name}");
+        let rows = SETTINGS.iter().map(|row| (row.name, row.live, row.state));
+        let families = FAMILIES.iter().map(|it| (it.prefix, it.live, it.state));
+        for (name, live, state) in rows.chain(families) {
+            assert!(!live || state == State::Ready, "{name}");
         }
         assert!(is_live("cache.size") && is_live("metadata.title") && is_live("metadata.motto"));
         assert!(!is_live("server.port") && !is_live("projects.schemes.pg"));
