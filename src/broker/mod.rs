@@ -12,6 +12,7 @@ mod crowd;
 mod deaths;
 mod gate;
 mod lanes;
+mod pace;
 mod quarantine;
 mod queue;
 mod router;
@@ -312,14 +313,17 @@ impl Drop for Stream {
 pub enum Error {
     QueueFull {
         limit: usize,
+        retry_after: Duration,
     },
     /// Of one client, waiting and running.
     ClientBusy {
         limit: usize,
+        retry_after: Duration,
     },
     /// Of one project, waiting and running.
     ProjectBusy {
         limit: usize,
+        retry_after: Duration,
     },
     /// All workers wait for requests like this one, which waits for a worker.
     WaitsForItself,
@@ -378,9 +382,11 @@ impl std::fmt::Display for Error {
     /// Safe to show to a client.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::QueueFull { limit } => write!(f, "{limit} requests are waiting already"),
-            Self::ClientBusy { limit } => write!(f, "the client has {limit} requests here already"),
-            Self::ProjectBusy { limit } => {
+            Self::QueueFull { limit, .. } => write!(f, "{limit} requests are waiting already"),
+            Self::ClientBusy { limit, .. } => {
+                write!(f, "the client has {limit} requests here already")
+            }
+            Self::ProjectBusy { limit, .. } => {
                 write!(f, "the project has {limit} requests here already")
             }
             Self::WaitsForItself => {

@@ -42,6 +42,7 @@ use super::Error;
 use super::cost::{Costs, Kind};
 use super::crowd::Crowd;
 use super::lanes::{Line, Rules, Sort};
+use super::pace::Pace;
 use super::waiting::{Name, Waiting, Wish};
 
 /// Projects that asked us are forgotten so long after they last did, or when
@@ -190,6 +191,7 @@ pub struct Queue {
     spared: Vec<Peer>,
     crowd: Crowd,
     costs: Costs,
+    pace: Pace,
     /// Projects whose requests made their workers ask us, and when they last did.
     ask_us: LruCache<Name, Instant>,
     /// When a request came that is not long.
@@ -260,6 +262,7 @@ impl Queue {
             spared: Vec::new(),
             crowd: Crowd::default(),
             costs: Costs::default(),
+            pace: Pace::default(),
             ask_us: LruCache::new(ASKS_US_MAX),
             last_small: None,
             changed: now,
@@ -374,14 +377,20 @@ impl Queue {
         if is_own {
             return match self.waiting.n_in(Line::Own) < queue_max {
                 true => Ok(()),
-                false => Err(Error::QueueFull { limit: queue_max }),
+                false => Err(self.queue_full()),
             };
         }
         if client_max > 0 && self.crowd.of_client(&ticket.client) >= client_max {
-            return Err(Error::ClientBusy { limit: client_max });
+            return Err(Error::ClientBusy {
+                limit: client_max,
+                retry_after: self.retry_after(),
+            });
         }
         if project_max > 0 && self.crowd.of_project(&ticket.project) >= project_max {
-            return Err(Error::ProjectBusy { limit: project_max });
+            return Err(Error::ProjectBusy {
+                limit: project_max,
+                retry_after: self.retry_after(),
+            });
         }
         Ok(())
     }
@@ -393,8 +402,20 @@ impl Queue {
             return;
         }
         if let Some(request) = self.waiting.remove(id) {
-            self.answer(&request, Error::QueueFull { limit });
+            self.answer(&request, self.queue_full());
         }
+    }
+
+    fn queue_full(&self) -> Error {
+        Error::QueueFull {
+            limit: self.limits.queue_max,
+            retry_after: self.retry_after(),
+        }
+    }
+
+    /// When those that wait now are likely to be served.
+    fn retry_after(&self) -> Duration {
+        self.pace.retry_after(self.waiting.len(), self.n_serving())
     }
 
     fn line(&mut self, ticket: &Ticket, cost: u32, now: Instant) -> Line {
@@ -570,7 +591,7 @@ impl Queue {
             Held::Live { streaming } if !streaming && !has_head => {
                 return self.expel(peer, Why::Headless, now);
             }
-            Held::Live { .. } => self.ended(id),
+            Held::Live { .. } => self.ended(id, now),
             Held::Cancelled => Fate::Drop,
             Held::Nothing => return self.expel(peer, Why::NotHeld, now),
             Held::Stranger => return Fate::Stranger,
@@ -579,8 +600,9 @@ impl Queue {
         fate
     }
 
-    fn ended(&mut self, id: Id) -> Fate {
+    fn ended(&mut self, id: Id, now: Instant) -> Fate {
         let request = self.assigned.remove(&id).expect("the busy hold one");
+        self.pace.took(now.duration_since(request.began));
         if request.watched {
             self.crowd
                 .leave(&request.ticket.client, &request.ticket.project);
@@ -691,6 +713,7 @@ impl Queue {
             let request = self.assigned.remove(&id).expect("it was found above");
             // What it waited before is not its own fault.
             let ran = now.duration_since(request.began);
+            self.pace.took(ran);
             self.costs.learn_at_least(&request.ticket.kind, ran);
             self.cancel(&request, self.limits.cancel_grace, now);
             self.answer(&request, request.timed_out());
@@ -1326,10 +1349,7 @@ mod tests {
     fn a_full_queue_refuses_at_once() {
         let mut bench = Bench::new();
         assert_eq!([bench.submit(1), bench.submit(2)].concat(), []);
-        assert_eq!(
-            bench.submit(3),
-            [answered(3, Error::QueueFull { limit: 2 })]
-        );
+        assert_eq!(bench.submit(3), [answered(3, queue_full(S))]);
         bench.ready("a");
         assert_eq!(bench.effects(), [assigned(1, "a")]);
         assert_eq!(bench.submit(4), []);
@@ -1769,6 +1789,27 @@ mod tests {
         effects.iter().filter_map(id).collect()
     }
 
+    fn queue_full(retry_after: Duration) -> Error {
+        Error::QueueFull {
+            limit: 2,
+            retry_after,
+        }
+    }
+
+    #[test]
+    fn who_is_refused_is_told_when_those_before_will_have_been_served() {
+        let mut bench = Bench::with_workers(&["a"]);
+        bench.submit(1);
+        bench.pass(4 * S, &["a"]);
+        bench.finished("a", 1);
+        (2..5).for_each(|id| drop(bench.submit(id)));
+        // Two wait, and one took four seconds.
+        assert_eq!(bench.submit(5), [answered(5, queue_full(8 * S))]);
+        bench.ready("b");
+        bench.submit(6);
+        assert_eq!(bench.submit(7), [answered(7, queue_full(4 * S))]);
+    }
+
     #[test]
     fn two_hundred_requests_of_one_client_delay_another_by_one() {
         let mut bench = Bench::roomy(&["a"]);
@@ -1788,10 +1829,19 @@ mod tests {
         ) = (2, 3);
         assert_eq!(bench.submit_as(1, of("x")), [assigned(1, "a")]);
         assert_eq!(bench.submit_as(2, of("x")), []);
-        let busy = answered(3, Error::ClientBusy { limit: 2 });
+        let retry_after = S;
+        let error = Error::ClientBusy {
+            limit: 2,
+            retry_after,
+        };
+        let busy = answered(3, error);
         assert_eq!(bench.submit_as(3, of("x")), [busy]);
         assert_eq!(bench.submit_as(4, of("y")), []);
-        let busy = answered(5, Error::ProjectBusy { limit: 3 });
+        let error = Error::ProjectBusy {
+            limit: 3,
+            retry_after,
+        };
+        let busy = answered(5, error);
         assert_eq!(bench.submit_as(5, of("y")), [busy]);
         bench.ends("a");
         assert_eq!(bench.submit_as(6, of("x")), []);

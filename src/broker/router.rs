@@ -1529,7 +1529,12 @@ mod tests {
         };
         driver.obey(Command::Configure(Box::new(config)));
         let refused = driver.call(2, get("GetMap")).try_recv().unwrap();
-        assert_eq!(refused.unwrap_err(), Error::QueueFull { limit: 1 });
+        let retry_after = Duration::from_secs(1);
+        let full = Error::QueueFull {
+            limit: 1,
+            retry_after,
+        };
+        assert_eq!(refused.unwrap_err(), full);
         assert!(waiting.try_recv().is_err(), "it waits still");
         let default = config::Config::default().broker;
         assert_eq!(driver.config.window, default.window);

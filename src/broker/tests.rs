@@ -554,7 +554,12 @@ async fn waiting_has_two_bounds() {
     let waiting = server.call(get("GetMap"));
     server.until(|status| status.n_waiting == 1).await;
     let refused = server.handle.call(get("GetMap")).await.unwrap_err();
-    assert_eq!(refused, Error::QueueFull { limit: 1 });
+    let retry_after = Duration::from_secs(1);
+    let full = Error::QueueFull {
+        limit: 1,
+        retry_after,
+    };
+    assert_eq!(refused, full);
     let after = Duration::from_millis(50);
     assert_eq!(
         waiting.await.unwrap().unwrap_err(),

@@ -179,13 +179,13 @@ impl Refusal {
             Self::Broker(Error::QueueFull { .. }) => {
                 (S::SERVICE_UNAVAILABLE, "ServerBusy", None, "Too many requests are waiting".into())
             }
-            Self::Broker(Error::ClientBusy { limit }) => (
+            Self::Broker(Error::ClientBusy { limit, .. }) => (
                 S::TOO_MANY_REQUESTS,
                 "ServerBusy",
                 None,
                 format!("You have {limit} requests here already").into(),
             ),
-            Self::Broker(Error::ProjectBusy { limit }) => (
+            Self::Broker(Error::ProjectBusy { limit, .. }) => (
                 S::SERVICE_UNAVAILABLE,
                 "ServerBusy",
                 Some("MAP"),
@@ -267,7 +267,12 @@ impl Refusal {
         };
         let retry_after = match self {
             Self::Broker(Error::Stopping) => Some(5),
-            Self::Broker(Error::BreakerOpen { retry_after }) => Some(seconds(*retry_after)),
+            Self::Broker(
+                Error::BreakerOpen { retry_after }
+                | Error::QueueFull { retry_after, .. }
+                | Error::ClientBusy { retry_after, .. }
+                | Error::ProjectBusy { retry_after, .. },
+            ) => Some(seconds(*retry_after)),
             _ => matches!(status, S::SERVICE_UNAVAILABLE | S::TOO_MANY_REQUESTS).then_some(1),
         };
         Facts {
@@ -515,9 +520,30 @@ mod tests {
     fn each_failure_has_its_status() {
         let second = Duration::from_secs(1);
         for (error, status, retry) in [
-            (Error::QueueFull { limit: 1 }, 503, Some("1")),
-            (Error::ClientBusy { limit: 1 }, 429, Some("1")),
-            (Error::ProjectBusy { limit: 1 }, 503, Some("1")),
+            (
+                Error::QueueFull {
+                    limit: 1,
+                    retry_after: second,
+                },
+                503,
+                Some("1"),
+            ),
+            (
+                Error::ClientBusy {
+                    limit: 1,
+                    retry_after: second * 3 / 2,
+                },
+                429,
+                Some("2"),
+            ),
+            (
+                Error::ProjectBusy {
+                    limit: 1,
+                    retry_after: second * 60,
+                },
+                503,
+                Some("60"),
+            ),
             (Error::WaitsForItself, 503, Some("1")),
             (Error::Stopping, 503, Some("5")),
             (Error::QueueTimedOut { after: second }, 504, None),

@@ -764,19 +764,22 @@ async fn a_path_that_no_api_takes_does_not_exist() {
 
 #[tokio::test]
 async fn failures_speak_the_language_of_the_path() {
-    let broker = Broker::failing(Error::QueueFull { limit: 1 });
+    let broker = Broker::failing(Error::QueueFull {
+        limit: 1,
+        retry_after: Duration::from_millis(6500),
+    });
     let server = Server::start(&broker, |_| {});
     let ows = server
         .get("/ows/?SERVICE=WFS&REQUEST=GetFeature&MAP=city")
         .await;
-    assert_eq!((ows.status, ows.header("retry-after")), (503, "1"));
+    assert_eq!((ows.status, ows.header("retry-after")), (503, "7"));
     assert!(
         ows.body.contains("http://www.opengis.net/ows/1.1"),
         "{}",
         ows.body
     );
     let api = server.get("/wfs3/?MAP=city").await;
-    assert_eq!((api.status, api.header("retry-after")), (503, "1"));
+    assert_eq!((api.status, api.header("retry-after")), (503, "7"));
     assert_eq!(api.header("content-type"), "application/problem+json");
     let problem: serde_json::Value = serde_json::from_str(&api.body).expect("JSON");
     assert_eq!(
