@@ -32,6 +32,10 @@ const PATIENCE: Duration = Duration::from_millis(100);
 /// Bytes of lines that wait for the thread.
 const ROOM: usize = 4 << 20;
 
+/// After a line there may be more in a moment: they are written together, and who says
+/// them has nobody to wake.
+const NAP: Duration = Duration::from_millis(10);
+
 /// A pipe takes so many bytes at once or none of them, so that lines of several
 /// processes do not mix.
 const WHOLE: usize = libc::PIPE_BUF;
@@ -81,6 +85,8 @@ struct Lines {
     waiting: Vec<u8>,
     /// It has some that are not out yet.
     writing: bool,
+    /// It sleeps until it is woken.
+    asleep: bool,
     /// Nobody took the last line.
     stalled: bool,
     /// Only its beginning was taken.
@@ -114,7 +120,9 @@ impl<F: AsFd> Outlet<F> {
             return self.lose(1);
         }
         lines.waiting.extend_from_slice(line);
-        self.filled.notify_one();
+        if mem::take(&mut lines.asleep) {
+            self.filled.notify_one();
+        }
     }
 
     /// Lines that nobody took, ever.
@@ -161,7 +169,10 @@ impl<F: AsFd + Send + Sync + 'static> Outlet<F> {
     fn write_for_ever(&self) {
         let mut batch = Vec::new();
         loop {
-            let nothing = |lines: &mut Lines| lines.waiting.is_empty();
+            let nothing = |lines: &mut Lines| {
+                lines.asleep = lines.waiting.is_empty();
+                lines.asleep
+            };
             let waited = self.filled.wait_while(self.lock(), nothing);
             let mut lines = waited.unwrap_or_else(PoisonError::into_inner);
             mem::swap(&mut lines.waiting, &mut batch);
@@ -178,6 +189,7 @@ impl<F: AsFd + Send + Sync + 'static> Outlet<F> {
             batch.shrink_to(WHOLE);
             self.lock().writing = false;
             self.emptied.notify_all();
+            std::thread::sleep(NAP);
         }
     }
 }
