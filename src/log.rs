@@ -25,6 +25,7 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::{Registry, reload};
 
 use crate::config::Log;
+pub use stderr::Aside;
 use stderr::{Outlet, Pen};
 
 /// For the last lines before the end of the process.
@@ -39,8 +40,7 @@ struct Switches {
 
 static SWITCHES: OnceLock<Switches> = OnceLock::new();
 
-static STDERR: LazyLock<Arc<Outlet<io::Stderr>>> =
-    LazyLock::new(|| Arc::new(Outlet::new(io::stderr(), lost)));
+static STDERR: LazyLock<Arc<Outlet>> = LazyLock::new(|| Arc::new(Outlet::stderr(lost)));
 
 /// Begins to log, for the rest of the process; children of a fork go on with
 /// their own pid. Starts no thread. A second call only does what [`change`] does.
@@ -49,15 +49,13 @@ pub fn init(settings: &Log) {
     let (subscriber, switches) = subscriber(settings, colours, || Pen(STDERR.clone()));
     match tracing::subscriber::set_global_default(subscriber) {
         Ok(()) => {
-            stderr::open_own();
+            // Before anybody becomes a user who may not open it.
+            LazyLock::force(&STDERR);
             drop(SWITCHES.set(switches));
         }
         Err(_) => change(settings),
     }
 }
-
-/// As long as it lives, a thread writes the log.
-pub type Aside = stderr::Aside<io::Stderr>;
 
 /// Gives lines to a thread, so that nobody waits for who reads them. Not for a process
 /// that forks.

@@ -24,6 +24,7 @@ fn main() -> ExitCode {
     match sources.read() {
         Ok(Action::Run(config, warnings)) => {
             log::init(&config.log);
+            log_panics();
             warnings
                 .iter()
                 .for_each(|warning| tracing::warn!("{warning}"));
@@ -43,6 +44,14 @@ fn main() -> ExitCode {
             ExitCode::from(u8::try_from(exit.code).unwrap_or(1))
         }
     }
+}
+
+/// As everything else: nobody waits for who reads it.
+fn log_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let backtrace = std::backtrace::Backtrace::capture();
+        tracing::error!(%panic, %backtrace, "a thread panicked, which is a mistake of qgisserver");
+    }));
 }
 
 /// `--check-config`: `verdict`, unless the server would not start with it all the same.

@@ -14,19 +14,20 @@
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::mem;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{setsockopt, sockopt::SendTimeout};
+use nix::sys::socket::{self, MsgFlags};
 use nix::sys::stat::{SFlag, fstat};
-use nix::sys::time::TimeVal;
+use nix::unistd;
 
-/// For the first line that nobody takes; also what a journal gets for one.
+/// For the first line that nobody takes.
 const PATIENCE: Duration = Duration::from_millis(100);
 
 /// Bytes of lines that wait for the thread.
@@ -40,31 +41,112 @@ const NAP: Duration = Duration::from_millis(10);
 /// processes do not mix.
 const WHOLE: usize = libc::PIPE_BUF;
 
-/// Makes standard error fail where it would wait, for this process and its children, as
-/// far as that can be done behind the back of others who have it, too.
-pub fn open_own() {
-    let stderr = io::stderr();
-    let Ok(facts) = fstat(&stderr) else { return };
-    let kind = SFlag::from_bits_truncate(facts.st_mode) & SFlag::S_IFMT;
-    if kind == SFlag::S_IFSOCK {
-        let bound = TimeVal::new(0, PATIENCE.as_micros() as libc::suseconds_t);
-        let _ = setsockopt(&stderr, SendTimeout, &bound);
+/// What lines are written to.
+struct Out {
+    fd: OwnedFd,
+    kind: Kind,
+    /// A write would wait.
+    waits: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Pipe,
+    Socket,
+    Other,
+}
+
+impl Out {
+    fn new(fd: OwnedFd) -> Self {
+        let kind = match kind_of(&fd) {
+            SFlag::S_IFIFO => Kind::Pipe,
+            SFlag::S_IFSOCK => Kind::Socket,
+            _ => Kind::Other,
+        };
+        let flags = fcntl(&fd, FcntlArg::F_GETFL).unwrap_or(0);
+        Self {
+            waits: kind != Kind::Socket && flags & libc::O_NONBLOCK == 0,
+            fd,
+            kind,
+        }
     }
-    if kind == SFlag::S_IFIFO || kind == SFlag::S_IFCHR {
-        // The flag belongs to what was opened, and a shell may have opened it, too. A
-        // file is left as it is: opened once more, it would be overwritten.
-        let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
-        let mut own = OpenOptions::new();
-        let own = own.write(true).custom_flags(flags);
-        if let Ok(own) = own.open("/proc/self/fd/2") {
-            let _ = nix::unistd::dup2_stderr(own);
+
+    /// Standard error, which stays as it is for everybody else who writes there, such as
+    /// plugins: a flag belongs to what was opened, and all have opened the same.
+    fn stderr() -> Self {
+        let shared = io::stderr();
+        let own = match kind_of(&shared) {
+            SFlag::S_IFIFO | SFlag::S_IFCHR => {
+                let mut own = OpenOptions::new();
+                let own = own.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+                own.write(true).open("/proc/self/fd/2").ok()
+            }
+            // Opened once more, a file would be overwritten.
+            _ => None,
+        };
+        let own = own.map(OwnedFd::from);
+        let dup = || shared.as_fd().try_clone_to_owned();
+        // A program of Rust begins with three open descriptors.
+        Self::new(own.unwrap_or_else(|| dup().expect("standard error is open")))
+    }
+
+    /// How much of `bytes` was taken before `end`; without one, the reader has all the
+    /// time in the world.
+    fn write(&self, bytes: &[u8], end: Option<Instant>) -> usize {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            // Not asked in vain: a socket that takes more is not ready before it is emptier.
+            if self.waits && !self.is_ready(end) {
+                break;
+            }
+            match self.put(piece(rest)) {
+                Ok(n) => rest = &rest[n..],
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) if self.is_ready(end) => {}
+                Err(_) => break,
+            }
+        }
+        bytes.len() - rest.len()
+    }
+
+    /// Waits for that until `end`.
+    fn is_ready(&self, end: Option<Instant>) -> bool {
+        loop {
+            let left = end.map(|end| end.saturating_duration_since(Instant::now()));
+            let left = left.map(|left| left.try_into().unwrap_or(PollTimeout::MAX));
+            let left = left.unwrap_or(PollTimeout::NONE);
+            match poll(
+                &mut [PollFd::new(self.fd.as_fd(), PollFlags::POLLOUT)],
+                left,
+            ) {
+                Err(Errno::EINTR) => {}
+                ready => return ready.is_ok_and(|n| n > 0),
+            }
+        }
+    }
+
+    /// What is taken at once.
+    fn put(&self, piece: &[u8]) -> nix::Result<usize> {
+        match self.kind {
+            Kind::Socket => {
+                let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+                socket::send(self.fd.as_raw_fd(), piece, flags)
+            }
+            // There is room for that much, or poll(2) had not said so.
+            Kind::Pipe => unistd::write(&self.fd, &piece[..piece.len().min(WHOLE)]),
+            Kind::Other => unistd::write(&self.fd, piece),
         }
     }
 }
 
+fn kind_of(fd: impl AsFd) -> SFlag {
+    let mode = fstat(fd).map_or(0, |facts| facts.st_mode);
+    SFlag::from_bits_truncate(mode) & SFlag::S_IFMT
+}
+
 /// Where lines go.
-pub struct Outlet<F> {
-    out: F,
+pub struct Outlet {
+    out: Out,
     /// Says how many lines were lost.
     confession: fn(u64) -> String,
     lines: Mutex<Lines>,
@@ -93,8 +175,12 @@ struct Lines {
     torn: bool,
 }
 
-impl<F: AsFd> Outlet<F> {
-    pub fn new(out: F, confession: fn(u64) -> String) -> Self {
+impl Outlet {
+    pub fn stderr(confession: fn(u64) -> String) -> Self {
+        Self::new(Out::stderr(), confession)
+    }
+
+    fn new(out: Out, confession: fn(u64) -> String) -> Self {
         Self {
             out,
             confession,
@@ -110,7 +196,7 @@ impl<F: AsFd> Outlet<F> {
     pub fn say(&self, line: &[u8]) {
         let mut lines = self.lock();
         if !lines.aside {
-            let mut write = |line: &[u8]| lines.write(self.out.as_fd(), line);
+            let mut write = |line: &[u8]| lines.write(&self.out, line);
             return match write(line) {
                 true => self.confess(write),
                 false => self.lose(1),
@@ -154,11 +240,9 @@ impl<F: AsFd> Outlet<F> {
         // Whoever panicked was about to log it.
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-impl<F: AsFd + Send + Sync + 'static> Outlet<F> {
     /// Gives the lines to a thread from now on, until what is returned goes.
-    pub fn aside(self: &Arc<Self>) -> io::Result<Aside<F>> {
+    pub fn aside(self: &Arc<Self>) -> io::Result<Aside> {
         let own = self.clone();
         let thread = std::thread::Builder::new().name("log".into());
         thread.spawn(move || own.write_for_ever())?;
@@ -178,7 +262,7 @@ impl<F: AsFd + Send + Sync + 'static> Outlet<F> {
             mem::swap(&mut lines.waiting, &mut batch);
             lines.writing = true;
             drop(lines);
-            let write = |lines: &[u8]| write(self.out.as_fd(), lines, None);
+            let write = |lines: &[u8]| self.out.write(lines, None);
             let written = write(&batch);
             match written == batch.len() {
                 true => self.confess(|line| write(line) > 0),
@@ -195,9 +279,9 @@ impl<F: AsFd + Send + Sync + 'static> Outlet<F> {
 }
 
 /// As long as it lives, a thread writes the log. The last lines get out before it is gone.
-pub struct Aside<F: AsFd>(Arc<Outlet<F>>);
+pub struct Aside(Arc<Outlet>);
 
-impl<F: AsFd> Drop for Aside<F> {
+impl Drop for Aside {
     fn drop(&mut self) {
         self.0.flush(super::LAST_LINES);
         self.0.lock().aside = false;
@@ -206,48 +290,23 @@ impl<F: AsFd> Drop for Aside<F> {
 
 impl Lines {
     /// False if nobody takes `line`.
-    fn write(&mut self, out: BorrowedFd<'_>, line: &[u8]) -> bool {
+    fn write(&mut self, out: &Out, line: &[u8]) -> bool {
         let patience = match self.stalled {
             true => Duration::ZERO,
             false => PATIENCE,
         };
         let end = Some(Instant::now() + patience);
         if self.torn {
-            self.torn = write(out, b"\n", end) == 0;
+            self.torn = out.write(b"\n", end) == 0;
         }
         let written = match self.torn {
             true => 0,
-            false => write(out, line, end),
+            false => out.write(line, end),
         };
         self.stalled = written < line.len();
         self.torn |= self.stalled && written > 0;
         !self.stalled
     }
-}
-
-/// How much of `bytes` was taken before `end`; without one, the reader has all the time
-/// in the world.
-fn write(out: BorrowedFd<'_>, bytes: &[u8], end: Option<Instant>) -> usize {
-    let mut rest = bytes;
-    while !rest.is_empty() {
-        let left = end.map(|end| end.saturating_duration_since(Instant::now()));
-        let left = left.map_or(PollTimeout::NONE, |left| {
-            left.try_into().unwrap_or(PollTimeout::MAX)
-        });
-        match poll(&mut [PollFd::new(out, PollFlags::POLLOUT)], left) {
-            Ok(0) => break,
-            Ok(_) => {}
-            Err(Errno::EINTR) => continue,
-            Err(_) => break,
-        }
-        match nix::unistd::write(out, piece(rest)) {
-            Ok(n) => rest = &rest[n..],
-            Err(Errno::EINTR) => {}
-            Err(Errno::EAGAIN) if left != PollTimeout::ZERO => {}
-            Err(_) => break,
-        }
-    }
-    bytes.len() - rest.len()
 }
 
 /// As many lines as are written at once, or the first alone.
@@ -263,9 +322,9 @@ fn n_lines(bytes: &[u8]) -> u64 {
 }
 
 /// One line at a time for an outlet, as `tracing` writes them.
-pub struct Pen<F>(pub Arc<Outlet<F>>);
+pub struct Pen(pub Arc<Outlet>);
 
-impl<F: AsFd> Write for Pen<F> {
+impl Write for Pen {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.0.say(line);
         Ok(line.len())
@@ -278,21 +337,22 @@ impl<F: AsFd> Write for Pen<F> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
-    use std::io::Read;
-    use std::os::fd::OwnedFd;
-
     use nix::fcntl::OFlag;
     use nix::unistd::pipe2;
+    use std::fs::File;
+    use std::io::Read;
 
     use super::*;
 
     /// Nothing here takes longer unless it hangs.
     const BOUND: Duration = Duration::from_secs(10);
 
-    fn outlet() -> (Arc<Outlet<OwnedFd>>, File) {
+    fn outlet() -> (Arc<Outlet>, File) {
         let (reader, writer) = pipe2(OFlag::O_NONBLOCK | OFlag::O_CLOEXEC).unwrap();
-        (Arc::new(Outlet::new(writer, confession)), reader.into())
+        (
+            Arc::new(Outlet::new(Out::new(writer), confession)),
+            reader.into(),
+        )
     }
 
     fn confession(n: u64) -> String {
@@ -326,6 +386,32 @@ mod tests {
         assert_eq!(read_all(&reader), told);
     }
 
+    /// Where somebody else may not open it once more.
+    #[test]
+    fn a_pipe_that_would_be_waited_for_is_not_written_to_before_it_has_room() {
+        let (reader, writer) = pipe2(OFlag::O_CLOEXEC).unwrap();
+        let outlet = Outlet::new(Out::new(writer), confession);
+        let began = Instant::now();
+        (0..2000).for_each(|n| outlet.say(&line(n)));
+        assert!(began.elapsed() < BOUND, "{:?}", began.elapsed());
+        assert!((1..1900).contains(&outlet.n_lost()), "{}", outlet.n_lost());
+        drop(reader);
+    }
+
+    /// As systemd's journal is one.
+    #[test]
+    fn a_socket_that_nobody_reads_is_not_waited_for_though_it_would_have_it_so() {
+        let (reader, writer) = std::os::unix::net::UnixStream::pair().unwrap();
+        let outlet = Outlet::new(Out::new(writer.into()), confession);
+        let began = Instant::now();
+        (0..20_000).for_each(|n| outlet.say(&line(n)));
+        assert!(began.elapsed() < BOUND, "{:?}", began.elapsed());
+        reader.set_nonblocking(true).unwrap();
+        let n_taken = n_lines(read_all(&File::from(OwnedFd::from(reader))).as_bytes());
+        assert!(n_taken > 100, "the socket had room for more than {n_taken}");
+        assert_eq!(outlet.n_lost(), 20_000 - n_taken);
+    }
+
     #[test]
     fn a_line_that_was_torn_does_not_run_into_the_next_one() {
         let (outlet, reader) = outlet();
@@ -349,18 +435,19 @@ mod tests {
         (n_fit..4 * n_fit).for_each(|n| outlet.say(&line(n)));
         assert!(outlet.n_lost() >= n_fit as u64);
         // What was lost is said between them, as soon as that can be.
+        let (mut taken, mut told) = (Vec::<usize>::new(), 0);
         let (mut text, end) = (String::new(), Instant::now() + BOUND);
-        let taken = loop {
-            assert!(Instant::now() < end, "{} bytes came", text.len());
+        while (taken.len() as u64 + told, told) != (4 * n_fit as u64, outlet.n_lost()) {
+            assert!(Instant::now() < end, "{} came, {told} told", taken.len());
             text += &read_all(&reader);
-            let whole = text.lines().filter(|line| line.len() == 99);
-            let taken: Vec<usize> = whole.map(|line| line.trim().parse().unwrap()).collect();
-            let told = text.lines().filter_map(|line| line.strip_prefix("lost "));
-            let told: u64 = told.map(|n| n.parse::<u64>().unwrap_or(0)).sum();
-            if (taken.len() as u64 + told, told) == (4 * n_fit as u64, outlet.n_lost()) {
-                break taken;
+            let whole = text.rfind('\n').map_or(0, |at| at + 1);
+            for line in text.drain(..whole).collect::<String>().lines() {
+                match line.strip_prefix("lost ") {
+                    Some(n) => told += n.parse::<u64>().unwrap(),
+                    None => taken.push(line.trim().parse().unwrap()),
+                }
             }
-        };
+        }
         assert!(taken.is_sorted() && taken[..n_fit].iter().copied().eq(0..n_fit));
         drop(aside);
     }
