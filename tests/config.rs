@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::Path;
 
-use qgisserver::config::{self, Action, Config, Exit};
+use qgisserver::config::{self, Action, Config, Exit, Sources};
 
 type Environment = BTreeMap<String, String>;
 
 fn server(args: &[&str], env: &Environment) -> Result<Action, Exit> {
     let args = ["qgisserver"].iter().chain(args).map(OsString::from);
-    config::server_command_line(args, env)
+    Sources::of_server(args, env.clone()).read()
 }
 
 fn run(args: &[&str], env: &Environment) -> (Config, Vec<String>) {

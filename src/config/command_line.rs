@@ -40,22 +40,6 @@ pub struct Exit {
     pub message: String,
 }
 
-/// Understands `qgisserver ARGS`; `args` begins with the name of the program.
-pub fn server_command_line(
-    args: impl Iterator<Item = OsString>,
-    env: &Environment,
-) -> Result<Action, Exit> {
-    command_line(Program::Server, args, env, Moment::Start).map(|(action, _)| action)
-}
-
-/// Understands `qgisserver-worker ARGS`; `args` begins with the name of the program.
-pub fn worker_command_line(
-    args: impl Iterator<Item = OsString>,
-    env: &Environment,
-) -> Result<Action, Exit> {
-    command_line(Program::Worker, args, env, Moment::Start).map(|(action, _)| action)
-}
-
 /// What the user asks for, and the settings that it was understood from.
 pub(super) fn command_line(
     program: Program,
@@ -302,15 +286,25 @@ mod tests {
         words.into_iter()
     }
 
+    fn understood(
+        program: Program,
+        args: impl Iterator<Item = OsString>,
+        env: &Environment,
+    ) -> Result<Action, Exit> {
+        command_line(program, args, env, Moment::Start).map(|(action, _)| action)
+    }
+
     fn server(line: &str) -> Result<Action, Exit> {
-        server_command_line(args(&format!("qgisserver {line}")), &Environment::new())
+        server_with(line, &Environment::new())
+    }
+
+    fn server_with(line: &str, env: &Environment) -> Result<Action, Exit> {
+        understood(Program::Server, args(&format!("qgisserver {line}")), env)
     }
 
     fn worker(line: &str) -> Result<Action, Exit> {
-        worker_command_line(
-            args(&format!("qgisserver-worker {line}")),
-            &Environment::new(),
-        )
+        let line = format!("qgisserver-worker {line}");
+        understood(Program::Worker, args(&line), &Environment::new())
     }
 
     fn config(action: Result<Action, Exit>) -> Config {
@@ -413,7 +407,7 @@ mod tests {
             "{message}"
         );
         let environment = Environment::from([("QGSRV_ZMQ_HOSTADDR".into(), "*".into())]);
-        let action = server_command_line(args("qgisserver --proxy"), &environment);
+        let action = server_with("--proxy", &environment);
         let (code, message) = exit(action);
         assert_eq!(code, CONFIGURATION);
         assert!(
@@ -421,7 +415,7 @@ mod tests {
             "{message}"
         );
         // Without --proxy nothing listens there.
-        let action = server_command_line(args("qgisserver --rootdir ."), &environment);
+        let action = server_with("--rootdir .", &environment);
         assert!(action.is_ok(), "{action:?}");
     }
 
@@ -494,7 +488,11 @@ mod tests {
         let mut line: Vec<OsString> = vec!["qgisserver-worker".into()];
         line.extend(first.pool_args());
         line.extend(["--connect".into(), "ipc:///run/q".into()]);
-        let second = config(worker_command_line(line.into_iter(), &Environment::new()));
+        let second = config(understood(
+            Program::Worker,
+            line.into_iter(),
+            &Environment::new(),
+        ));
         assert_eq!(
             second.pool,
             super::super::Pool {

@@ -19,7 +19,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use command_line::{Action, Exit, server_command_line, worker_command_line};
+pub use command_line::{Action, Exit};
 pub use layers::{Environment, SECRET_WORDS};
 pub use print::sample;
 pub use sources::{Changed, Sources, log_mistakes};
