@@ -94,6 +94,7 @@ fn serving(client: &mut Client, target: &str) -> Option<i32> {
 fn settle(pids: &[u32]) {
     let mut before = Duration::ZERO;
     peers::until("a new spare", || {
+        // What is spent is a matter of time.
         std::thread::sleep(Duration::from_millis(500));
         let now = memory::cpu(pids);
         let spent = now.abs_diff(std::mem::replace(&mut before, now));

@@ -282,7 +282,7 @@ fn listening(child: &mut Child) -> SocketAddr {
         .expect("qgisserver says where it listens")
 }
 
-/// Asks again and again, without a pause that would blur the measurement.
+/// Asks again and again, with pauses too short to blur a measurement in milliseconds.
 pub fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     let since = Instant::now();
     loop {
