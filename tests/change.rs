@@ -9,12 +9,11 @@ use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
 
-use common::process::is_alive;
-use common::{Pool, SOON, Server, World, eventually, http, kill, path_of};
+use common::load::{EVERY_MANNER, Load};
+use common::process::{is_alive, parent, user_of};
+use common::tls::Certificate;
+use common::{Pool, Server, World, eventually, http, kill, path_of};
 use nix::sys::signal::Signal;
 use tokio_rustls::rustls;
 
@@ -78,10 +77,7 @@ fn sighup_brings_new_limits_a_new_log_level_and_more_workers() {
          [api:own]\nWELCOME = 1\n[metadata]\ntitle = New\n",
     );
     server.signal(Signal::SIGHUP);
-    eventually("three new workers", || {
-        let now = server.workers();
-        (now.len() == 3 && now.iter().all(|pid| !before.contains(pid))).then_some(())
-    });
+    server.wait_replaced(&before, 3);
     assert_eq!(server.get(&long).status, 414);
     assert!(server.get("/").text().contains("New"));
     server.process.log.wait_line(" DEBUG ");
@@ -185,8 +181,8 @@ fn a_pool_that_is_told_to_read_its_settings_again_while_it_starts_lives_on() {
 }
 
 /// The certificate that a new connection gets.
-fn certificate(address: SocketAddr) -> Vec<u8> {
-    let mut client = tls();
+fn shown(address: SocketAddr, certificate: &Certificate) -> Vec<u8> {
+    let mut client = certificate.client("http/1.1");
     let mut socket = http::connect(address);
     while client.is_handshaking() {
         client.complete_io(&mut socket).unwrap();
@@ -194,69 +190,13 @@ fn certificate(address: SocketAddr) -> Vec<u8> {
     client.peer_certificates().unwrap()[0].to_vec()
 }
 
-/// A client that believes every server.
-fn tls() -> rustls::ClientConnection {
-    #[derive(Debug)]
-    struct Any;
-    use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-    use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-    use rustls::{DigitallySignedStruct, Error, SignatureScheme};
-    impl ServerCertVerifier for Any {
-        fn verify_server_cert(
-            &self,
-            _: &CertificateDer<'_>,
-            _: &[CertificateDer<'_>],
-            _: &ServerName<'_>,
-            _: &[u8],
-            _: UnixTime,
-        ) -> Result<ServerCertVerified, Error> {
-            Ok(ServerCertVerified::assertion())
-        }
-        fn verify_tls12_signature(
-            &self,
-            _: &[u8],
-            _: &CertificateDer<'_>,
-            _: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, Error> {
-            Ok(HandshakeSignatureValid::assertion())
-        }
-        fn verify_tls13_signature(
-            &self,
-            _: &[u8],
-            _: &CertificateDer<'_>,
-            _: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, Error> {
-            Ok(HandshakeSignatureValid::assertion())
-        }
-        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-            vec![SignatureScheme::ECDSA_NISTP256_SHA256]
-        }
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Any))
-        .with_no_client_auth();
-    let name = "localhost".try_into().unwrap();
-    rustls::ClientConnection::new(Arc::new(config), name).unwrap()
-}
-
 #[test]
 fn a_handshake_that_began_before_the_stop_is_finished_and_its_request_answered() {
     let world = World::stub();
-    let made = rcgen::generate_simple_self_signed(["localhost".into()]).unwrap();
-    let (cert, key) = (world.path("cert.pem"), world.path("key.pem"));
-    std::fs::write(&cert, made.cert.pem()).unwrap();
-    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
-    let settings = format!(
-        "server.ssl = yes\nserver.drain_idle = 10\nserver.ssl_cert = {}\nserver.ssl_key = {}",
-        cert.display(),
-        key.display()
-    );
+    let certificate = Certificate::of(&world);
+    let settings = format!("{}server.drain_idle = 10", certificate.settings("server"));
     let mut server = Server::start_tls(world, &settings);
-    let mut client = tls();
+    let mut client = certificate.client("http/1.1");
     let mut socket = http::connect(server.address);
     client.write_tls(&mut socket).unwrap();
     // Its answer is here: the server has accepted.
@@ -297,34 +237,23 @@ fn sighup_brings_the_management_a_new_certificate_and_keeps_the_old_one_when_it_
 
 fn renew_the_certificate(section: &str, more: &str, address: impl Fn(&Server) -> SocketAddr) {
     let world = World::stub();
-    let (cert, key) = (world.path("cert.pem"), world.path("key.pem"));
-    let renew = || {
-        let made = rcgen::generate_simple_self_signed(["localhost".into()]).unwrap();
-        std::fs::write(&cert, made.cert.pem()).unwrap();
-        std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
-        made.cert.der().to_vec()
-    };
-    let first = renew();
-    let settings = format!(
-        "{section}.ssl = yes\n{section}.ssl_cert = {}\n{section}.ssl_key = {}\n{more}",
-        cert.display(),
-        key.display()
-    );
+    let mut certificate = Certificate::of(&world);
+    let settings = format!("{}{more}", certificate.settings(section));
     let server = Server::start_tls(world, &settings);
     let address = address(&server);
-    assert_eq!(certificate(address), first);
-    std::fs::write(&key, "broken").unwrap();
+    let first = shown(address, &certificate);
+    std::fs::write(&certificate.key, "broken").unwrap();
     server.signal(Signal::SIGHUP);
     let line = server.process.log.wait_line("the old certificate stays");
     assert!(
         line.contains("ERROR") && line.contains(&format!("{section}.ssl_key")),
         "{line}"
     );
-    assert_eq!(certificate(address), first);
-    let second = renew();
+    assert_eq!(shown(address, &certificate), first);
+    let second = certificate.renew().to_vec();
     server.signal(Signal::SIGHUP);
     eventually("the new certificate", || {
-        (certificate(address) == second).then_some(())
+        (shown(address, &certificate) == second).then_some(())
     });
 }
 
@@ -368,128 +297,18 @@ fn a_file_system_that_hangs_holds_up_no_request_and_no_stop() {
     assert!(server.process.stop().success());
 }
 
-// Load.
-
-/// Clients that ask without pause, one connection for each request or for many.
-struct Load {
-    stop: Arc<AtomicBool>,
-    n_served: Vec<Arc<AtomicUsize>>,
-    clients: Vec<std::thread::JoinHandle<Vec<String>>>,
-}
-
-impl Load {
-    fn on(address: SocketAddr) -> Self {
-        Self::of(address, &path_of("DO=echo"))
-    }
-
-    fn of(address: SocketAddr, path: &str) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let pauses = [None, None, Some(0), Some(0), Some(40), Some(400)];
-        let n_served: Vec<_> = pauses
-            .iter()
-            .map(|_| Arc::<AtomicUsize>::default())
-            .collect();
-        let clients = pauses
-            .into_iter()
-            .zip(&n_served)
-            .map(|(pause, n): (Option<u64>, _)| {
-                let (stop, n, path) = (stop.clone(), n.clone(), path.to_owned());
-                std::thread::spawn(move || {
-                    let (mut failures, mut kept) = (Vec::new(), None);
-                    while !stop.load(Ordering::Relaxed) {
-                        match get(address, &path, &mut kept) {
-                            Ok(()) => drop(n.fetch_add(1, Ordering::Relaxed)),
-                            Err(error) => failures.push(error),
-                        }
-                        match pause {
-                            None => kept = None,
-                            Some(pause) => std::thread::sleep(Duration::from_millis(pause)),
-                        }
-                    }
-                    failures
-                })
-            });
-        Self {
-            clients: clients.collect(),
-            n_served,
-            stop,
-        }
-    }
-
-    /// Every answer was a 200, and no connection was refused, reset or closed unasked.
-    fn assert_no_failure(self) {
-        // Who waits for the end of a change gets its answer after it.
-        let before: Vec<_> = self.counts().collect();
-        eventually("every client is served again", || {
-            let mut both = self.counts().zip(&before);
-            both.all(|(now, before)| now > before + 1).then_some(())
-        });
-        self.stop.store(true, Ordering::Relaxed);
-        let ends = self.clients.into_iter().map(|it| it.join().unwrap());
-        assert_eq!(ends.collect::<Vec<_>>().concat(), [""; 0]);
-    }
-
-    fn counts(&self) -> impl Iterator<Item = usize> {
-        self.n_served.iter().map(|n| n.load(Ordering::Relaxed))
-    }
-}
-
-/// One request on the connection that was kept, or on a new one.
-fn get(address: SocketAddr, path: &str, kept: &mut Option<TcpStream>) -> Result<(), String> {
-    let was_kept = kept.is_some();
-    let failed = |what: &str| format!("{what} (a kept connection: {was_kept})");
-    let mut stream = match kept.take() {
-        Some(stream) => stream,
-        None => TcpStream::connect(address).map_err(|error| failed(&error.to_string()))?,
-    };
-    stream.set_read_timeout(Some(SOON)).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        .map_err(|error| failed(&error.to_string()))?;
-    let mut reply = Vec::new();
-    let mut buffer = [0; 4096];
-    loop {
-        let n = stream
-            .read(&mut buffer)
-            .map_err(|error| failed(&error.to_string()))?;
-        if n == 0 {
-            return Err(failed("closed without an answer"));
-        }
-        reply.extend_from_slice(&buffer[..n]);
-        let Some(end) = reply.windows(4).position(|it| it == b"\r\n\r\n") else {
-            continue;
-        };
-        let (head, body) = (&reply[..end], &reply[end + 4..]);
-        let head = String::from_utf8_lossy(head).to_lowercase();
-        let length = head
-            .lines()
-            .find_map(|it| it.strip_prefix("content-length: "));
-        let length: usize = length.expect("a length").parse().unwrap();
-        if body.len() < length {
-            continue;
-        }
-        if !head.starts_with("http/1.1 200") {
-            return Err(failed(&head));
-        }
-        if !head.contains("connection: close") {
-            *kept = Some(stream);
-        }
-        return Ok(());
-    }
-}
+// Restarts.
 
 #[test]
 fn three_rolling_restarts_under_load_lose_nothing() {
     let (server, _) = start("", "");
-    let load = Load::on(server.address);
+    let load = Load::on(&server);
     for _ in 0..3 {
         let before = server.workers();
         server.signal(Signal::SIGHUP);
-        eventually("all workers are new", || {
-            let now = server.workers();
-            (now.len() == 2 && now.iter().all(|pid| !before.contains(pid))).then_some(())
-        });
+        server.wait_replaced(&before, 2);
     }
-    load.assert_no_failure();
+    load.assert_served();
 }
 
 // Upgrades.
@@ -512,6 +331,11 @@ fn upgrade(server: &Server, pid: i32) -> i32 {
     successor
 }
 
+/// The server whose pool this worker is of.
+fn server_of(worker: i32) -> i32 {
+    parent(parent(worker))
+}
+
 fn stop(pid: i32) {
     kill(pid, Signal::SIGTERM);
     eventually("its end", || (!is_alive(pid)).then_some(()));
@@ -527,7 +351,7 @@ fn n_descriptors(pid: i32) -> usize {
 #[test]
 fn three_upgrades_of_the_program_under_load_lose_nothing_and_leak_nothing() {
     let (server, files) = start("", "");
-    let load = Load::on(server.address);
+    let load = Load::on(&server);
     let mut pid = server.process.pid();
     let mut open = Vec::new();
     for _ in 0..3 {
@@ -536,7 +360,7 @@ fn three_upgrades_of_the_program_under_load_lose_nothing_and_leak_nothing() {
         let executable = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap();
         assert_eq!(executable, files.program, "the new file runs");
     }
-    load.assert_no_failure();
+    load.assert_served();
     for _ in 0..2 {
         // Whatever belongs to connections is closed by now, or soon.
         open.push(eventually("few descriptors", || {
@@ -560,20 +384,19 @@ fn an_upgrade_waits_for_a_running_request() {
     server.process.log.wait_line("the successor serves");
     eventually("another server answers", || {
         let pid = server.act("DO=echo").json()["pid"].as_i64()? as i32;
-        (common::process::parent(common::process::parent(pid)) != old).then_some(())
+        (server_of(pid) != old).then_some(())
     });
     assert!(is_alive(old));
     server.world.tell("go");
     assert_eq!(running.join().unwrap().unwrap().status, 200);
     eventually("the old one is gone", || (!is_alive(old)).then_some(()));
-    let pid = server.workers()[0];
-    stop(common::process::parent(common::process::parent(pid)));
+    stop(server_of(server.workers()[0]));
 }
 
 #[test]
 fn an_upgrade_to_a_program_that_fails_leaves_the_old_one_serving() {
     let (server, files) = start("[worker]\nstart_timeout = 60\n", "");
-    let load = Load::on(server.address);
+    let load = Load::on(&server);
     let log = &server.process.log;
     for (script, said) in [
         ("exit 3", "ended with status 3"),
@@ -603,7 +426,7 @@ fn an_upgrade_to_a_program_that_fails_leaves_the_old_one_serving() {
     std::fs::remove_file(&files.program).unwrap();
     server.signal(Signal::SIGUSR2);
     log.wait_line("does not start");
-    load.assert_no_failure();
+    load.assert_served();
     // A program that works is still welcome.
     files.write("");
     files.install(Path::new(PROGRAM));
@@ -653,13 +476,13 @@ fn an_upgrade_of_a_proxy_loses_nothing_and_its_pools_come_along() {
     let proxy = Server::proxy_at(world, SocketAddr::from(([127, 0, 0, 1], 0)), gate, "");
     let _pool = Pool::start(&proxy.world, gate, "server.workers = 3");
     proxy.wait_workers(3);
-    let load = Load::on(proxy.address);
+    let load = Load::on(&proxy);
     let mut pid = proxy.process.pid();
     for _ in 0..3 {
         pid = upgrade(&proxy, pid);
         proxy.wait_workers(3);
     }
-    load.assert_no_failure();
+    load.assert_served();
     stop(pid);
 }
 
@@ -667,19 +490,14 @@ fn an_upgrade_of_a_proxy_loses_nothing_and_its_pools_come_along() {
 #[test]
 fn with_real_qgis_a_rolling_restart_and_an_upgrade_lose_no_map() {
     let server = Server::real("server.workers = 2");
-    let load = Load::of(
-        server.address,
-        "/ows/?MAP=world&SERVICE=WMS&VERSION=1.3.0&REQUEST=GetMap&LAYERS=land&STYLES=\
-         &CRS=EPSG:4326&BBOX=-90,-180,90,180&WIDTH=100&HEIGHT=50&FORMAT=image/png",
-    );
+    let map = "/ows/?MAP=world&SERVICE=WMS&VERSION=1.3.0&REQUEST=GetMap&LAYERS=land&STYLES=\
+               &CRS=EPSG:4326&BBOX=-90,-180,90,180&WIDTH=100&HEIGHT=50&FORMAT=image/png";
+    let load = Load::start(server.address, map, EVERY_MANNER).served();
     let before = server.workers();
     server.signal(Signal::SIGHUP);
-    eventually("all workers are new", || {
-        let now = server.workers();
-        (now.len() == 2 && now.iter().all(|pid| !before.contains(pid))).then_some(())
-    });
+    server.wait_replaced(&before, 2);
     let pid = upgrade(&server, server.process.pid());
-    load.assert_no_failure();
+    load.assert_served();
     stop(pid);
 }
 
@@ -687,7 +505,8 @@ fn with_real_qgis_a_rolling_restart_and_an_upgrade_lose_no_map() {
 #[test]
 fn an_upgrade_after_setuid_stays_that_user() {
     if !nix::unistd::geteuid().is_root() {
-        return; // Nobody else can start it.
+        eprintln!("not tried: only root can become somebody else");
+        return;
     }
     let world = World::stub();
     world.open_to_everybody();
@@ -705,6 +524,12 @@ fn an_upgrade_after_setuid_stays_that_user() {
     let server = Server::start_from(world, &files.program, &files.file, &flags).ready();
     let pid = upgrade(&server, server.process.pid());
     assert_eq!(server.act("DO=echo").status, 200);
+    let nobody = nix::unistd::User::from_name("nobody").unwrap().unwrap();
+    let family = server.process.family();
+    assert!(family.contains_key(&pid) && family.len() >= 4, "{family:?}");
+    for pid in family.keys() {
+        assert_eq!(user_of(*pid), nobody.uid.as_raw(), "{family:?}");
+    }
     stop(pid);
 }
 
@@ -751,14 +576,27 @@ fn with_socket_activation_a_restart_makes_clients_wait_and_refuses_nobody() {
     let tmp = tempfile::Builder::new().prefix("qs").tempdir().unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
+    let ask = || {
+        http::ask(
+            "GET",
+            &format!("http://{address}{}", path_of("DO=echo")),
+            &[],
+            b"",
+        )
+    };
     let server = activated(&world, tmp.path(), &listener);
-    get(address, &path_of("DO=echo"), &mut None).unwrap();
+    assert_eq!(ask().unwrap().status, 200);
     end(server);
-    let waiting = std::thread::spawn(move || get(address, &path_of("DO=echo"), &mut None));
-    let load = Load::on(address);
+    let mut waiting = http::connect(address);
+    http::send_get(&mut waiting, &path_of("DO=echo"));
+    let load = Load::start(address, &path_of("DO=echo"), EVERY_MANNER);
     let server = activated(&world, tmp.path(), &listener);
-    waiting.join().unwrap().unwrap();
-    get(address, &path_of("DO=echo"), &mut None).unwrap();
-    load.assert_no_failure();
+    let (reply, _) = http::read_all(&mut waiting);
+    assert!(
+        reply.starts_with(b"HTTP/1.1 200"),
+        "{:?}",
+        String::from_utf8_lossy(&reply)
+    );
+    load.assert_served();
     end(server);
 }

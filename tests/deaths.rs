@@ -3,27 +3,21 @@
 
 mod common;
 
-use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use common::http::{ask, read_all, send_get};
+use common::http::{read_all, send_get};
+use common::load::{Load, Manner};
 use common::process::is_alive;
-use common::{Pool, Server, World, eventually, kill, path_of};
+use common::relay::far_away;
+use common::{SOON, Server, World, eventually, kill, path_of, timed};
 use nix::sys::signal::Signal;
+use serde_json::{Value, json};
 
 /// Clearly less than any time-out in these tests, and bearable for a busy machine.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
 /// With the heartbeat of a second that is the default, and the same patience.
 const TWO_HEARTBEATS: Duration = Duration::from_secs(3);
-
-fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
-    let start = Instant::now();
-    (work(), start.elapsed())
-}
 
 /// The path of a request of another project than `path_of`.
 fn lake(what: &str) -> String {
@@ -36,47 +30,31 @@ fn two_projects(settings: &str) -> Server {
     Server::start(world, settings).ready()
 }
 
-fn departures(server: &Server, reason: &str) -> u64 {
-    server.status()["departures"][reason].as_u64().unwrap()
+/// In which ways workers went so far, and how many in each.
+fn departures(server: &Server) -> Value {
+    let mut all = server.status()["departures"].take();
+    let counts = all.as_object_mut().expect("the status counts them");
+    counts.retain(|_, n| *n != 0);
+    all
 }
 
 /// Stuck workers count until they are gone.
 fn replaced(server: &Server, n_stuck: u64) {
     eventually("stuck workers are replaced", || {
-        (departures(server, "stuck") == n_stuck).then_some(())
+        (departures(server)["stuck"] == n_stuck).then_some(())
     });
     server.wait_workers(2);
 }
 
-/// Asks for the same again and again; each answer must be a 200, and soon.
-struct Others {
-    stop: Arc<AtomicBool>,
-    asking: std::thread::JoinHandle<(usize, Vec<String>)>,
+/// Somebody who asks for `path` again and again.
+fn asking(server: &Server, path: &str) -> Load {
+    Load::start(server.address, path, &[Manner::Anew]).served()
 }
 
-impl Others {
-    fn of(server: &Server, path: &str) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let (until, url) = (stop.clone(), server.url(path));
-        let asking = std::thread::spawn(move || {
-            let (mut n, mut failures) = (0, Vec::new());
-            while !until.load(Ordering::Relaxed) {
-                n += 1;
-                let (reply, took) = timed(|| ask("GET", &url, &[], b""));
-                if took > TWO_HEARTBEATS || !reply.as_ref().is_ok_and(|it| it.status == 200) {
-                    failures.push(format!("{reply:?} after {took:?}"));
-                }
-            }
-            (n, failures)
-        });
-        Self { stop, asking }
-    }
-
-    fn assert_served(self) {
-        self.stop.store(true, Ordering::Relaxed);
-        let (n, failures) = self.asking.join().unwrap();
-        assert!(n > 0 && failures.is_empty(), "{n} asked, {failures:?}");
-    }
+/// Each answer was a 200, and soon.
+fn assert_undisturbed(other: Load) {
+    let slowest = other.assert_served();
+    assert!(slowest < TWO_HEARTBEATS, "{slowest:?}");
 }
 
 // Quarantine.
@@ -85,7 +63,7 @@ impl Others {
 fn a_request_that_kills_two_workers_is_a_502_at_once_the_third_time() {
     let server = two_projects("");
     let before = server.workers();
-    let others = Others::of(&server, &lake("DO=echo"));
+    let other = asking(&server, &lake("DO=echo"));
     let poison = "DO=segfault&MARK=tries";
     assert_eq!(server.act(poison).status, 502);
     assert_eq!(server.world.count("tries"), 2, "once more, elsewhere");
@@ -95,20 +73,15 @@ fn a_request_that_kills_two_workers_is_a_502_at_once_the_third_time() {
     assert!(took < AT_ONCE, "{took:?}");
     assert_eq!(server.world.count("tries"), 2, "no third worker");
     assert_eq!(server.act("DO=echo").status, 200, "the project is served");
-    eventually("both are replaced", || {
-        let now = server.workers();
-        (now.len() == 2 && now.iter().all(|pid| !before.contains(pid))).then_some(())
-    });
-    others.assert_served();
+    server.wait_replaced(&before, 2);
+    assert_undisturbed(other);
     let status = server.status();
     let listed = &status["quarantined"][0];
     assert_eq!(listed["operation"], "GetMap");
     assert_eq!(listed["project"], "file:city");
     assert_eq!(listed["refused"], 1);
-    assert_eq!(
-        (&status["retried"], &status["departures"]["serving"]),
-        (&1.into(), &2.into())
-    );
+    assert_eq!(status["retried"], 1);
+    assert_eq!(departures(&server), json!({"serving": 2}));
     let line = server.process.log.wait_line("quarantined for 300.0 s");
     assert!(line.contains("WARN") && line.contains("GetMap"), "{line}");
     assert_eq!(server.process.log.count("quarantined for"), 1);
@@ -153,7 +126,16 @@ fn a_get_survives_a_crash_of_its_worker() {
         assert!(took < AT_ONCE, "{end}: {took:?}");
         assert_eq!(server.world.count(&format!("tries{n}")), 2);
         server.wait_workers(2);
+        assert_eq!(departures(&server), json!({"serving": n + 1}));
     }
+}
+
+/// A frozen worker is not counted again when its pool ends it, which says why.
+fn assert_gone_once(server: &Server) {
+    server.process.log.wait_line("without a sign of life");
+    server.process.log.wait_line("because=Frozen");
+    server.wait_workers(2);
+    assert_eq!(departures(server), json!({"silent": 1}));
 }
 
 #[test]
@@ -163,18 +145,18 @@ fn a_get_whose_worker_freezes_is_answered_by_another_within_two_heartbeats() {
     assert_eq!(reply.status, 200, "{}", reply.text());
     assert!(took < TWO_HEARTBEATS, "{took:?}");
     assert_eq!(server.world.count("tries"), 2);
-    assert_eq!(departures(&server, "silent"), 1);
     server.process.log.wait_line("no sign of life for 2.0 s");
+    assert_gone_once(&server);
 }
 
 #[test]
 fn a_post_whose_worker_freezes_is_a_502_within_two_heartbeats() {
     let server = Server::stub("server.timeout = 60");
-    let path = path_of("DO=signal&N=19&MARK=tries");
-    let (reply, took) = timed(|| server.post(&path, "text/xml", b"<Transaction/>"));
+    let (reply, took) = timed(|| server.act_once("DO=signal&N=19&MARK=tries"));
     assert_eq!(reply.status, 502, "{}", reply.text());
     assert!(took < TWO_HEARTBEATS, "{took:?}");
     assert_eq!(server.world.count("tries"), 1);
+    assert_gone_once(&server);
 }
 
 #[test]
@@ -188,8 +170,8 @@ fn an_idle_worker_that_freezes_is_found_out_within_two_heartbeats() {
         })
     });
     assert!(took < TWO_HEARTBEATS, "{took:?}");
-    server.wait_workers(2);
     eventually("its pool ends it", || (!is_alive(frozen)).then_some(()));
+    assert_gone_once(&server);
 }
 
 #[test]
@@ -229,10 +211,7 @@ fn a_worker_that_dies_right_after_its_answer_costs_nobody_anything() {
         // May be on its way to the dead one before anybody knows.
         let next = server.act(&format!("DO=echo&ID=next{i}"));
         assert_eq!(next.status, 200, "{}", next.text());
-        eventually("it is replaced", || {
-            let now = server.workers();
-            (now.len() == 2 && !now.contains(&pid)).then_some(())
-        });
+        server.wait_replaced(&[pid], 2);
     }
     assert_eq!(server.status()["quarantined"], serde_json::json!([]));
 }
@@ -243,117 +222,48 @@ fn a_request_that_runs_out_of_memory_is_a_500_and_its_worker_is_replaced() {
     let before = server.workers();
     let reply = server.act("DO=memory");
     assert_eq!(reply.status, 500, "{}", reply.text());
-    eventually("another worker", || {
-        let now = server.workers();
-        (now.len() == 1 && now != before).then_some(())
-    });
-    assert_eq!(departures(&server, "doubt"), 1);
+    server.wait_replaced(&before, 1);
+    assert_eq!(departures(&server), json!({"doubt": 1}));
     assert_eq!(server.act("DO=echo").status, 200);
-}
-
-/// A wire between a pool and the gate that can be cut, or go dead without a word.
-struct Relay {
-    address: SocketAddr,
-    is_dead: Arc<AtomicBool>,
-    ends: Arc<Mutex<Vec<TcpStream>>>,
-}
-
-impl Relay {
-    fn to(gate: SocketAddr) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let relay = Self {
-            address: listener.local_addr().unwrap(),
-            is_dead: Arc::default(),
-            ends: Arc::default(),
-        };
-        let (is_dead, ends) = (relay.is_dead.clone(), relay.ends.clone());
-        std::thread::spawn(move || {
-            for here in listener.incoming().flatten() {
-                let Ok(there) = TcpStream::connect(gate) else {
-                    continue;
-                };
-                for (from, to) in [(&here, &there), (&there, &here)] {
-                    let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
-                    let is_dead = is_dead.clone();
-                    std::thread::spawn(move || copy(from, to, &is_dead));
-                }
-                ends.lock().unwrap().extend([here, there]);
-            }
-        });
-        relay
-    }
-
-    fn cut(&self) {
-        for end in self.ends.lock().unwrap().drain(..) {
-            let _ = end.shutdown(Shutdown::Both);
-        }
-    }
-
-    fn go_dead(&self, is_dead: bool) {
-        self.is_dead.store(is_dead, Ordering::Relaxed);
-    }
-}
-
-fn copy(mut from: TcpStream, mut to: TcpStream, is_dead: &AtomicBool) {
-    let mut bytes = [0; 64 << 10];
-    while let Ok(n @ 1..) = from.read(&mut bytes) {
-        while is_dead.load(Ordering::Relaxed) {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        if to.write_all(&bytes[..n]).is_err() {
-            break;
-        }
-    }
-    let _ = to.shutdown(Shutdown::Both);
-}
-
-fn far_away(settings: &str) -> (Server, Relay, Pool) {
-    let server = Server::proxy(World::stub(), &format!("server.timeout = 60\n{settings}"));
-    let relay = Relay::to(server.gate.unwrap());
-    let pool = Pool::start(&server.world, relay.address, settings);
-    server.wait_workers(2);
-    (server, relay, pool)
 }
 
 #[test]
 fn a_worker_that_is_cut_off_loses_its_request_at_once_and_joins_again() {
-    let (server, relay, _pool) = far_away("");
-    let path = server.url(&path_of("DO=wait&FOR=go&MARK=running"));
-    let post = std::thread::spawn(move || {
-        let kind = [("Content-Type", "text/xml")];
-        ask("POST", &path, &kind, b"<Transaction/>").unwrap()
-    });
+    let (server, relay, _pool) = far_away(World::stub(), "server.timeout = 60");
+    let before = server.workers();
+    let post = server.act_once_later("DO=wait&FOR=go&MARK=running");
     let get = server.act_later("DO=wait&FOR=go&MARK=running&ID=get");
     server.world.wait_count("running", 2);
     let (reply, took) = timed(|| {
         relay.cut();
-        post.join().unwrap()
+        post.join().unwrap().unwrap()
     });
     assert_eq!(reply.status, 502, "{}", reply.text());
     assert!(took < AT_ONCE, "{took:?}");
     server.world.tell("go");
     assert_eq!(get.join().unwrap().unwrap().status, 200);
     server.wait_workers(2);
+    assert_eq!(server.workers(), before, "the same, on new connections");
+    assert_eq!(departures(&server), json!({"serving": 2}));
     assert_eq!(server.act("DO=echo").status, 200);
 }
 
 #[test]
 fn a_worker_whose_network_is_dead_is_found_out_within_two_heartbeats() {
-    let (server, relay, _pool) = far_away("");
-    let path = server.url(&path_of("DO=wait&FOR=go&MARK=running"));
-    let post = std::thread::spawn(move || {
-        let kind = [("Content-Type", "text/xml")];
-        ask("POST", &path, &kind, b"<Transaction/>").unwrap()
-    });
+    let (server, relay, _pool) = far_away(World::stub(), "server.timeout = 60");
+    let post = server.act_once_later("DO=wait&FOR=go&MARK=running");
     server.world.wait_count("running", 1);
     let (reply, took) = timed(|| {
-        relay.go_dead(true);
-        post.join().unwrap()
+        relay.hold(SOON);
+        post.join().unwrap().unwrap()
     });
     assert_eq!(reply.status, 502, "{}", reply.text());
     assert!(took < TWO_HEARTBEATS, "{took:?}");
+    eventually("the idle one is missed, too", || {
+        (departures(&server) == json!({"silent": 2})).then_some(())
+    });
     server.world.tell("go");
-    relay.go_dead(false);
+    relay.hold(Duration::ZERO);
     server.wait_workers(2);
     assert_eq!(server.act("DO=echo").status, 200);
 }
@@ -407,17 +317,14 @@ fn a_crash_storm_turns_readiness_off_until_it_is_over_and_the_server_serves_on()
 #[test]
 fn workers_that_are_killed_between_two_answers_are_no_storm() {
     let server = Server::stub("zmq.storm_deaths = 3");
-    let others = Others::of(&server, &path_of("DO=echo"));
+    let other = asking(&server, &path_of("DO=echo"));
     for _ in 0..5 {
         let victim = server.workers()[0];
         kill(victim, Signal::SIGKILL);
-        eventually("it is gone", || {
-            let now = server.workers();
-            (now.len() == 2 && !now.contains(&victim)).then_some(())
-        });
+        server.wait_replaced(&[victim], 2);
         assert_eq!(server.get("/ready").status, 200);
     }
-    others.assert_served();
+    assert_undisturbed(other);
     assert_eq!(server.status()["quarantined"], serde_json::json!([]));
 }
 
@@ -428,7 +335,7 @@ fn a_project_that_hangs_opens_its_breaker_while_another_one_answers_and_a_probe_
     let server = two_projects(
         "server.timeout = 1\nzmq.breaker_timeouts = 2\nzmq.breaker_pause = 2\nzmq.cancel_grace = 0.2",
     );
-    let others = Others::of(&server, &lake("DO=echo"));
+    let other = asking(&server, &lake("DO=echo"));
     for n in 1..=2 {
         assert_eq!(server.act("DO=hang&MARK=tries").status, 504);
         replaced(&server, n);
@@ -452,7 +359,7 @@ fn a_project_that_hangs_opens_its_breaker_while_another_one_answers_and_a_probe_
     assert_eq!(server.world.count("tries"), 2);
     assert_eq!(server.status()["breakers"], serde_json::json!([]));
     assert_eq!(server.act("DO=echo").status, 200);
-    others.assert_served();
+    assert_undisturbed(other);
     for part in [
         "its breaker is open",
         "tries whether",
@@ -468,13 +375,13 @@ fn a_project_that_hangs_holds_no_more_than_its_share_of_the_workers() {
     assert_eq!(server.get(&lake("DO=echo")).status, 200);
     assert_eq!(server.act("DO=hang").status, 504);
     replaced(&server, 1);
-    let others = Others::of(&server, &lake("DO=echo"));
+    let other = asking(&server, &lake("DO=echo"));
     let asked = [1, 2, 3, 4].map(|i| server.act_later(&format!("DO=hang&MARK=running&ID={i}")));
     let mut statuses = asked.map(|asked| asked.join().unwrap().unwrap().status);
     statuses.sort();
     assert_eq!(statuses, [503, 503, 503, 504]);
     assert_eq!(server.world.count("running"), 1);
-    others.assert_served();
+    assert_undisturbed(other);
 }
 
 #[test]

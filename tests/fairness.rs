@@ -49,13 +49,13 @@ fn small_maps_flow_while_prints_and_slow_maps_fill_their_lane() {
     );
     let small = || map(&server, "192.0.2.9", "WIDTH=256&HEIGHT=256&LAYERS=small");
     assert_eq!(status(small()), 200);
-    // It takes longer than `lanes.slow_ms`, however long that is.
     let lesson = map(
         &server,
         "192.0.2.1",
         "DO=wait&FOR=taught&LAYERS=slow&MARK=lesson",
     );
     server.world.wait_count("lesson", 1);
+    // That it takes longer than `lanes.slow_ms` is the lesson.
     std::thread::sleep(Duration::from_millis(200));
     server.world.tell("taught");
     assert_eq!(status(lesson), 200);

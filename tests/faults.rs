@@ -5,22 +5,17 @@ mod common;
 
 use std::io::{Read, Write};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use common::http::{read_all, send_get};
+use common::load::Load;
 use common::process::is_alive;
 use common::wire::Peer;
-use common::{Pool, SOON, Server, World, eventually, free_address, kill, path_of};
+use common::{Pool, SOON, Server, World, eventually, free_address, kill, path_of, timed};
 use nix::sys::signal::Signal;
 
 /// Clearly less than any time-out in these tests, and bearable for a busy machine.
 const AT_ONCE: Duration = Duration::from_secs(2);
-
-fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
-    let start = Instant::now();
-    (work(), start.elapsed())
-}
 
 // Deaths.
 
@@ -40,13 +35,7 @@ fn a_get_survives_the_death_of_its_worker() {
 #[test]
 fn a_post_whose_worker_dies_is_a_502_at_once_and_is_never_sent_twice() {
     let server = Server::stub("server.timeout = 20");
-    let (reply, took) = timed(|| {
-        server.post(
-            &path_of("DO=signal&N=9&MARK=tries"),
-            "text/xml",
-            b"<Transaction/>",
-        )
-    });
+    let (reply, took) = timed(|| server.act_once("DO=signal&N=9&MARK=tries"));
     assert_eq!(reply.status, 502, "{}", reply.text());
     assert!(took < AT_ONCE, "{took:?}");
     assert_eq!(server.world.count("tries"), 1);
@@ -73,7 +62,7 @@ fn every_death_has_an_obituary_that_says_why() {
         ("signal&N=6", "SIGABRT"),
         ("exit&N=3", "code 3"),
     ] {
-        server.post(&path_of(&format!("DO={what}")), "text/xml", b"<x/>");
+        server.act_once(&format!("DO={what}"));
         server.wait_ready();
         server.process.log.wait_for(why, |line| {
             (line.contains(why) && line.contains("GetMap") && line.contains("city")).then_some(())
@@ -89,10 +78,7 @@ fn an_idle_worker_that_is_killed_is_replaced_and_no_request_notices() {
     for _ in 0..10 {
         assert_eq!(server.act("DO=echo").status, 200);
     }
-    eventually("it is replaced", || {
-        let now = server.workers();
-        (now.len() == 2 && !now.contains(&before[0])).then_some(())
-    });
+    server.wait_replaced(&before[..1], 2);
 }
 
 #[test]
@@ -120,10 +106,7 @@ fn a_cpp_exception_in_a_load_is_a_500_that_costs_the_worker_and_is_not_remembere
         std::fs::write(server.world.path("projects/odd.qgs"), text).unwrap();
         let reply = server.get("/ows/?MAP=odd&SERVICE=WMS&REQUEST=GetMap");
         assert_eq!(reply.status, 500, "{text}: {}", reply.text());
-        eventually("another worker", || {
-            let now = server.workers();
-            (now.len() == 1 && now != before).then_some(())
-        });
+        server.wait_replaced(&before, 1);
     }
 }
 
@@ -146,10 +129,7 @@ fn when_the_parent_of_the_pool_is_killed_a_new_pool_serves() {
         before.iter().all(|&pid| !is_alive(pid)).then_some(())
     });
     // The server may hear of the dead a moment later than we do.
-    eventually("new workers", || {
-        let now = server.workers();
-        (now.len() == 2 && now.iter().all(|pid| !before.contains(pid))).then_some(())
-    });
+    server.wait_replaced(&before, 2);
     assert_eq!(server.act("DO=echo").status, 200);
 }
 
@@ -167,49 +147,24 @@ fn a_stuck_request_is_a_504_at_its_deadline_and_its_worker_is_replaced() {
             took >= Duration::from_secs(1) && took < Duration::from_secs(2),
             "{what}: {took:?}"
         );
-        eventually("the worker is replaced", || {
-            let now = server.workers();
-            (now.len() == 1 && now != before).then_some(())
-        });
+        server.wait_replaced(&before, 1);
         assert!(!is_alive(before[0]));
         assert_eq!(server.act("DO=echo").status, 200);
     }
 }
 
-/// A stopped process answers no heartbeat and no CANCEL.
+/// A stopped process answers no CANCEL, and its silence is not noticed before.
 #[test]
 fn a_frozen_worker_does_not_hold_its_request_beyond_the_deadline() {
-    let server = Server::stub("server.timeout = 2\nzmq.heartbeat = 0.2\nworker.spares = 0");
-    let frozen = server.workers()[0];
-    kill(frozen, Signal::SIGSTOP);
-    // Two workers, one frozen: one of two requests meets it, unless it is found out before.
-    let replies: Vec<_> = (0..2)
-        .map(|i| server.act_later(&format!("DO=echo&ID={i}")))
-        .collect();
-    for reply in replies {
-        let reply = reply.join().unwrap().unwrap();
-        assert!([200, 502, 504].contains(&reply.status), "{}", reply.text());
-    }
-    eventually("the server has dropped it", || {
-        (!server.workers().contains(&frozen)).then_some(())
-    });
+    let server = Server::stub("server.timeout = 1\nzmq.heartbeat = 2");
+    let (reply, took) = timed(|| server.act("DO=signal&N=19&MARK=frozen"));
+    assert_eq!(reply.status, 504, "{}", reply.text());
+    assert!(took >= Duration::from_secs(1) && took < AT_ONCE, "{took:?}");
+    let pid = std::fs::read_to_string(server.world.path("stub/control/frozen")).unwrap();
+    let frozen: i32 = pid.trim().parse().expect("it ran once");
+    server.wait_replaced(&[frozen], 2);
     assert_eq!(server.act("DO=echo").status, 200);
-    server.wait_workers(2);
-    eventually("its pool has ended it", || {
-        (!is_alive(frozen)).then_some(())
-    });
-}
-
-/// It stands still, holds its request, and beats no more.
-#[test]
-fn a_frozen_worker_is_replaced_within_its_heartbeats_and_its_successor_says_why() {
-    let server = Server::stub("zmq.heartbeat = 0.2");
-    let frozen = server.workers()[0];
-    kill(frozen, Signal::SIGSTOP);
-    eventually("it is gone", || (!is_alive(frozen)).then_some(()));
-    server.process.log.wait_line("without a sign of life");
-    server.process.log.wait_line("because=Frozen");
-    server.wait_workers(2);
+    eventually("its pool ends it", || (!is_alive(frozen)).then_some(()));
 }
 
 #[test]
@@ -288,14 +243,10 @@ fn a_running_request_whose_client_left_is_ended_at_its_deadline_if_qgis_does_not
     send_get(&mut leaver, &path_of("DO=hang&MARK=running"));
     server.world.wait_count("running", 1);
     drop(leaver);
-    eventually("the worker is replaced", || {
-        let now = server.workers();
-        (now.len() == 1 && now != before).then_some(())
-    });
+    server.wait_replaced(&before, 1);
     assert_eq!(server.act("DO=echo").status, 200);
 }
 
-/// A worker whose stream is cancelled stops by itself and stays.
 #[test]
 fn a_cancelled_map_is_stopped_where_qgis_can_be_and_costs_no_worker() {
     let server = Server::stub("server.timeout = 0.5\nzmq.cancel_grace = 15\nserver.workers = 1");
@@ -307,6 +258,7 @@ fn a_cancelled_map_is_stopped_where_qgis_can_be_and_costs_no_worker() {
     assert_eq!(reply.json()["pid"], before[0]);
 }
 
+/// A worker whose stream is cancelled stops by itself and stays.
 #[test]
 fn a_cancelled_stream_does_not_cost_its_worker() {
     let server = Server::stub("server.workers = 1\nserver.timeout = 60\nzmq.cancel_grace = 10");
@@ -546,62 +498,13 @@ fn a_killed_server_leaves_no_process_and_no_file() {
 
 // Restarts.
 
-/// Clients that ask without pause; each answer must be a 200.
-struct Load {
-    stop: Arc<AtomicBool>,
-    clients: Vec<std::thread::JoinHandle<Vec<String>>>,
-}
-
-impl Load {
-    fn on(server: &Server) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let url = server.url(&path_of("DO=echo"));
-        let clients = (0..3).map(|_| {
-            let (stop, url) = (stop.clone(), url.clone());
-            std::thread::spawn(move || {
-                let mut failures = Vec::new();
-                while !stop.load(Ordering::Relaxed) {
-                    match common::http::ask("GET", &url, &[], b"") {
-                        Ok(reply) if reply.status == 200 => {}
-                        other => failures.push(format!("{other:?}")),
-                    }
-                }
-                failures
-            })
-        });
-        Self {
-            clients: clients.collect(),
-            stop,
-        }
-    }
-
-    fn assert_no_failure(self) {
-        self.stop.store(true, Ordering::Relaxed);
-        let failures: Vec<_> = self
-            .clients
-            .into_iter()
-            .flat_map(|client| client.join().unwrap())
-            .collect();
-        assert!(
-            failures.is_empty(),
-            "{} failures, the first: {:?}",
-            failures.len(),
-            failures.first()
-        );
-    }
-}
-
+/// All workers are replaced, one after the other, and no client notices.
 fn assert_rolling(server: &Server, restart: impl FnOnce()) {
     let before = server.workers();
     let load = Load::on(server);
     restart();
-    let mut fewest = usize::MAX;
-    eventually("all workers are new", || {
-        let now = server.workers();
-        fewest = fewest.min(now.len());
-        (now.len() == before.len() && now.iter().all(|pid| !before.contains(pid))).then_some(())
-    });
-    load.assert_no_failure();
+    let fewest = server.wait_replaced(&before, before.len());
+    load.assert_served();
     assert!(
         fewest >= before.len() - 1,
         "only {fewest} workers at a time"
@@ -745,7 +648,7 @@ fn pools_come_and_go() {
     let load = Load::on(&server);
     drop(first);
     server.wait_workers(2);
-    load.assert_no_failure();
+    load.assert_served();
 
     let tmp = second.process.kill();
     server.wait_workers(0);
@@ -764,11 +667,8 @@ fn a_restart_of_a_proxy_reaches_all_pools_and_no_request_fails() {
     let before = server.workers();
     let load = Load::on(&server);
     server.signal(Signal::SIGHUP);
-    eventually("all workers are new", || {
-        let now = server.workers();
-        (now.len() == 4 && now.iter().all(|pid| !before.contains(pid))).then_some(())
-    });
-    load.assert_no_failure();
+    server.wait_replaced(&before, 4);
+    load.assert_served();
 }
 
 #[test]
@@ -778,10 +678,7 @@ fn a_stuck_worker_of_another_pool_is_replaced_as_a_local_one() {
     server.wait_ready();
     let before = server.workers();
     assert_eq!(server.act("DO=hang").status, 504);
-    eventually("it is replaced", || {
-        let now = server.workers();
-        (now.len() == 1 && now != before).then_some(())
-    });
+    server.wait_replaced(&before, 1);
     assert_eq!(server.act("DO=echo").status, 200);
 }
 

@@ -2,40 +2,19 @@
 
 mod common;
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
+use common::load::Load;
 use common::process::is_alive;
 use common::{Reply, Server, eventually};
 
-/// Asks without pause until `end`, and returns how many workers there were at least.
-fn under_load(server: &Server, end: impl Fn(&Server) -> Option<()>) -> usize {
-    let done = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| {
-                while !done.load(Ordering::Relaxed) {
-                    let reply = server.act("DO=echo");
-                    assert_eq!(reply.status, 200, "{}", reply.text());
-                }
-            });
-        }
-        let mut fewest = usize::MAX;
-        let reached = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            eventually("the end", || {
-                fewest = fewest.min(server.workers().len());
-                end(server)
-            });
-        }));
-        done.store(true, Ordering::Relaxed);
-        reached.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        fewest
-    })
-}
-
-/// None of `before` is left, and there are as many.
-fn all_replaced(server: &Server, before: &[i32]) -> Option<()> {
-    let now = server.workers();
-    (now.len() == before.len() && now.iter().all(|pid| !before.contains(pid))).then_some(())
+/// All workers are replaced because of `setting`, never with one less at a time, and
+/// clients who ask all the time do not notice.
+fn assert_recycled(server: &Server, setting: &str) {
+    let before = server.workers();
+    let load = Load::on(server);
+    let fewest = server.wait_replaced(&before, before.len());
+    load.assert_served();
+    assert!(fewest >= before.len(), "only {fewest} workers at a time");
+    server.process.log.wait_line(setting);
 }
 
 fn pid(reply: &Reply) -> i32 {
@@ -45,10 +24,7 @@ fn pid(reply: &Reply) -> i32 {
 #[test]
 fn workers_that_served_enough_are_replaced_and_no_request_fails() {
     let server = Server::stub("worker.recycle_requests = 40\nzmq.heartbeat = 0.1");
-    let before = server.workers();
-    let fewest = under_load(&server, |server| all_replaced(server, &before));
-    assert!(fewest >= 2, "only {fewest} workers at a time");
-    server.process.log.wait_line("worker.recycle_requests");
+    assert_recycled(&server, "worker.recycle_requests");
     server.process.log.wait_line("because=RecycledRequests");
     assert_eq!(server.process.log.count("ERROR"), 0);
 }
@@ -56,10 +32,7 @@ fn workers_that_served_enough_are_replaced_and_no_request_fails() {
 #[test]
 fn workers_that_are_old_enough_are_replaced_and_no_request_fails() {
     let server = Server::stub("worker.recycle_seconds = 4\nzmq.heartbeat = 0.1");
-    let before = server.workers();
-    let fewest = under_load(&server, |server| all_replaced(server, &before));
-    assert!(fewest >= 2, "only {fewest} workers at a time");
-    server.process.log.wait_line("worker.recycle_seconds");
+    assert_recycled(&server, "worker.recycle_seconds");
 }
 
 #[test]

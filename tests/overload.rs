@@ -1,8 +1,6 @@
 //! More than the server can do, or can be given: clients are refused at once or
 //! served in time, nobody else notices, and memory stays flat.
 
-#[path = "history/client.rs"]
-mod client;
 mod common;
 
 use std::collections::HashSet;
@@ -11,7 +9,7 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use client::{Came, Client};
+use common::client::{Came, Client};
 use common::{Server, World, eventually, path_of};
 
 /// For a busy machine: answers are due at once, or at their deadline.
@@ -120,6 +118,7 @@ fn overload(server: &Server, time: Duration) -> (Vec<Duration>, Vec<Duration>) {
     let client = |i: u32| {
         let mut client = Client::new(server.address);
         let mut answers = Vec::new();
+        // They come one after the other, and keep to their rate: that is the overload.
         std::thread::sleep(pause * i / N_CLIENTS);
         while Instant::now() < end {
             let asked = Instant::now();
@@ -187,6 +186,7 @@ fn probe(server: &Server, done: &AtomicBool) -> (Vec<Duration>, u64) {
         assert_eq!(reply.status, 200, "{}", reply.text());
         times.push(asked.elapsed());
         memory = memory.max(server.process.memory_kb());
+        // Some requests a second are a client, and no load of its own.
         std::thread::sleep(Duration::from_millis(100));
     }
     (times, memory)
@@ -194,7 +194,7 @@ fn probe(server: &Server, done: &AtomicBool) -> (Vec<Duration>, u64) {
 
 /// A thousand connections of slowhttptest in one of its modes, for some seconds.
 fn assert_available(mode: &[&str], path: &str) {
-    const SECONDS: &str = "8";
+    const SECONDS: usize = 8;
     let _alone = common::alone();
     let server = Server::start(World::stub().with_echo(), "").ready();
     // Each worker has served before.
@@ -205,9 +205,8 @@ fn assert_available(mode: &[&str], path: &str) {
     let (said, (mut times, memory)) = std::thread::scope(|scope| {
         let probing = scope.spawn(|| probe(&server, &done));
         let said = Command::new("slowhttptest")
-            .args([
-                "-c", "1000", "-r", "500", "-l", SECONDS, "-p", "3", "-g", "-o",
-            ])
+            .args(["-c", "1000", "-r", "500", "-p", "3"])
+            .args(["-l", &SECONDS.to_string(), "-g", "-o"])
             .arg(&report)
             .args(mode)
             .args(["-u", &server.url(path)])
@@ -229,11 +228,10 @@ fn assert_available(mode: &[&str], path: &str) {
         })
         .collect();
     let n_open = rows.iter().map(|row| row[3]).max().unwrap_or(0);
-    let slowest = quantile(&mut times, 1.0);
+    let (n_probes, slowest) = (times.len(), quantile(&mut times, 1.0));
     let grown = memory.saturating_sub(idle);
     println!(
-        "{mode:?}: {n_open} open, {} probes, the slowest took {slowest:?}, {grown} kB more",
-        times.len()
+        "{mode:?}: {n_open} open, {n_probes} probes, the slowest took {slowest:?}, {grown} kB more"
     );
     assert!(
         n_open > 900,
@@ -241,6 +239,8 @@ fn assert_available(mode: &[&str], path: &str) {
     );
     let n_unavailable = rows.iter().filter(|row| row[4] == 0).count();
     assert_eq!(n_unavailable, 0, "it was not available\n{report}");
+    // Two a second at the least: whoever asks one thing after the other gets on.
+    assert!(n_probes >= 2 * SECONDS, "only {n_probes} in {SECONDS} s");
     assert!(slowest < Duration::from_secs(5), "{slowest:?}");
     assert!(grown < 64 << 10, "{grown} kB more");
 }

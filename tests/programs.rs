@@ -3,10 +3,10 @@
 mod common;
 
 use std::io::{Read, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output};
-use std::sync::Arc;
 
+use common::process::user_of;
+use common::tls::Certificate;
 use common::{Server, World, http};
 use tokio_rustls::rustls;
 
@@ -114,16 +114,6 @@ fn a_port_that_is_taken_is_a_wrong_configuration() {
     assert!(text.contains("server.port"), "{text}");
 }
 
-/// The user whom a process runs as.
-fn user_of(pid: i32) -> u32 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status
-        .lines()
-        .find(|line| line.starts_with("Uid:"))
-        .unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
 /// As root everything becomes the user; anybody else is told that it cannot be.
 #[test]
 fn setuid_takes_the_privileges_of_all_processes_once_the_port_is_bound() {
@@ -164,33 +154,14 @@ fn setuid_takes_the_privileges_of_all_processes_once_the_port_is_bound() {
 
 #[test]
 fn with_a_certificate_it_speaks_https_and_offers_http_2() {
-    let made = rcgen::generate_simple_self_signed(["localhost".into()]).unwrap();
     let world = World::stub();
-    let (cert, key) = (world.path("cert.pem"), world.path("key.pem"));
-    std::fs::write(&cert, made.cert.pem()).unwrap();
-    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
-    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
-    let settings = format!(
-        "server.ssl = yes\nserver.ssl_cert = {}\nserver.ssl_key = {}",
-        cert.display(),
-        key.display()
-    );
-    let server = Server::start_tls(world, &settings);
-    for (offered, spoken) in [(&b"http/1.1"[..], &b"http/1.1"[..]), (b"h2", b"h2")] {
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(made.cert.der().clone()).unwrap();
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut config = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        config.alpn_protocols = vec![offered.to_vec()];
-        let name = "localhost".try_into().unwrap();
-        let mut client = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
+    let certificate = Certificate::of(&world);
+    let server = Server::start_tls(world, &certificate.settings("server"));
+    for protocol in ["http/1.1", "h2"] {
+        let mut client = certificate.client(protocol);
         let mut socket = http::connect(server.address);
         let mut stream = rustls::Stream::new(&mut client, &mut socket);
-        if spoken == b"http/1.1" {
+        if protocol == "http/1.1" {
             let request = b"GET /ping HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
             stream.write_all(request).unwrap();
             let mut reply = String::new();
@@ -207,6 +178,6 @@ fn with_a_certificate_it_speaks_https_and_offers_http_2() {
             stream.read_exact(&mut frame).unwrap();
             assert_eq!(frame[3], 4, "the server's SETTINGS");
         }
-        assert_eq!(client.alpn_protocol(), Some(spoken));
+        assert_eq!(client.alpn_protocol(), Some(protocol.as_bytes()));
     }
 }

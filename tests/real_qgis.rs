@@ -136,6 +136,12 @@ impl Pair {
         ours
     }
 
+    fn post_wfs(&mut self, body: &str) -> Reply {
+        let path = "/ows/?MAP=world&SERVICE=WFS";
+        let headers = [("Content-Type", "text/xml")];
+        self.same_with("world.qgs", "POST", path, &headers, body)
+    }
+
     fn world(&mut self, content_type: &str, query: &str) -> Reply {
         self.same(
             "world.qgs",
@@ -351,14 +357,7 @@ fn wfs_answers_as_in_process() {
         "<wfs:GetFeature service=\"WFS\" version=\"1.1.0\" outputFormat=\"GML3\" xmlns:wfs=\"http://www.opengis.net/wfs\">\
          <wfs:Query typeName=\"places\">{filter}</wfs:Query></wfs:GetFeature>"
     );
-    let headers = [("Content-Type", "text/xml")];
-    let reply = pair.same_with(
-        "world.qgs",
-        "POST",
-        "/ows/?MAP=world&SERVICE=WFS",
-        &headers,
-        &body,
-    );
+    let reply = pair.post_wfs(&body);
     assert!(reply.text().contains("France"), "{}", reply.text());
     pair.atlas(XML, "SERVICE=WFS&VERSION=1.1.0&REQUEST=GetCapabilities");
 }
@@ -372,14 +371,7 @@ fn wfs_transactions_change_what_they_change_in_process() {
             "<wfs:Transaction service=\"WFS\" version=\"1.1.0\" xmlns:wfs=\"http://www.opengis.net/wfs\" \
              xmlns:ogc=\"http://www.opengis.net/ogc\" xmlns:gml=\"http://www.opengis.net/gml\">{action}</wfs:Transaction>"
         );
-        let headers = [("Content-Type", "text/xml")];
-        let reply = pair.same_with(
-            "world.qgs",
-            "POST",
-            "/ows/?MAP=world&SERVICE=WFS",
-            &headers,
-            &body,
-        );
+        let reply = pair.post_wfs(&body);
         assert_eq!(reply.status, 200, "{}", reply.text());
         assert!(reply.text().contains(expected), "{}", reply.text());
         let places =

@@ -1,14 +1,17 @@
 //! What an operator copies to /etc: systemd accepts the units, supervisord runs the programs.
 
+mod common;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use common::process::is_alive;
+use common::{http, kill, poll, source};
+use nix::sys::signal::Signal;
 use qgisserver::config::Config;
 
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -74,18 +77,17 @@ fn systemd_is_told_which_process_succeeds_and_that_nothing_stops() {
     let folder = tempfile::tempdir().unwrap();
     let mut server = Notifying::start(folder.path(), "qgisserver", &[]);
     server.says("READY=1");
-    kill(Pid::from_raw(server.child.id() as i32), Signal::SIGUSR2).unwrap();
+    kill(server.child.id() as i32, Signal::SIGUSR2);
     let successor = server.next();
     let told: Vec<_> = successor.lines().collect();
     assert_eq!(told[1..], ["READY=1"], "{successor}");
     let pid = told[0].strip_prefix("MAINPID=").expect(&successor);
-    let pid = Pid::from_raw(pid.parse().unwrap());
+    let pid = pid.parse().unwrap();
     let status = eventually("the end", String::new, || server.child.try_wait().unwrap());
     assert!(status.success(), "{status}");
-    kill(pid, Signal::SIGTERM).unwrap();
+    kill(pid, Signal::SIGTERM);
     assert_eq!(server.next().trim(), "STOPPING=1", "and not before");
-    let gone = || (!Path::new(&format!("/proc/{pid}/fd/0")).exists()).then_some(());
-    eventually("the end", String::new, gone);
+    gone(&[pid]);
 }
 
 #[test]
@@ -125,7 +127,7 @@ fn supervisord_replaces_a_server_that_was_killed() {
     let supervisor = Supervisor::start();
     supervisor.serving("qgisserver", 1);
     let family = supervisor.family("qgisserver");
-    kill(Pid::from_raw(family[0]), Signal::SIGKILL).unwrap();
+    kill(family[0], Signal::SIGKILL);
     gone(&family);
     supervisor.serving("qgisserver", 2);
 }
@@ -197,7 +199,7 @@ impl Notifying {
     }
 
     fn ends_after(&mut self, word: &str) {
-        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM).unwrap();
+        kill(self.child.id() as i32, Signal::SIGTERM);
         self.says(word);
         let status = eventually("the end", String::new, || self.child.try_wait().unwrap());
         assert!(status.success(), "{status}");
@@ -322,11 +324,8 @@ impl Supervisor {
 impl Drop for Supervisor {
     /// supervisord takes its programs along before it leaves.
     fn drop(&mut self) {
-        let _ = kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM);
-        let asked = Instant::now();
-        while matches!(self.child.try_wait(), Ok(None)) && asked.elapsed() < PATIENCE {
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        kill(self.child.id() as i32, Signal::SIGTERM);
+        poll(PATIENCE, || self.child.try_wait().ok().flatten());
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -383,10 +382,6 @@ fn installed(folder: &Path, from: &str) -> Vec<PathBuf> {
         .collect()
 }
 
-fn source(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
-}
-
 fn files(folder: &str) -> Vec<PathBuf> {
     fs::read_dir(source(folder))
         .unwrap()
@@ -414,15 +409,9 @@ fn capabilities(base: &str) -> Option<u16> {
 
 /// The status, or None when nobody answers.
 fn get(url: &str) -> Option<u16> {
-    let config = ureq::Agent::config_builder()
-        .http_status_as_error(false)
-        .timeout_global(Some(PATIENCE))
-        .build();
-    ureq::Agent::new_with_config(config)
-        .get(url)
-        .call()
+    http::ask("GET", url, &[], b"")
         .ok()
-        .map(|reply| reply.status().as_u16())
+        .map(|reply| reply.status)
 }
 
 fn children(pid: i32) -> Vec<i32> {
@@ -442,29 +431,19 @@ fn children(pid: i32) -> Vec<i32> {
 
 /// Waits until none of the processes runs; one that nobody has reaped yet runs no more.
 fn gone(family: &[i32]) {
-    let runs = |pid: &&i32| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        stat.rsplit_once(") ")
-            .is_some_and(|(_, rest)| !rest.starts_with('Z'))
+    let left = || {
+        family
+            .iter()
+            .filter(|pid| is_alive(**pid))
+            .collect::<Vec<_>>()
     };
-    let left = || format!("{:?}", family.iter().filter(runs).collect::<Vec<_>>());
-    eventually("the end of all processes", left, || {
-        (!family.iter().any(|pid| runs(&pid))).then_some(())
+    let say = || format!("{:?}", left());
+    eventually("the end of all processes", say, || {
+        left().is_empty().then_some(())
     });
 }
 
 /// Asks until there is an answer; without one in time, says what `state` says.
-fn eventually<T>(what: &str, state: impl Fn() -> String, mut ask: impl FnMut() -> Option<T>) -> T {
-    let since = Instant::now();
-    loop {
-        if let Some(answer) = ask() {
-            return answer;
-        }
-        assert!(
-            since.elapsed() < PATIENCE,
-            "{what}: not within {PATIENCE:?}: {}",
-            state()
-        );
-        std::thread::sleep(Duration::from_millis(20));
-    }
+fn eventually<T>(what: &str, state: impl Fn() -> String, ask: impl FnMut() -> Option<T>) -> T {
+    poll(PATIENCE, ask).unwrap_or_else(|| panic!("{what}: not within {PATIENCE:?}: {}", state()))
 }

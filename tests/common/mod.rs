@@ -6,8 +6,12 @@
 //! nothing may be left: no process, no temporary file.
 #![allow(dead_code)] // Every test program uses another part.
 
+pub mod client;
 pub mod http;
+pub mod load;
 pub mod process;
+pub mod relay;
+pub mod tls;
 pub mod wire;
 
 use std::collections::BTreeMap;
@@ -48,16 +52,29 @@ pub fn alone() -> MutexGuard<'static, ()> {
     MACHINE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The value that `question` finally has, asked again and again up to the bound.
-pub fn eventually<T>(what: &str, mut question: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + SOON;
+/// The value that `question` finally has, or None when it has none within `bound`.
+pub fn poll<T>(bound: Duration, mut question: impl FnMut() -> Option<T>) -> Option<T> {
+    let end = Instant::now() + bound;
     loop {
-        if let Some(answer) = question() {
+        let is_last = Instant::now() > end;
+        let answer = question();
+        if answer.is_some() || is_last {
             return answer;
         }
-        assert!(Instant::now() < end, "{what}: not within {SOON:?}");
+        // Other processes do not tell us what they do: they are looked at now and then.
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// The value that `question` finally has, asked again and again up to the bound.
+pub fn eventually<T>(what: &str, question: impl FnMut() -> Option<T>) -> T {
+    poll(SOON, question).unwrap_or_else(|| panic!("{what}: not within {SOON:?}"))
+}
+
+/// What came of the work, and how long it took.
+pub fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
+    let start = Instant::now();
+    (work(), start.elapsed())
 }
 
 /// What the workers of a server run: the stub or QGIS, on which projects.
@@ -327,6 +344,17 @@ impl Server {
         });
     }
 
+    /// So many workers, and none of `gone`; how few there were on the way.
+    pub fn wait_replaced(&self, gone: &[i32], n: usize) -> usize {
+        let mut fewest = usize::MAX;
+        eventually(&format!("{n} workers, and none of {gone:?}"), || {
+            let now = self.workers();
+            fewest = fewest.min(now.len());
+            let is_done = now.len() == n && now.iter().all(|pid| !gone.contains(pid));
+            is_done.then_some(fewest)
+        })
+    }
+
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
@@ -389,6 +417,18 @@ impl Server {
     pub fn act_later(&self, what: &str) -> std::thread::JoinHandle<Result<Reply, String>> {
         let url = self.url(&path_of(what));
         std::thread::spawn(move || http::ask("GET", &url, &[], b""))
+    }
+
+    /// The same as a POST, which may not be sent twice.
+    pub fn act_once(&self, what: &str) -> Reply {
+        self.post(&path_of(what), "text/xml", b"<Transaction/>")
+    }
+
+    /// The same in the background.
+    pub fn act_once_later(&self, what: &str) -> std::thread::JoinHandle<Result<Reply, String>> {
+        let url = self.url(&path_of(what));
+        let headers = [("Content-Type", "text/xml")];
+        std::thread::spawn(move || http::ask("POST", &url, &headers, b"<Transaction/>"))
     }
 
     pub fn signal(&self, signal: Signal) {

@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use super::SOON;
+use super::{SOON, poll};
 
 /// A child with a session and a temporary directory of its own.
 pub struct Process {
@@ -21,7 +21,7 @@ pub struct Process {
     pub log: Log,
     tmp: Arc<TempDir>,
     name: String,
-    /// Killed by the test: the others have to notice, and its files are for its successor.
+    /// By the test.
     was_killed: bool,
 }
 
@@ -65,14 +65,8 @@ impl Process {
 
     /// How it ended; panics if it goes on for longer than `bound`.
     pub fn wait(&mut self, bound: Duration) -> ExitStatus {
-        let end = Instant::now() + bound;
-        while Instant::now() < end {
-            if let Some(status) = self.try_wait() {
-                return status;
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        panic!("{} still runs after {bound:?}", self.name);
+        let status = poll(bound, || self.try_wait());
+        status.unwrap_or_else(|| panic!("{} still runs after {bound:?}", self.name))
     }
 
     pub fn try_wait(&mut self) -> Option<ExitStatus> {
@@ -98,32 +92,18 @@ impl Process {
         self.tmp.clone()
     }
 
-    /// No process of its session lives, and its temporary directory is empty.
+    /// No process of its session lives, and its temporary directory is empty. If it was
+    /// killed, others have to notice first, and its files are for its successor.
     pub fn assert_nothing_left(&self) {
-        let patience = if self.was_killed {
-            SOON
-        } else {
-            Duration::from_secs(2)
+        let (patience, files): (_, &dyn Fn() -> Vec<String>) = match self.was_killed {
+            true => (SOON, &Vec::new),
+            false => (Duration::from_secs(2), &|| self.files()),
         };
-        let end = Instant::now() + patience;
-        loop {
-            let files = if self.was_killed {
-                Vec::new()
-            } else {
-                self.files()
-            };
-            let processes = self.family();
-            if processes.is_empty() && files.is_empty() {
-                return;
-            }
-            let late = Instant::now() > end;
-            assert!(
-                !late,
-                "{} left processes {processes:?} and files {files:?}",
-                self.name
-            );
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        let is_alone = || (self.family().is_empty() && files().is_empty()).then_some(());
+        poll(patience, is_alone).unwrap_or_else(|| {
+            let (name, processes, files) = (&self.name, self.family(), files());
+            panic!("{name} left processes {processes:?} and files {files:?}")
+        });
     }
 
     /// Pids and names of all living processes that stem from this one, itself excluded.
@@ -229,6 +209,14 @@ pub fn try_parent(pid: i32) -> Option<i32> {
     line.trim().parse().ok()
 }
 
+/// The user whom a process runs as.
+pub fn user_of(pid: i32) -> u32 {
+    let text = String::from_utf8_lossy(&read(pid, "status")).into_owned();
+    let line = text.lines().find_map(|line| line.strip_prefix("Uid:"));
+    let user = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+    user.expect("a living process")
+}
+
 /// Processor time that it has used so far.
 pub fn cpu_time(pid: i32) -> Duration {
     let text = String::from_utf8_lossy(&read(pid, "stat")).into_owned();
@@ -311,19 +299,11 @@ impl Log {
 
     /// What `pick` finds in the first line that has it.
     pub fn wait_for<T>(&self, what: &str, pick: impl Fn(&str) -> Option<T>) -> T {
-        let end = Instant::now() + SOON;
-        loop {
-            let found = self.0.lock().unwrap().iter().find_map(|line| pick(line));
-            if let Some(found) = found {
-                return found;
-            }
-            assert!(
-                Instant::now() < end,
-                "no log line says {what:?}:\n{}",
-                self.text()
-            );
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        let found = poll(SOON, || {
+            let lines = self.0.lock().unwrap();
+            lines.iter().find_map(|line| pick(line))
+        });
+        found.unwrap_or_else(|| panic!("no log line says {what:?}:\n{}", self.text()))
     }
 
     /// The first line that contains `part`.

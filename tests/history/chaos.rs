@@ -1,16 +1,16 @@
 //! Breaks what it may, at random, and writes down what it broke.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use super::dice::Dice;
-use super::relay::{Link, Relay, Towards};
 use crate::common::Server;
-use crate::common::process::Process;
+use crate::common::process::{Process, try_parent};
+use crate::common::relay::{Link, Relay, Towards};
 
 /// What the harness may do, how often, and for how long.
 pub struct Plan {
@@ -54,8 +54,8 @@ struct Chaos<'a> {
     stopped: Vec<(Instant, i32)>,
 }
 
-/// Breaks things until `done`.
-pub fn run(plan: &Plan, targets: Targets, done: &AtomicBool) -> Faults {
+/// Breaks things until `done`, and counts them for those who wait for it.
+pub fn run(plan: &Plan, targets: Targets, done: &AtomicBool, n_faults: &AtomicUsize) -> Faults {
     let mut chaos = Chaos {
         plan,
         targets,
@@ -68,13 +68,14 @@ pub fn run(plan: &Plan, targets: Targets, done: &AtomicBool) -> Faults {
         let pause = Duration::from_millis(chaos.dice.between(pause / 2, pause * 3 / 2));
         chaos.sleep(pause, done);
         chaos.strike();
+        n_faults.store(chaos.faults.by_kind.values().sum(), Ordering::Relaxed);
     }
     chaos.wake(|_| true);
     chaos.faults
 }
 
 impl Chaos<'_> {
-    /// Passes the time, waking those whose time has come.
+    /// Passes the time until the next fault, waking those whose time has come.
     fn sleep(&mut self, time: Duration, done: &AtomicBool) {
         let end = Instant::now() + time;
         while Instant::now() < end && !done.load(Ordering::Relaxed) {
@@ -148,7 +149,7 @@ impl Chaos<'_> {
     /// And with it all its children, which are asked for while it cannot have more.
     fn kill_the_parent(&mut self) {
         let Some(worker) = self.victim() else { return };
-        let Some(parent) = crate::common::process::try_parent(worker) else {
+        let Some(parent) = try_parent(worker) else {
             return;
         };
         if !self.is_ours(parent) {
@@ -156,7 +157,7 @@ impl Chaos<'_> {
         }
         self.signal(parent, Signal::SIGSTOP);
         for pid in self.targets.pool.family().into_keys() {
-            if crate::common::process::try_parent(pid) == Some(parent) {
+            if try_parent(pid) == Some(parent) {
                 self.faults.note("with its parent", pid);
             }
         }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::chaos::Faults;
-use super::client::Came;
 use super::question::{CHUNK, Kind, Question};
+use crate::common::client::Came;
 
 /// How a request ended, as its client saw it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,6 +89,13 @@ impl Evidence {
             evidence.buried(line);
         }
         evidence
+    }
+
+    /// How many requests lost a worker that had been hurt.
+    pub fn n_hit_by(&self, faults: &Faults) -> usize {
+        let is_hurt = |pid: &i32| faults.by_pid.contains_key(pid);
+        let hit = self.deaths.values().filter(|pids| pids.iter().any(is_hurt));
+        hit.count()
     }
 
     fn note(&mut self, line: &str) {

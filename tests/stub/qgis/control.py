@@ -32,4 +32,5 @@ def wait_for(name, seconds=60.0):
     while not exists(name):
         if time.monotonic() > end:
             raise RuntimeError(f"no test created {name}")
+        # A file appears without a word, so it is looked for.
         time.sleep(0.005)

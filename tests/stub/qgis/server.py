@@ -214,6 +214,7 @@ def _act(do, asked, request, response, project):
         re.match(r"(a|a)*b", "a" * 64)
     elif do == "signal":
         os.kill(os.getpid(), int(asked.get("N", signal.SIGKILL)))
+        # A process that was only stopped may be told to go on, and then does nothing more.
         time.sleep(60)
     elif do == "segfault":
         ctypes.string_at(0)

@@ -4,7 +4,7 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
-use crate::common::http;
+use super::http;
 
 /// What came back.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,30 +63,29 @@ impl Client {
     }
 
     /// Sends, and is gone.
-    #[allow(dead_code)] // Not every test program has clients that leave.
     pub fn ask_and_leave(&mut self, question: &[u8]) {
-        if self.connection().write_all(question).is_ok() {
-            self.hang_up();
-        }
+        let _ = self.send(question);
+        self.hang_up();
     }
 
-    fn hang_up(&mut self) {
+    /// The next question goes over a new connection.
+    pub fn hang_up(&mut self) {
         self.connection = None;
         self.ahead.clear();
     }
 
-    fn connection(&mut self) -> &mut TcpStream {
-        let server = self.server;
-        self.connection.get_or_insert_with(|| {
-            let stream = http::connect(server);
-            stream.set_nodelay(true).unwrap();
-            stream
-        })
+    fn send(&mut self, question: &[u8]) -> std::io::Result<()> {
+        if self.connection.is_none() {
+            let connection = http::try_connect(self.server)?;
+            connection.set_nodelay(true)?;
+            self.connection = Some(connection);
+        }
+        let connection = self.connection.as_mut().expect("there is one by now");
+        connection.write_all(question)
     }
 
     fn try_ask(&mut self, question: &[u8]) -> Result<Came, String> {
-        self.connection()
-            .write_all(question)
+        self.send(question)
             .map_err(|error| format!("sending: {error}"))?;
         let Head {
             status,

@@ -6,14 +6,55 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use super::{Pool, Server, World};
+
+/// A server, and its pool behind a network that may fail.
+pub fn far_away(world: World, settings: &str) -> (Server, Relay, Pool) {
+    let server = Server::proxy(world, settings);
+    let relay = Relay::before(server.gate.expect("a proxy has one"));
+    let pool = Pool::start(&server.world, relay.address, settings);
+    (server.ready(), relay, pool)
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Towards {
     Server = 1,
     Worker = 2,
+}
+
+/// Nothing passes until a moment, which may be put off or brought forward.
+struct Hold {
+    until: Mutex<Instant>,
+    changed: Condvar,
+}
+
+impl Hold {
+    fn none() -> Self {
+        Self {
+            until: Mutex::new(Instant::now()),
+            changed: Condvar::new(),
+        }
+    }
+
+    fn set(&self, time: Duration) {
+        *self.until.lock().unwrap() = Instant::now() + time;
+        self.changed.notify_all();
+    }
+
+    fn wait(&self) {
+        let mut until = self.until.lock().unwrap();
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            until = self.changed.wait_timeout(until, left).unwrap().0;
+        }
+    }
 }
 
 /// One connection of a worker.
@@ -22,7 +63,9 @@ pub struct Link {
     pid: AtomicI32,
     /// The next bytes in this direction are torn apart; 0: in none.
     torn: AtomicU8,
-    held_until: Mutex<Instant>,
+    hold: Hold,
+    /// All links have it in common.
+    network: Arc<Hold>,
     ended: AtomicBool,
     ends: [TcpStream; 2],
 }
@@ -37,28 +80,17 @@ impl Link {
         for end in &self.ends {
             let _ = end.shutdown(Shutdown::Both);
         }
+        self.hold.set(Duration::ZERO);
     }
 
     /// Half of what comes next in this direction gets through, and nothing after it.
-    #[allow(dead_code)] // Not every test program tears.
     pub fn tear(&self, towards: Towards) {
         self.torn.store(towards as u8, Ordering::Relaxed);
     }
 
     /// Nothing passes for so long; then all of it does.
     pub fn hold(&self, time: Duration) {
-        *self.held_until.lock().unwrap() = Instant::now() + time;
-    }
-
-    fn wait(&self) {
-        loop {
-            let until = *self.held_until.lock().unwrap();
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return;
-            }
-            std::thread::sleep(left);
-        }
+        self.hold.set(time);
     }
 
     fn pump(&self, mut from: TcpStream, mut to: TcpStream, towards: Towards) {
@@ -69,7 +101,8 @@ impl Link {
                 self.pid
                     .store(pid_in(bytes).unwrap_or(0), Ordering::Relaxed);
             }
-            self.wait();
+            self.hold.wait();
+            self.network.wait();
             if n > 1 && self.torn.load(Ordering::Relaxed) == towards as u8 {
                 let _ = to.write_all(&bytes[..n / 2]);
                 break;
@@ -92,6 +125,7 @@ fn pid_in(bytes: &[u8]) -> Option<i32> {
 
 pub struct Relay {
     pub address: SocketAddr,
+    network: Arc<Hold>,
     links: Arc<Mutex<Vec<Arc<Link>>>>,
     stopped: Arc<AtomicBool>,
     listening: Option<JoinHandle<()>>,
@@ -101,10 +135,11 @@ impl Relay {
     pub fn before(gate: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
+        let network = Arc::new(Hold::none());
         let links = Arc::new(Mutex::new(Vec::new()));
         let stopped = Arc::new(AtomicBool::new(false));
         let listening = std::thread::spawn({
-            let (links, stopped) = (links.clone(), stopped.clone());
+            let (network, links, stopped) = (network.clone(), links.clone(), stopped.clone());
             move || {
                 while let Ok((worker, _)) = listener.accept() {
                     if stopped.load(Ordering::Relaxed) {
@@ -114,17 +149,29 @@ impl Relay {
                     if let Ok(server) = TcpStream::connect(gate) {
                         let mut links = links.lock().unwrap();
                         links.retain(|link: &Arc<Link>| !link.ended.load(Ordering::Relaxed));
-                        links.push(join(worker, server));
+                        links.push(join(worker, server, network.clone()));
                     }
                 }
             }
         });
         Self {
             address,
+            network,
             links,
             stopped,
             listening: Some(listening),
         }
+    }
+
+    /// Every connection ends; there may be new ones.
+    pub fn cut(&self) {
+        let links = self.links.lock().unwrap();
+        links.iter().for_each(|link| link.cut());
+    }
+
+    /// Nothing passes on any connection, a new one included, for so long; then all of it does.
+    pub fn hold(&self, time: Duration) {
+        self.network.set(time);
     }
 
     /// The connections of workers that have said READY.
@@ -137,7 +184,7 @@ impl Relay {
     }
 }
 
-fn join(worker: TcpStream, server: TcpStream) -> Arc<Link> {
+fn join(worker: TcpStream, server: TcpStream, network: Arc<Hold>) -> Arc<Link> {
     for end in [&worker, &server] {
         let _ = end.set_nodelay(true);
     }
@@ -145,7 +192,8 @@ fn join(worker: TcpStream, server: TcpStream) -> Arc<Link> {
     let link = Arc::new(Link {
         pid: AtomicI32::new(0),
         torn: AtomicU8::new(0),
-        held_until: Mutex::new(Instant::now()),
+        hold: Hold::none(),
+        network,
         ended: AtomicBool::new(false),
         ends: [clone(&worker), clone(&server)],
     });
@@ -163,10 +211,7 @@ impl Drop for Relay {
         if let Some(listening) = self.listening.take() {
             let _ = listening.join();
         }
-        self.links
-            .lock()
-            .unwrap()
-            .iter()
-            .for_each(|link| link.cut());
+        self.cut();
+        self.hold(Duration::ZERO);
     }
 }
