@@ -256,13 +256,15 @@ fn n_there(stream: &mut std::net::TcpStream) -> usize {
     }
 }
 
-/// Nagle's algorithm and delayed acknowledgements add 40 ms to each answer that is
-/// written in two pieces, once a connection is no longer new to the kernel.
+/// Nagle's algorithm and delayed acknowledgements add 40 ms to each answer that comes
+/// in pieces, once a connection is no longer new to the kernel.
 #[test]
 fn a_kept_connection_has_no_pauses() {
-    let server = Server::stub("");
+    let world = World::stub().with_echo();
+    let server = Server::start(world, "worker.chunk_bytes = 1K").ready();
     let mut client = Client::new(server.address);
-    for path in [path_of("DO=echo"), path_of("DO=stream&N=3&SIZE=3000")] {
+    let in_pieces = echo("t", "&CHUNKS=3&SIZE=1100&PAUSE=0.002");
+    for path in [path_of("DO=echo"), in_pieces] {
         let question = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
         let mut ask = || {
             let (came, took) = timed(|| client.ask(question.as_bytes()));
@@ -272,7 +274,8 @@ fn a_kept_connection_has_no_pauses() {
         let times: Vec<_> = (0..60).map(|_| ask()).collect();
         let mut times = times[30..].to_vec();
         times.sort();
-        assert!(times[15] < Duration::from_millis(30), "{path}: {times:?}");
+        // A busy machine adds to many of them, but not to all.
+        assert!(times[3] < Duration::from_millis(35), "{path}: {times:?}");
     }
 }
 
