@@ -11,8 +11,8 @@ export PYO3_PYTHON := /usr/bin/python3
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 BUILD := gcc make pkg-config python3-dev
-QGIS  := python3-qgis qgis-server qgis-providers
-TEST  := procps systemd supervisor slowhttptest
+QGIS  := python3-qgis python3-gdal qgis-server qgis-providers
+TEST  := procps systemd supervisor slowhttptest postgresql-15 postgresql-15-postgis-3
 BENCH := nginx-light spawn-fcgi
 
 .PHONY: help serve test soak check bench cargo

@@ -143,10 +143,19 @@ pub struct Versions {
 /// connection that a client made up.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ProjectRef {
-    /// The scheme alias; `file` is the root directory.
+    /// The scheme alias, as [`alias`] spells it; `file` is the root directory.
     pub alias: String,
-    /// Relative, `/`-separated, without `..`; the suffix may be missing.
+    /// `/`-separated, without `..`; the suffix may be missing. Unless the alias is `file`
+    /// a query may follow, as a storage of projects wants it.
     pub path: String,
+}
+
+/// One spelling of a scheme: dashes and case count for nothing, and PostgreSQL has one name.
+pub fn alias(name: &str) -> String {
+    match name.trim().to_ascii_lowercase().replace('-', "_") {
+        name if name == "postgres" => "postgresql".into(),
+        name => name,
+    }
 }
 
 impl std::fmt::Display for ProjectRef {
@@ -262,6 +271,9 @@ pub enum Found {
 pub enum Failure {
     /// Absent, outside the allowed root, or not a project: the client cannot tell which.
     ProjectNotFound,
+    /// Where the project is kept does not answer; the log says why. Nobody knows whether
+    /// the project is there.
+    StorageAway,
     /// The file is there and QGIS cannot read it.
     ProjectUnreadable,
     /// Strict mode, and some layers are invalid; the log names them.
@@ -283,6 +295,7 @@ impl Failure {
     pub fn reason(self) -> &'static str {
         match self {
             Self::ProjectNotFound => "project_not_found",
+            Self::StorageAway => "storage_away",
             Self::ProjectUnreadable => "project_unreadable",
             Self::BadLayers => "bad_layers",
             Self::PluginRaised => "plugin_raised",

@@ -24,6 +24,9 @@
 //! | all workers restart at the same time | `faults::sighup_restarts_the_workers_one_after_the_other_and_no_request_fails` |
 //! | whoever reaches the ZeroMQ port executes code and receives requests | `faults::nonsense_on_the_zeromq_port_harms_nobody`, `broker::gate::only_loopback_is_possible` |
 //! | a project with an older date than the loaded one is not read | `projects::a_change_in_either_direction_reloads` (worker) |
+//! | MAP opens a GeoPackage anywhere, or a connection to any host | `storage::a_project_in_a_geopackage_is_served_from_below_the_root_alone`, `storage::what_is_not_allowed_is_not_asked` |
+//! | the name of a project becomes part of a statement in SQL; a database that is away is a 404 | `storage::a_project_in_postgresql_is_served_until_it_is_saved_again_or_deleted`, `storage::a_database_that_is_away_is_a_503_in_time_and_a_project_is_back_with_it` |
+//! | each spelling of a project is a copy of it in memory, and links lead out of the root | `places::every_spelling_of_a_project_is_one_file`, `places::nothing_outside_the_root_is_found` (worker) |
 //!
 //! | what was seen in QJazz | test |
 //! |---|---|

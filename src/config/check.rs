@@ -9,7 +9,7 @@ use std::path::Path;
 use super::keys::Program;
 use super::kind::loopback;
 use super::layers::{Mistake, Settings};
-use super::{Config, Http};
+use super::{Config, Http, finding};
 
 /// When the settings are looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +77,12 @@ pub fn mistakes(
     for (name, _) in settings.members("api.enabled.") {
         found.note(&format!("api.enabled.{name}"), endpoint_of(name, settings));
     }
+    for (name, what) in finding::mistakes(settings) {
+        found.note(&name, Err(what));
+    }
+    if let Some(url) = &config.pool.finding.s3.endpoint {
+        found.note("projects.s3.endpoint", web_address(url));
+    }
     found.mistakes
 }
 
@@ -95,6 +101,14 @@ pub fn warnings(config: &Config) -> Vec<String> {
         warnings.push(format!(
             "management.interfaces: whoever reaches {interface} reads /status and /metrics"
         ));
+    }
+    warnings.extend(finding::warnings(&config.pool.finding));
+    let s3 = &config.pool.finding.s3;
+    if s3.access_key_id.is_some() != s3.secret_access_key.is_some() {
+        warnings.push(
+            "projects.s3: without both access_key_id and secret_access_key S3 is asked as anybody"
+                .into(),
+        );
     }
     for path in config
         .pool

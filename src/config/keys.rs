@@ -348,21 +348,30 @@ pub const SETTINGS: &[Setting] = &[
     row("projects.cache.preload_config", Kind::Path, "", "file that lists projects to open at start")
         .env(&["QGSRV_CACHE_PRELOAD_CONFIG"]).older(&["cache.preload_config"]).later(),
     row("projects.cache.insecure", Kind::Bool, "no", "let MAP carry any parameter of a database")
-        .env(&["QGSRV_CACHE_INSECURE"]).older(&["cache.insecure"]).later(),
+        .env(&["QGSRV_CACHE_INSECURE"]).older(&["cache.insecure"])
+        .moot(State::Moot("projects.schemes says how a database is reached, and MAP never does")),
     row("projects.cache.disable_owsurls", Kind::Bool, "no", "ignore the service URLs that a project advertises")
         .env(&["QGSRV_CACHE_DISABLE_OWSURLS"]).older(&["cache.disable_owsurls"]).later(),
     row("projects.cache.force_etag", Kind::Bool, "no", "send ETags without projects.cache.trust_layer_metadata")
         .env(&["QGSRV_CACHE_FORCE_ETAG"]).older(&["cache.force_etag"]).later(),
     row("projects.cache.default_handler", Kind::Text, "file", "scheme of a MAP that has none")
-        .env(&["QGSRV_CACHE_DEFAULT_HANDLER"]).older(&["cache.default_handler"]).later(),
-    row("projects.cache.allow_storage_schemes", Kind::Words, "file", "schemes that a MAP may lead to")
-        .env(&["QGSRV_CACHE_ALLOW_STORAGE_SCHEMES"]).older(&["cache.allow_storage_schemes"]).later(),
+        .env(&["QGSRV_CACHE_DEFAULT_HANDLER"]).older(&["cache.default_handler"]).live(),
+    row("projects.cache.allow_storage_schemes", Kind::Words, "file", "schemes that a MAP may lead to, such as file,postgresql,geopackage,s3; *: any that there is a handler for")
+        .env(&["QGSRV_CACHE_ALLOW_STORAGE_SCHEMES"]).older(&["cache.allow_storage_schemes"]).live(),
     row("projects.cache.observers", Kind::Words, "", "names of the observers that are told when a project changes")
         .env(&["QGSRV_CACHE_OBSERVERS"]).older(&["cache.observers"]).later(),
     row("projects.cache.has_observers", Kind::Bool, "no", "workers report changes of projects")
         .later(),
     row("projects.cache.advanced_report", Kind::Bool, "no", "report the memory that each request took")
         .env(&["QGSRV_CACHE_ADVANCED_REPORT"]).older(&["cache.advanced_report"]).later(),
+
+    row("projects.storage.timeout", Kind::Seconds, "5", "seconds for a storage to say in which state a project is").live(),
+    row("projects.s3.endpoint", Kind::Text, "", "URL of the S3 server, such as https://s3.example.org; empty: Amazon's")
+        .env(&["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]).live(),
+    row("projects.s3.region", Kind::Text, "us-east-1", "its region").env(&["AWS_REGION", "AWS_DEFAULT_REGION"]).live(),
+    row("projects.s3.access_key_id", Kind::Text, "", "who we are there; empty: anybody").env(&["AWS_ACCESS_KEY_ID"]).live(),
+    row("projects.s3.secret_access_key", Kind::Secret, "", "the secret that goes with it").env(&["AWS_SECRET_ACCESS_KEY"]).live(),
+    row("projects.s3.path_style", Kind::Bool, "yes", "name the bucket in the path; no: in the host").live(),
 
     row("worker.server", Kind::Endpoint, "${zmq:bindaddr}", "the server that a pool joins: HOST, HOST:PORT or tcp://HOST:PORT")
         .flags(&[
@@ -473,8 +482,14 @@ pub const SETTINGS: &[Setting] = &[
 #[rustfmt::skip]
 pub const FAMILIES: &[Family] = &[
     Family { prefix: "projects.schemes.", pattern: "<name>", kind: Kind::Text,
-        help: "what a scheme of MAP stands for",
-        env_prefix: Some("QGSRV_PROJECTS_SCHEMES_"), state: State::Later, live: false },
+        help: "what a scheme of MAP stands for: file:///dir/ (file:dir/ in the root directory), postgresql://user@host/?dbname=…&schema=…, geopackage:///file.gpkg?projectName={path}, s3://bucket/prefix/",
+        env_prefix: Some("QGSRV_PROJECTS_SCHEMES_"), state: State::Ready, live: true },
+    Family { prefix: "projects.search_paths.", pattern: "<route>", kind: Kind::Text,
+        help: "where a MAP below a route such as /public or /{user}/{theme} is looked for; the first route that matches wins",
+        env_prefix: None, state: State::Ready, live: true },
+    Family { prefix: "projects.handlers.", pattern: "<scheme>.<key>", kind: Kind::Text,
+        help: "Python class that finds and reads projects of a scheme (handler = package.module.Class), and its options (config.<key>)",
+        env_prefix: None, state: State::Ready, live: true },
     Family { prefix: "api.enabled.", pattern: "<name>", kind: Kind::Bool,
         help: "serve an API that a plugin brings",
         env_prefix: Some("QGSRV_API_ENABLED_"), state: State::Ready, live: true },
@@ -580,6 +595,6 @@ mod tests {
             assert!(!live || state == State::Ready, "{name}");
         }
         assert!(is_live("cache.size") && is_live("metadata.title") && is_live("metadata.motto"));
-        assert!(!is_live("server.port") && !is_live("projects.schemes.pg"));
+        assert!(!is_live("server.port") && is_live("projects.schemes.pg"));
     }
 }

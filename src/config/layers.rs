@@ -201,7 +201,28 @@ pub fn shown(name: &str, text: &str) -> String {
             "***".into()
         };
     }
-    without_userinfo(text)
+    without_secrets(text)
+}
+
+/// A URI without its passwords.
+pub fn without_secrets(text: &str) -> String {
+    without_password(&without_userinfo(text))
+}
+
+/// `…?password=hush&…` loses it, too.
+fn without_password(text: &str) -> String {
+    let Some((before, query)) = text.split_once('?') else {
+        return text.into();
+    };
+    let is_secret = |key: &str| {
+        let key = key.to_ascii_lowercase();
+        SECRET_WORDS.iter().any(|word| key.contains(word))
+    };
+    let pairs = query.split('&').map(|pair| match pair.split_once('=') {
+        Some((key, _)) if is_secret(key) => format!("{key}=***"),
+        _ => pair.into(),
+    });
+    format!("{before}?{}", pairs.collect::<Vec<_>>().join("&"))
 }
 
 /// `scheme://user:password@host` loses its password.
@@ -753,6 +774,13 @@ mod tests {
         assert_eq!(
             shown("projects.schemes.pg", "file:///a:b@c"),
             "file:///a:b@c"
+        );
+        assert_eq!(
+            shown(
+                "projects.schemes.pg",
+                "postgresql://h/?dbname=x&Password=y&schema=z"
+            ),
+            "postgresql://h/?dbname=x&Password=***&schema=z"
         );
         assert_eq!(shown("server.port", "80"), "80");
     }

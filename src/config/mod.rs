@@ -7,6 +7,7 @@
 mod check;
 mod command_line;
 mod file;
+mod finding;
 mod keys;
 mod kind;
 mod layers;
@@ -20,7 +21,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use command_line::{Action, Exit};
-pub use layers::{Environment, SECRET_WORDS};
+pub use finding::{Base, FILE, Finding, Handler, S3, Secret};
+pub use layers::{Environment, SECRET_WORDS, without_secrets};
 pub use print::sample;
 pub use sources::{Changed, Sources, log_mistakes};
 
@@ -119,6 +121,10 @@ pub struct Http {
     pub otlp: Option<String>,
     /// `[metadata]`, shown at `/`.
     pub metadata: BTreeMap<String, String>,
+    /// Scheme of a MAP that has none.
+    pub default_scheme: String,
+    /// Schemes that a MAP may have; None where only the pools know them.
+    pub schemes: Option<Vec<String>>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -215,6 +221,8 @@ pub struct Pool {
     pub check_interval: Duration,
     /// How long a worker remembers that a project does not load.
     pub broken_for: Duration,
+    /// Where projects are.
+    pub finding: Finding,
     /// Invalid layers make a project unavailable.
     pub strict_check: bool,
     pub trust_layer_metadata: bool,
@@ -288,6 +296,8 @@ impl Default for Config {
                 slow: Some(seconds(5)),
                 otlp: None,
                 metadata: BTreeMap::new(),
+                default_scheme: FILE.into(),
+                schemes: Finding::default().names(),
             },
             broker: Broker {
                 gate: None,
@@ -340,6 +350,7 @@ impl Default for Config {
                 cache_size: 10,
                 check_interval: Duration::ZERO,
                 broken_for: seconds(5),
+                finding: Finding::default(),
                 strict_check: true,
                 trust_layer_metadata: false,
                 disable_getprint: false,
@@ -417,6 +428,9 @@ impl Config {
 
 impl Http {
     fn read(settings: &Settings) -> Self {
+        let finding = Finding::read(settings);
+        // The pools of other machines have settings of their own.
+        let schemes = finding.names().filter(|_| !settings.bool("server.proxy"));
         Self {
             interfaces: settings.addresses("server.interfaces"),
             port: port("server.port", settings),
@@ -455,6 +469,8 @@ impl Http {
             otlp: settings.text("logging.otlp_endpoint"),
             slow: Some(settings.duration("logging.slow_seconds")).filter(|slow| !slow.is_zero()),
             metadata: present("metadata.", settings),
+            default_scheme: finding.default_scheme,
+            schemes,
         }
     }
 }
@@ -522,6 +538,7 @@ impl Pool {
             cache_size: settings.size("projects.cache.size"),
             check_interval: settings.duration("projects.cache.check_interval"),
             broken_for: settings.duration("projects.cache.broken_seconds"),
+            finding: Finding::read(settings),
             strict_check: settings.bool("projects.cache.strict_check"),
             trust_layer_metadata: settings.bool("projects.cache.trust_layer_metadata"),
             disable_getprint: settings.bool("projects.cache.disable_getprint"),

@@ -238,6 +238,12 @@ impl Refusal {
                 Failure::ProjectNotFound => {
                     (S::NOT_FOUND, "InvalidParameterValue", Some("MAP"), format!("Project '{name}' not found").into())
                 }
+                Failure::StorageAway => (
+                    S::SERVICE_UNAVAILABLE,
+                    "ServerBusy",
+                    Some("MAP"),
+                    format!("The storage of project '{name}' does not answer").into(),
+                ),
                 Failure::ProjectUnreadable => (
                     S::UNPROCESSABLE_ENTITY,
                     "NoApplicableCode",
@@ -560,6 +566,7 @@ mod tests {
             (Error::ShareTaken { limit: 1 }, 503, Some("1")),
             (Error::RequestTooLarge { limit: 1 }, 413, None),
             (Error::Failed(Failure::ProjectNotFound), 404, None),
+            (Error::Failed(Failure::StorageAway), 503, Some("1")),
             (Error::Failed(Failure::ProjectUnreadable), 422, None),
             (Error::Failed(Failure::BadLayers), 422, None),
             (Error::Failed(Failure::PluginRaised), 500, None),

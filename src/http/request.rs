@@ -347,9 +347,16 @@ impl Incomplete<'_> {
     fn project(&self, map: Option<&str>) -> Result<Option<ProjectRef>, Refusal> {
         match map.or(self.config.default_project.as_deref()) {
             None => Ok(None),
-            Some(map) => guard::project(map)
+            Some(map) => guard::project(map, self.schemes())
                 .map(Some)
                 .ok_or_else(Refusal::project_not_found),
+        }
+    }
+
+    fn schemes(&self) -> guard::Schemes<'_> {
+        guard::Schemes {
+            default: &self.config.default_scheme,
+            known: self.config.schemes.as_deref(),
         }
     }
 

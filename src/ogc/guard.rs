@@ -4,34 +4,64 @@
 //! what does not exist, so nobody learns from us what lies outside the root.
 
 use super::ows;
-use crate::protocol::ProjectRef;
+use crate::protocol::{ProjectRef, alias};
+
+/// Projects in files, whose scheme may be left out.
+const FILE: &str = "file";
 
 /// Longer names of projects exist on no file system that we serve from.
 const NAME_MAX: usize = 1024;
+
+/// The schemes by which clients may name projects.
+#[derive(Debug, Clone, Copy)]
+pub struct Schemes<'a> {
+    /// Of a name that has none.
+    pub default: &'a str,
+    /// None where only the pools know them.
+    pub known: Option<&'a [String]>,
+}
 
 /// The project that `map` names, if a client may name it so.
 ///
 /// `file:` before a path is the same as no scheme. An absolute path stays
 /// absolute: only the worker knows the root, and says whether it contains it.
-pub fn project(map: &str) -> Option<ProjectRef> {
+/// What a scheme stands for is the operator's to say, so it never comes with a host.
+pub fn project(map: &str, schemes: Schemes) -> Option<ProjectRef> {
     if map.len() > NAME_MAX || map.chars().any(is_odd) {
         return None;
     }
-    let path = without_file_scheme(map)?;
+    let (alias, rest) = match map.split_once(':') {
+        Some((scheme, rest)) => (alias(scheme), without_host(rest)?),
+        None => (schemes.default.to_owned(), map),
+    };
+    let is_known = |known: &[String]| known.contains(&alias);
+    if !is_scheme(&alias) || alias != FILE && !schemes.known.is_none_or(is_known) {
+        return None;
+    }
+    // A file may have a question mark in its name; elsewhere a query follows.
+    let (path, query) = match rest.split_once('?') {
+        Some((path, query)) if alias != FILE => (path, query),
+        _ => (rest, ""),
+    };
     let parts: Vec<&str> = path
         .split('/')
         .filter(|part| !matches!(*part, "" | "."))
         .collect();
-    if parts.is_empty()
+    if parts.is_empty() && query.is_empty()
+        || path.contains(':')
         || parts.contains(&"..")
-        || parts[0].starts_with("vsi") && path.starts_with('/')
+        || parts.first().is_some_and(|part| part.starts_with("vsi")) && path.starts_with('/')
     {
         return None;
     }
     let root = if path.starts_with('/') { "/" } else { "" };
+    let query = match query {
+        "" => String::new(),
+        query => format!("?{query}"),
+    };
     Some(ProjectRef {
-        alias: "file".into(),
-        path: format!("{root}{}", parts.join("/")),
+        alias,
+        path: format!("{root}{}{query}", parts.join("/")),
     })
 }
 
@@ -60,25 +90,81 @@ fn is_odd(c: char) -> bool {
     c.is_control() || matches!(c, '\\' | '\u{FFFD}')
 }
 
-/// None for any scheme but `file`, and for `file://host/…`.
-fn without_file_scheme(map: &str) -> Option<&str> {
-    let Some((scheme, path)) = map.split_once(':') else {
-        return Some(map);
-    };
-    let is_file = scheme.eq_ignore_ascii_case("file");
-    match path.strip_prefix("//") {
-        _ if !is_file || path.contains(':') => None,
-        None => Some(path),
-        Some(path) => path.starts_with('/').then_some(path),
+/// None for `//host/…`.
+fn without_host(rest: &str) -> Option<&str> {
+    match rest.strip_prefix("//") {
+        Some(path) => (path.starts_with(['/', '?'])).then_some(path),
+        None => Some(rest),
     }
+}
+
+fn is_scheme(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_alphabetic())
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"+._".contains(&b))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn named(map: &str) -> Option<ProjectRef> {
+        let known = ["file".into(), "pg".into(), "my_maps".into()];
+        let schemes = Schemes {
+            default: "file",
+            known: Some(&known),
+        };
+        project(map, schemes)
+    }
+
     fn path(map: &str) -> Option<String> {
-        project(map).map(|project| project.path)
+        let named = named(map)?;
+        (named.alias == "file").then_some(named.path)
+    }
+
+    #[test]
+    fn a_scheme_of_the_operator_takes_a_path_and_a_query() {
+        let shown = |map: &str| named(map).map(|project| project.to_string());
+        for (map, expected) in [
+            ("pg:city", "pg:city"),
+            ("PG:./a//city", "pg:a/city"),
+            ("pg:?project=city", "pg:?project=city"),
+            ("pg://?project=a/../b", "pg:?project=a/../b"),
+            ("pg:///a?b=c", "pg:/a?b=c"),
+            ("my-maps:city", "my_maps:city"),
+            ("file:city?", "file:city?"),
+        ] {
+            assert_eq!(shown(map).as_deref(), Some(expected), "{map}");
+        }
+        for map in [
+            "pg:",
+            "pg://",
+            "pg://host/city",
+            "pg://user@/city",
+            "pg:a/../b",
+            "pg:a:b",
+            "pg:/vsicurl/x",
+            "other:city",
+            ":city",
+            "1:city",
+        ] {
+            assert_eq!(shown(map), None, "{map}");
+        }
+    }
+
+    #[test]
+    fn a_name_without_a_scheme_has_the_default_one() {
+        let known = ["pg".into()];
+        let pg = Schemes {
+            default: "pg",
+            known: Some(&known),
+        };
+        let shown = |map, schemes| project(map, schemes).map(|project| project.to_string());
+        assert_eq!(shown("city", pg).as_deref(), Some("pg:city"));
+        assert_eq!(shown("file:city", pg).as_deref(), Some("file:city"));
+        let any = Schemes { known: None, ..pg };
+        assert_eq!(shown("own:city", any).as_deref(), Some("own:city"));
     }
 
     #[test]
@@ -173,9 +259,15 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn no_name_climbs(map in ".*") {
-            if let Some(project) = project(&map) {
-                proptest::prop_assert!(project.path.split('/').all(|part| part != ".."));
-                proptest::prop_assert!(!project.path.contains(['\0', '\\', ':']));
+            let any = Schemes { default: "file", known: None };
+            if let Some(project) = project(&map, any) {
+                let path = match project.alias.as_str() {
+                    FILE => &project.path,
+                    _ => project.path.split('?').next().unwrap(),
+                };
+                proptest::prop_assert!(path.split('/').all(|part| part != ".."));
+                proptest::prop_assert!(!path.contains(':'));
+                proptest::prop_assert!(!project.path.contains(['\0', '\\']));
             }
         }
     }

@@ -81,6 +81,7 @@ pub fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
 pub struct World {
     folder: TempDir,
     is_stub: bool,
+    variables: Vec<(String, String)>,
 }
 
 impl World {
@@ -89,6 +90,7 @@ impl World {
         let world = Self {
             folder: tempfile::tempdir().unwrap(),
             is_stub: true,
+            variables: Vec::new(),
         };
         copy(&source("tests/stub"), &world.path("stub"));
         std::fs::create_dir(world.path("stub/control")).unwrap();
@@ -103,6 +105,7 @@ impl World {
         let world = Self {
             folder: tempfile::tempdir().unwrap(),
             is_stub: false,
+            variables: Vec::new(),
         };
         copy(&source("examples/projects"), &world.path("projects"));
         world
@@ -121,6 +124,12 @@ impl World {
         let notes = files.map(|file| std::fs::read_to_string(file.path()).unwrap());
         let lines = notes.map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>());
         lines.flatten().collect()
+    }
+
+    /// With a variable more in the environment of the programs.
+    pub fn with(mut self, name: &str, value: &Path) -> Self {
+        self.variables.push((name.to_owned(), text(value)));
+        self
     }
 
     /// For programs that become another user.
@@ -175,6 +184,7 @@ impl World {
             env.push(("PYTHONPATH".to_owned(), text(&self.path("stub"))));
             env.push(("PYTHONDONTWRITEBYTECODE".to_owned(), "1".to_owned()));
         }
+        env.extend(self.variables.iter().cloned());
         env
     }
 

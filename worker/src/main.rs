@@ -12,7 +12,10 @@ mod places;
 mod pool;
 mod projects;
 mod qgis;
+mod routes;
+mod s3;
 mod serve;
+mod storages;
 
 use std::process::ExitCode;
 

@@ -3,30 +3,96 @@
 //! One place per project whatever the client's spelling. What is outside of what the
 //! operator allows does not exist.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroUsize;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Component, Path, PathBuf};
-use std::time::UNIX_EPOCH;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use lru::LruCache;
-use qgisserver::protocol::ProjectRef;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use qgisserver::config;
+use qgisserver::protocol::{Failure, ProjectRef};
+
+use crate::routes::{Confined, Routes, Target};
+use crate::storages::{Storages, Trouble};
 
 /// A project where it lies, as it was when somebody looked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
     /// Canonical: no other place has it.
-    pub path: PathBuf,
+    pub source: Source,
     pub stamp: Stamp,
 }
 
-/// What tells one state of a project file from another. An older file is as
-/// different as a newer one: it may come from a backup.
+/// Where a project is read from.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Source {
+    File(PathBuf),
+    /// A database, an object, or what a handler of the operator's understands.
+    Stored(Uri),
+}
+
+/// The name of a project in a storage. It may have a password in it, which is not shown.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Uri(pub String);
+
+impl Uri {
+    pub fn scheme(&self) -> &str {
+        self.0.split(':').next().unwrap_or_default()
+    }
+
+    /// Who is asked: all projects there share one fate. Where that cannot be told, each
+    /// project has its own, or a client could close a storage by asking for what it chokes on.
+    fn server(&self) -> String {
+        let (before, query) = self.0.split_once('?').unwrap_or((&self.0, ""));
+        if self.scheme() == "postgresql" {
+            let names = |pair: &&str| !pair.starts_with("project=") && !pair.starts_with("schema=");
+            let connection = query.split('&').filter(names).collect::<Vec<_>>();
+            return format!("{before}?{}", connection.join("&"));
+        }
+        let authority = before.split_once("://").map(|(_, rest)| rest);
+        let authority = authority.and_then(|rest| rest.split('/').next());
+        match authority.filter(|authority| !authority.is_empty()) {
+            Some(authority) => format!("{}://{authority}", self.scheme()),
+            None => before.to_owned(),
+        }
+    }
+}
+
+impl std::fmt::Display for Uri {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&config::without_secrets(&self.0))
+    }
+}
+
+impl std::fmt::Debug for Uri {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(self, f)
+    }
+}
+
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::Stored(uri) => uri.fmt(f),
+        }
+    }
+}
+
+/// What tells one state of a project from another. An older one is as different as a
+/// newer one: it may come from a backup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Stamp {
-    modified_ns: u128,
-    size: u64,
-    device: u64,
-    inode: u64,
+pub enum Stamp {
+    File {
+        modified_ns: u128,
+        size: u64,
+        device: u64,
+        inode: u64,
+    },
+    /// What a storage calls this state, hashed, and seconds since 1970.
+    Stored { tag: u64, modified: u64 },
 }
 
 impl Stamp {
@@ -36,7 +102,7 @@ impl Stamp {
             .modified()?
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
-        Ok(Self {
+        Ok(Self::File {
             modified_ns: modified.as_nanos(),
             size: metadata.len(),
             device: metadata.dev(),
@@ -44,102 +110,297 @@ impl Stamp {
         })
     }
 
+    pub fn stored(version: &str, modified: u64) -> Self {
+        let mut hasher = DefaultHasher::new();
+        version.hash(&mut hasher);
+        Self::Stored {
+            tag: hasher.finish(),
+            modified,
+        }
+    }
+
     /// Changes whenever the project does.
     pub fn version(&self) -> String {
-        format!("{:x}-{:x}-{:x}", self.modified_ns, self.size, self.inode)
+        match self {
+            Self::File {
+                modified_ns,
+                size,
+                inode,
+                ..
+            } => format!("{modified_ns:x}-{size:x}-{inode:x}"),
+            Self::Stored { tag, .. } => format!("{tag:x}"),
+        }
     }
 
     /// Seconds since 1970.
     pub fn modified(&self) -> u64 {
-        (self.modified_ns / 1_000_000_000) as u64
+        match self {
+            Self::File { modified_ns, .. } => (modified_ns / 1_000_000_000) as u64,
+            Self::Stored { modified, .. } => *modified,
+        }
     }
 }
+
+/// What stands for itself in the path of an URI.
+const PATH: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'/')
+    .remove(b'.')
+    .remove(b'-')
+    .remove(b'_');
 
 /// Spellings that are remembered per project.
 const SPELLINGS: NonZeroUsize = NonZeroUsize::new(4).expect("it is not zero");
 
+/// Servers that are remembered to be away.
+const SERVERS: NonZeroUsize = NonZeroUsize::new(64).expect("it is not zero");
+
 /// The places that clients may name.
 pub struct Places {
-    root: PathBuf,
+    routes: Routes,
+    storages: Box<dyn Storages>,
+    check_interval: Duration,
+    /// How long a storage that does not answer is not asked again.
+    away_for: Duration,
     /// Where the clients' spellings led; resolving one takes a system call per folder.
-    spellings: LruCache<String, Spelling>,
+    spellings: LruCache<ProjectRef, Spelling>,
+    away: LruCache<String, Instant>,
 }
 
-/// A spelling as it was resolved, and what the file was then. As long as it leads to
-/// a file of the same inode, nothing on the way can have made it another one.
+/// A spelling as it was resolved, and what was there then.
+#[derive(Clone)]
 struct Spelling {
+    /// Of a file: as long as it leads to one of the same inode, nothing on the way can
+    /// have made it another one.
     whole: PathBuf,
     place: Place,
+    asked: Instant,
 }
 
 impl Places {
-    /// Those below `root`, remembered for so many projects.
-    pub fn new(root: &Path, n_projects: NonZeroUsize) -> Self {
+    /// Those that the settings tell of, remembered for so many projects.
+    pub fn new(pool: &config::Pool, n_projects: NonZeroUsize, storages: Box<dyn Storages>) -> Self {
         Self {
-            root: root.to_owned(),
+            routes: Routes::new(&pool.rootdir, &pool.finding),
+            storages,
+            check_interval: pool.check_interval,
+            away_for: pool.broken_for,
             spellings: LruCache::new(n_projects.saturating_mul(SPELLINGS)),
+            away: LruCache::new(SERVERS),
         }
     }
 
-    /// Where the project is. None if it does not exist or is not below the root,
-    /// symbolic links followed: the client cannot tell which.
-    pub fn find(&mut self, project: &ProjectRef) -> Option<Place> {
-        let known = self
-            .spellings
-            .get(&project.path)
-            .filter(|_| project.alias == "file");
-        if let Some(known) = known
-            && Stamp::of(&known.whole).is_ok_and(|stamp| stamp == known.place.stamp)
+    /// Where the project is. Not found if it does not exist or is outside of what the
+    /// operator allows: the client cannot tell which.
+    pub fn find(&mut self, project: &ProjectRef) -> Result<Place, Failure> {
+        self.find_at(project, Instant::now())
+    }
+
+    fn find_at(&mut self, project: &ProjectRef, now: Instant) -> Result<Place, Failure> {
+        if let Some(known) = self.spellings.get(project) {
+            let is_fresh = match &known.place.source {
+                Source::File(_) => {
+                    Stamp::of(&known.whole).is_ok_and(|stamp| stamp == known.place.stamp)
+                }
+                Source::Stored(_) => {
+                    now.saturating_duration_since(known.asked) < self.check_interval
+                }
+            };
+            if is_fresh {
+                return Ok(known.place.clone());
+            }
+        }
+        let found = self.resolve(project, now);
+        match &found {
+            Ok(found) => drop(self.spellings.put(project.clone(), found.clone())),
+            Err(_) => drop(self.spellings.pop(project)),
+        }
+        found.map(|found| found.place)
+    }
+
+    fn resolve(&mut self, project: &ProjectRef, now: Instant) -> Result<Spelling, Failure> {
+        let target = self
+            .routes
+            .target(project)
+            .ok_or(Failure::ProjectNotFound)?;
+        let uris = match target {
+            Target::File(file) => {
+                return project_file(&file, now).ok_or(Failure::ProjectNotFound);
+            }
+            Target::GeoPackage { file, project } => {
+                let (_, file) =
+                    confined(&file, [file.path.clone()]).ok_or(Failure::ProjectNotFound)?;
+                let file =
+                    utf8_percent_encode(file.to_str().ok_or(Failure::ProjectNotFound)?, PATH);
+                let project = utf8_percent_encode(&project, NON_ALPHANUMERIC);
+                vec![Uri(format!("geopackage:{file}?projectName={project}"))]
+            }
+            Target::Object { bucket, key } => {
+                let uri = |key: String| Uri(format!("s3://{bucket}/{key}"));
+                suffixed(&key).map(uri).collect()
+            }
+            Target::Uri(uri) => vec![Uri(uri)],
+        };
+        for uri in uris {
+            if let Some(stamp) = self.ask(&uri, now)? {
+                let source = Source::Stored(uri);
+                let place = Place { source, stamp };
+                let whole = PathBuf::new();
+                return Ok(Spelling {
+                    whole,
+                    place,
+                    asked: now,
+                });
+            }
+        }
+        Err(Failure::ProjectNotFound)
+    }
+
+    /// In which state the project is; None if it is not there. A storage that does not
+    /// answer costs one request its time-out, and not each.
+    fn ask(&mut self, uri: &Uri, now: Instant) -> Result<Option<Stamp>, Failure> {
+        let server = uri.server();
+        if let Some(since) = self.away.peek(&server)
+            && now.saturating_duration_since(*since) < self.away_for
         {
-            return Some(known.place.clone());
+            return Err(Failure::StorageAway);
         }
-        let found = self.resolve(project)?;
-        let place = found.place.clone();
-        self.spellings.put(project.path.clone(), found);
-        Some(place)
+        match self.storages.look(uri) {
+            Ok(stamp) => {
+                if self.away.pop(&server).is_some() {
+                    tracing::info!(%uri, "the storage of projects answers again");
+                }
+                Ok(stamp)
+            }
+            Err(trouble) => {
+                if matches!(trouble, Trouble::Away(_)) {
+                    self.away.put(server, Instant::now().max(now));
+                }
+                Err(failed(uri, trouble))
+            }
+        }
     }
 
-    fn resolve(&self, project: &ProjectRef) -> Option<Spelling> {
-        let path = Path::new(&project.path);
-        let climbs = path
-            .components()
-            .any(|part| matches!(part, Component::ParentDir));
-        if project.alias != "file" || climbs || project.path.contains('\0') {
-            return None;
-        }
-        let root = self.root.canonicalize().ok()?;
-        // An absolute path replaces the root here, and has to lie below it all the same.
-        let whole = root.join(path);
-        let suffixed = |suffix: &str| PathBuf::from(format!("{}{suffix}", whole.display()));
-        let is_project = |path: &Path| path.extension().is_some_and(|s| s == "qgs" || s == "qgz");
-        [whole.clone(), suffixed(".qgs"), suffixed(".qgz")]
-            .into_iter()
-            .filter(|path| is_project(path))
-            .filter_map(|whole| Spelling::of(whole).ok())
-            .find(|found| found.place.path.starts_with(&root) && found.place.path.is_file())
+    /// A copy of the project on this machine, unless QGIS itself reads it where it is.
+    pub fn fetch(&mut self, place: &Place) -> Result<Option<PathBuf>, Failure> {
+        let Source::Stored(uri) = &place.source else {
+            return Ok(None);
+        };
+        let copy = self.storages.fetch(uri);
+        copy.map_err(|trouble| failed(uri, trouble))
     }
 }
 
-impl Spelling {
-    fn of(whole: PathBuf) -> std::io::Result<Self> {
-        let path = whole.canonicalize()?;
-        let stamp = Stamp::of(&path)?;
-        Ok(Self {
-            whole,
-            place: Place { path, stamp },
-        })
+fn failed(uri: &Uri, trouble: Trouble) -> Failure {
+    match trouble {
+        Trouble::Away(why) => {
+            tracing::error!(%uri, why, "the storage of projects does not answer");
+            Failure::StorageAway
+        }
+        Trouble::Raised(trace) => {
+            tracing::error!(%uri, trace, "the handler of projects raised");
+            Failure::PluginRaised
+        }
     }
+}
+
+/// A path that names no project is tried with the suffixes of projects.
+fn suffixed(path: &str) -> impl Iterator<Item = String> {
+    let all = ["", ".qgs", ".qgz"].map(|suffix| format!("{path}{suffix}"));
+    all.into_iter()
+        .filter(|path| path.ends_with(".qgs") || path.ends_with(".qgz"))
+}
+
+fn project_file(file: &Confined, now: Instant) -> Option<Spelling> {
+    let path = file.path.to_str()?;
+    let (whole, path) = confined(file, suffixed(path).map(PathBuf::from))?;
+    let stamp = Stamp::of(&path).ok()?;
+    let source = Source::File(path);
+    let place = Place { source, stamp };
+    Some(Spelling {
+        whole,
+        place,
+        asked: now,
+    })
+}
+
+/// The first of the paths that is a file where the operator allows one, and where it
+/// really is.
+fn confined(
+    file: &Confined,
+    paths: impl IntoIterator<Item = PathBuf>,
+) -> Option<(PathBuf, PathBuf)> {
+    let root = file.root.canonicalize().ok()?;
+    if !root.starts_with(file.within.canonicalize().ok()?) {
+        return None;
+    }
+    let really = |whole: PathBuf| whole.canonicalize().ok().map(|path| (whole, path));
+    paths
+        .into_iter()
+        .filter_map(really)
+        .find(|(_, path)| path.starts_with(&root) && path.is_file())
 }
 
 #[cfg(test)]
 pub mod tests {
     use super::*;
+    use std::collections::BTreeMap;
     use std::fs;
+    use std::sync::{Arc, Mutex};
+
+    use qgisserver::config::{Base, Finding};
 
     pub fn at(path: &str) -> ProjectRef {
+        named("file", path)
+    }
+
+    fn named(alias: &str, path: &str) -> ProjectRef {
         ProjectRef {
-            alias: "file".into(),
+            alias: alias.into(),
             path: path.into(),
+        }
+    }
+
+    /// What storages say, and how often they were asked.
+    #[derive(Default)]
+    struct Fake {
+        projects: BTreeMap<String, Result<Stamp, ()>>,
+        n_asked: usize,
+    }
+
+    impl Storages for Arc<Mutex<Fake>> {
+        fn look(&mut self, uri: &Uri) -> Result<Option<Stamp>, Trouble> {
+            let mut fake = self.lock().unwrap();
+            fake.n_asked += 1;
+            let known = fake.projects.get(&uri.0).copied().transpose();
+            known.map_err(|()| Trouble::Away("as the test wished".into()))
+        }
+
+        fn fetch(&mut self, _uri: &Uri) -> Result<Option<PathBuf>, Trouble> {
+            Ok(None)
+        }
+    }
+
+    fn places_of(pool: config::Pool, storages: Arc<Mutex<Fake>>) -> Places {
+        Places::new(&pool, NonZeroUsize::MIN, Box::new(storages))
+    }
+
+    fn pool(root: &Path, schemes: &[(&str, &str)], search_paths: &[(&str, &str)]) -> config::Pool {
+        let base = |text: &str| Base::parse(text).unwrap();
+        config::Pool {
+            rootdir: root.into(),
+            finding: Finding {
+                allowed: vec!["*".into()],
+                schemes: schemes
+                    .iter()
+                    .map(|(name, text)| (name.to_string(), base(text)))
+                    .collect(),
+                search_paths: search_paths
+                    .iter()
+                    .map(|(route, text)| (route.to_string(), base(text)))
+                    .collect(),
+                ..Finding::default()
+            },
+            ..config::Config::default().pool
         }
     }
 
@@ -151,12 +412,15 @@ pub mod tests {
         fs::write(root.join("city.qgs"), "one").unwrap();
         fs::write(root.join("sub/town.qgz"), "zip").unwrap();
         fs::write(folder.path().join("secret.qgs"), "no").unwrap();
-        let places = Places::new(&root, NonZeroUsize::MIN);
+        let places = places_of(pool(&root, &[], &[]), Arc::default());
         (folder, places)
     }
 
-    fn path(places: &mut Places, name: &str) -> Option<PathBuf> {
-        places.find(&at(name)).map(|place| place.path)
+    fn path(places: &mut Places, project: &ProjectRef) -> Option<PathBuf> {
+        match places.find(project).ok()?.source {
+            Source::File(path) => Some(path),
+            Source::Stored(uri) => panic!("{uri} is no file"),
+        }
     }
 
     #[test]
@@ -171,9 +435,9 @@ pub mod tests {
             whole.to_str().unwrap(),
         ] {
             let expected = (!spelling.contains("..")).then(|| whole.clone());
-            assert_eq!(path(&mut places, spelling), expected, "{spelling}");
+            assert_eq!(path(&mut places, &at(spelling)), expected, "{spelling}");
         }
-        assert!(places.find(&at("sub/town")).is_some());
+        assert!(places.find(&at("sub/town")).is_ok());
     }
 
     #[test]
@@ -192,15 +456,14 @@ pub mod tests {
             "sub",
             "city\0",
         ] {
-            assert_eq!(places.find(&at(path)), None, "{path}");
+            assert_eq!(
+                places.find(&at(path)),
+                Err(Failure::ProjectNotFound),
+                "{path}"
+            );
         }
-        assert_eq!(
-            places.find(&ProjectRef {
-                alias: "x".into(),
-                path: "city".into()
-            }),
-            None
-        );
+        let unknown = places.find(&named("postgresql", "city"));
+        assert_eq!(unknown, Err(Failure::ProjectNotFound));
     }
 
     /// A release switched by a symbolic link, and one that leads out.
@@ -222,11 +485,127 @@ pub mod tests {
             switch(&root.join(name));
             for _ in 0..2 {
                 let expected = canonical.join(name).join("map.qgs");
-                assert_eq!(path(&mut places, "current/map"), Some(expected));
+                assert_eq!(path(&mut places, &at("current/map")), Some(expected));
             }
         }
         fs::write(folder.path().join("map.qgs"), "secret").unwrap();
         switch(folder.path());
-        assert_eq!(places.find(&at("current/map")), None);
+        assert!(places.find(&at("current/map")).is_err());
+    }
+
+    #[test]
+    fn folders_of_the_operator_are_as_closed_as_the_root() {
+        let (folder, _) = root();
+        let root = folder.path().join("root").canonicalize().unwrap();
+        let other = folder.path().join("home");
+        fs::create_dir_all(other.join("ann/roads")).unwrap();
+        fs::create_dir_all(other.join("bob")).unwrap();
+        fs::write(other.join("ann/roads/map.qgs"), "ann").unwrap();
+        // Bob would like to see what is outside, and what is Ann's.
+        std::os::unix::fs::symlink(folder.path(), other.join("bob/out")).unwrap();
+        std::os::unix::fs::symlink(&root, other.join("bob/link")).unwrap();
+        let home = format!("{}/{{user}}/{{theme}}", other.display());
+        let own = format!("file://{}/ann/", other.display());
+        let each = format!("{}/{{path}}/roads/map.qgs", other.display());
+        let pool = pool(
+            &root,
+            &[("own", &own), ("each", &each)],
+            &[("/home/{user}/{theme}", &home)],
+        );
+        let mut places = places_of(pool, Arc::default());
+        let map = other.canonicalize().unwrap().join("ann/roads/map.qgs");
+        for project in [
+            at("home/ann/roads/map"),
+            named("own", "roads/map"),
+            named("own", map.to_str().unwrap()),
+            named("each", "ann"),
+        ] {
+            assert_eq!(path(&mut places, &project), Some(map.clone()), "{project}");
+        }
+        assert!(places.find(&at("city")).is_ok());
+        for project in [
+            at("home/bob/out/secret"),
+            at("home/bob/link/city"),
+            at("home/bob/../ann/roads/map"),
+            at(map.to_str().unwrap()),
+            named("own", "../bob/link/city"),
+            named("own", root.join("city.qgs").to_str().unwrap()),
+        ] {
+            assert!(places.find(&project).is_err(), "{project}");
+        }
+    }
+
+    #[test]
+    fn a_storage_is_asked_once_per_interval_and_not_at_all_while_it_is_away() {
+        let fake = Arc::new(Mutex::new(Fake::default()));
+        let seconds = Duration::from_secs;
+        let pool = config::Pool {
+            check_interval: seconds(10),
+            broken_for: seconds(5),
+            ..pool(
+                Path::new("/"),
+                &[("pg", "postgresql://me:hush@db/?dbname=gis")],
+                &[],
+            )
+        };
+        let mut places = places_of(pool, fake.clone());
+        let uri = "postgresql://me:hush@db?dbname=gis&project=city";
+        let say = |state: Option<Result<Stamp, ()>>| match state {
+            Some(state) => drop(fake.lock().unwrap().projects.insert(uri.into(), state)),
+            None => drop(fake.lock().unwrap().projects.remove(uri)),
+        };
+        let n_asked = || fake.lock().unwrap().n_asked;
+        let start = Instant::now();
+        let mut find = |later| places.find_at(&named("pg", "city"), start + seconds(later));
+
+        say(Some(Ok(Stamp::stored("a", 1))));
+        let place = find(0).unwrap();
+        assert_eq!(place.stamp.modified(), 1);
+        assert!(!format!("{place:?} {}", place.source).contains("hush"));
+        say(Some(Ok(Stamp::stored("b", 1))));
+        assert_eq!(find(9).unwrap(), place);
+        assert_ne!(find(10).unwrap().stamp.version(), place.stamp.version());
+        assert_eq!(n_asked(), 2);
+
+        say(Some(Err(())));
+        assert_eq!(find(30), Err(Failure::StorageAway));
+        say(None);
+        assert_eq!(find(34), Err(Failure::StorageAway));
+        assert_eq!(n_asked(), 3);
+        assert_eq!(find(35), Err(Failure::ProjectNotFound));
+        say(Some(Ok(Stamp::stored("b", 1))));
+        assert!(find(35).is_ok());
+    }
+
+    #[test]
+    fn storages_that_are_asked_apart_are_away_apart() {
+        let server = |uri: &str| Uri(uri.into()).server();
+        let one = server("postgresql://?service=a&schema=x&project=city");
+        assert_eq!(one, server("postgresql://?service=a&schema=y&project=town"));
+        assert_ne!(one, server("postgresql://?service=b&schema=x&project=city"));
+        assert_eq!(server("s3://maps/a/city.qgs"), server("s3://maps/b.qgs"));
+        assert_ne!(server("s3://maps/a.qgs"), server("s3://plans/a.qgs"));
+        assert_ne!(
+            server("geopackage:/a.gpkg?projectName=x"),
+            server("geopackage:/b.gpkg?projectName=x")
+        );
+        assert_ne!(server("own:a"), server("own:b"));
+    }
+
+    #[test]
+    fn an_object_may_be_named_without_its_suffix() {
+        let fake = Arc::new(Mutex::new(Fake::default()));
+        let there = Ok(Stamp::stored("x", 1));
+        fake.lock()
+            .unwrap()
+            .projects
+            .insert("s3://maps/a/city.qgz".into(), there);
+        let pool = pool(Path::new("/"), &[("s3", "s3://maps/a/")], &[]);
+        let mut places = places_of(pool, fake);
+        for name in ["city", "city.qgz"] {
+            let place = places.find(&named("s3", name)).unwrap();
+            assert_eq!(place.source.to_string(), "s3://maps/a/city.qgz");
+        }
+        assert!(places.find(&named("s3", "town")).is_err());
     }
 }

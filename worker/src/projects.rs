@@ -5,13 +5,12 @@
 //! loads and is back when its database is.
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use lru::LruCache;
 use qgisserver::protocol::{Failure, Found};
 
-use crate::places::{Place, Stamp};
+use crate::places::{Place, Source, Stamp};
 
 struct Entry<P> {
     stamp: Stamp,
@@ -25,7 +24,7 @@ pub struct Projects<P> {
     check_interval: Duration,
     /// How long a project that does not load is remembered.
     broken_for: Duration,
-    entries: LruCache<PathBuf, Entry<P>>,
+    entries: LruCache<Source, Entry<P>>,
 }
 
 impl<P> Projects<P> {
@@ -57,7 +56,7 @@ impl<P> Projects<P> {
             Some(true) => Found::Cached,
             known => {
                 // The old one goes first: two copies of a big project may not fit.
-                self.entries.pop(&place.path);
+                self.entries.pop(&place.source);
                 let start = Instant::now();
                 let project = load(place);
                 if let Err(failure) = &project
@@ -72,7 +71,7 @@ impl<P> Projects<P> {
                     loaded: now + start.elapsed(),
                     project,
                 };
-                self.entries.put(place.path.clone(), entry);
+                self.entries.put(place.source.clone(), entry);
                 if known.is_none() {
                     Found::Loaded
                 } else {
@@ -82,7 +81,7 @@ impl<P> Projects<P> {
         };
         let entry = self
             .entries
-            .get(&place.path)
+            .get(&place.source)
             .expect("it was found or put just now");
         match &entry.project {
             Ok(project) => Ok((project, entry.stamp, found)),
@@ -92,7 +91,7 @@ impl<P> Projects<P> {
 
     /// Some(fresh) of a known project, None of an unknown one.
     fn is_fresh(&mut self, place: &Place, now: Instant) -> Option<bool> {
-        let entry = self.entries.get_mut(&place.path)?;
+        let entry = self.entries.get_mut(&place.source)?;
         let age = now.saturating_duration_since(entry.loaded);
         if entry.project.is_err() && age >= self.broken_for {
             return Some(false);
@@ -128,7 +127,10 @@ mod tests {
     }
 
     fn read(place: &Place) -> Result<String, Failure> {
-        fs::read_to_string(&place.path).map_err(|_| Failure::ProjectUnreadable)
+        let Source::File(path) = &place.source else {
+            panic!("all of these are files");
+        };
+        fs::read_to_string(path).map_err(|_| Failure::ProjectUnreadable)
     }
 
     #[test]

@@ -24,6 +24,8 @@ use qgisserver::protocol::{Failure, Head, Request, Versions};
 
 use crate::link::{Outlet, Unwanted};
 use crate::memory;
+use crate::places::{Source, Stamp};
+use crate::storages::{self, Trouble};
 
 /// Why Python or QGIS did not start.
 #[derive(Debug)]
@@ -50,7 +52,7 @@ impl From<PyErr> for Error {
 }
 
 /// The Python half, compiled in: the worker is one file that cannot miss a part.
-const MODULES: [(&CStr, &CStr, &str); 5] = [
+const MODULES: [(&CStr, &CStr, &str); 7] = [
     (
         c"qgisserver",
         c"qgisserver/__init__.py",
@@ -65,6 +67,16 @@ const MODULES: [(&CStr, &CStr, &str); 5] = [
         c"qgisserver.projects",
         c"qgisserver/projects.py",
         include_str!("../../python/qgisserver/projects.py"),
+    ),
+    (
+        c"qgisserver.components",
+        c"qgisserver/components.py",
+        include_str!("../../python/qgisserver/components.py"),
+    ),
+    (
+        c"qgisserver.storages",
+        c"qgisserver/storages.py",
+        include_str!("../../python/qgisserver/storages.py"),
     ),
     (
         c"qgisserver.plugins",
@@ -414,24 +426,27 @@ impl Qgis {
         }
     }
 
-    /// Reads a project file. `Err` has been logged.
-    pub fn load(&mut self, path: &Path) -> Result<Project, Failure> {
-        let rules = &self.rules;
+    /// Reads a project, of one in a storage its copy if there is one. `Err` has been logged.
+    pub fn load(&mut self, source: &Source, copy: Option<&Path>) -> Result<Project, Failure> {
+        let (strict, trust, no_layouts, read_only) = flags(&self.rules);
         let loaded = Python::attach(|py| {
-            let flags = (
-                path.to_string_lossy(),
-                rules.strict_check,
-                rules.trust_layer_metadata,
-                rules.disable_getprint,
-                rules.force_readonly_layers,
-            );
-            let loaded = self
-                .load
-                .call1(py, flags)
-                .map_err(|error| unloaded(py, path, &error))?;
-            let (object, bad_layers) = loaded
-                .extract(py)
-                .map_err(|error: PyErr| unloaded(py, path, &error))?;
+            let loaded = match source {
+                Source::File(path) => {
+                    let path = path.to_string_lossy();
+                    self.load
+                        .call1(py, (path, strict, trust, no_layouts, read_only))
+                }
+                Source::Stored(uri) => py
+                    .import("qgisserver.storages")
+                    .and_then(|storages| {
+                        let copy = copy.map(Path::to_string_lossy);
+                        let flags = (strict, trust, no_layouts, read_only);
+                        storages.call_method1("read", (&uri.0, copy, flags))
+                    })
+                    .map(Bound::unbind),
+            };
+            let loaded = loaded.and_then(|loaded| loaded.extract(py));
+            let (object, bad_layers) = loaded.map_err(|error| unloaded(py, source, &error))?;
             Ok(Project { object, bad_layers })
         });
         // What the XML document took is free again, and the allocator keeps it for a while.
@@ -439,16 +454,50 @@ impl Qgis {
         loaded
     }
 
-    /// Forgets what QGIS itself derived from the file: its capabilities documents.
-    pub fn forget(&mut self, path: &Path) {
+    /// Forgets what QGIS itself derived from the project before: its capabilities documents.
+    pub fn forget(&self, project: &Project) {
         Python::attach(|py| {
             let forgotten = self.application.getattr(py, "interface").and_then(|it| {
-                it.call_method1(py, "removeConfigCacheEntry", (path.to_string_lossy(),))
+                let name = project.object.call_method0(py, "fileName")?;
+                it.call_method1(py, "removeConfigCacheEntry", (name,))
             });
             if let Err(error) = forgotten {
-                tracing::warn!(%error, path = %path.display(), "QGIS may answer with old capabilities");
+                tracing::warn!(%error, "QGIS may answer with old capabilities");
             }
         });
+    }
+
+    /// Prepares the storages that the settings name. After the plugins: handlers of
+    /// projects may be found in their folders.
+    pub fn asker(&self) -> Asker {
+        let rules = &self.rules;
+        let finding = &rules.finding;
+        let prepared = Python::attach(|py| {
+            let handlers = finding.handlers.iter();
+            let handlers: BTreeMap<_, _> = handlers
+                .map(|(scheme, handler)| (scheme, (&handler.import, &handler.config)))
+                .collect();
+            let known = finding.schemes.values().map(|base| &base.scheme);
+            let schemes: BTreeSet<_> = known.chain(&finding.allowed).collect();
+            py.import("qgisserver.storages")?
+                .call_method1(
+                    "setup",
+                    (
+                        finding.timeout.as_secs_f64(),
+                        handlers,
+                        schemes,
+                        options(rules),
+                        flags(rules),
+                        storages::for_gdal(finding),
+                        &self.log,
+                    ),
+                )
+                .map(drop)
+        });
+        if let Err(error) = prepared {
+            tracing::error!(%error, "projects are found in files and in S3 alone");
+        }
+        Asker
     }
 
     /// A request is about to be served, before its project is loaded, which may ask the
@@ -558,6 +607,57 @@ impl Qgis {
     }
 }
 
+/// Asks storages of projects that Python knows.
+pub struct Asker;
+
+impl Asker {
+    /// The state of a project; None if it is not there.
+    pub fn look(&self, uri: &str) -> Result<Option<Stamp>, Trouble> {
+        Python::attach(|py| {
+            let seen = py
+                .import("qgisserver.storages")
+                .and_then(|storages| storages.call_method1("look", (uri,))?.extract());
+            match seen {
+                Ok(Some((version, modified))) => {
+                    let version: String = version;
+                    Ok(Some(Stamp::stored(&version, modified)))
+                }
+                Ok(None) => Ok(None),
+                Err(error) if is_called(py, &error, "Away") => {
+                    Err(Trouble::Away(error.value(py).to_string()))
+                }
+                Err(error) => Err(Trouble::Raised(trace(py, &error))),
+            }
+        })
+    }
+}
+
+/// strict, trust_metadata, no_layouts, read_only: for `projects.load`.
+fn flags(rules: &config::Pool) -> (bool, bool, bool, bool) {
+    (
+        rules.strict_check,
+        rules.trust_layer_metadata,
+        rules.disable_getprint,
+        rules.force_readonly_layers,
+    )
+}
+
+/// What handlers that were written for py-qgis-server may read of their settings.
+fn options(rules: &config::Pool) -> BTreeMap<&'static str, String> {
+    let yes = |yes: bool| if yes { "yes" } else { "no" }.to_owned();
+    BTreeMap::from([
+        ("rootdir", rules.rootdir.to_string_lossy().into_owned()),
+        ("size", rules.cache_size.to_string()),
+        ("strict_check", yes(rules.strict_check)),
+        ("trust_layer_metadata", yes(rules.trust_layer_metadata)),
+        ("disable_getprint", yes(rules.disable_getprint)),
+        ("force_readonly_layers", yes(rules.force_readonly_layers)),
+        ("default_handler", rules.finding.default_scheme.clone()),
+        ("allow_storage_schemes", rules.finding.allowed.join(",")),
+        ("insecure", yes(false)),
+    ])
+}
+
 /// Joins what the sink still holds with the rest, so that a reply that was never
 /// streamed leaves in one piece and with its length.
 fn finish(sink: &Sink, (head, rest): (Head, Bytes)) -> Result<(Option<Head>, Bytes), Failure> {
@@ -619,25 +719,33 @@ fn bytes(data: &Bound<'_, PyAny>) -> PyResult<Bytes> {
     Ok(buffer.to_vec(data.py())?.into())
 }
 
-fn unloaded(py: Python<'_>, path: &Path, error: &PyErr) -> Failure {
+fn is_called(py: Python<'_>, error: &PyErr, name: &str) -> bool {
+    error.get_type(py).name().is_ok_and(|found| found == name)
+}
+
+fn unloaded(py: Python<'_>, source: &Source, error: &PyErr) -> Failure {
     let kind = error
         .get_type(py)
         .name()
         .map(|name| name.to_string())
         .unwrap_or_default();
-    let path = path.display();
     match kind.as_str() {
-        "BadLayers" => {
+        "Away" => {
+            tracing::error!(%source, why = %error.value(py), "project not served: its storage does not answer");
+            Failure::StorageAway
+        }
+        "Missing" => Failure::ProjectNotFound,
+        "BadLayers" | "StrictCheckingError" => {
             let layers = error.value(py).to_string();
-            tracing::error!(%path, %layers, "project not served: invalid layers, and the check is strict");
+            tracing::error!(path = %source, %layers, "project not served: invalid layers, and the check is strict");
             Failure::BadLayers
         }
-        "Unreadable" => {
-            tracing::error!(%path, why = %error.value(py), "project not served: QGIS cannot read it");
+        "Unreadable" | "UnreadableResourceError" => {
+            tracing::error!(path = %source, why = %error.value(py), "project not served: QGIS cannot read it");
             Failure::ProjectUnreadable
         }
         _ => {
-            tracing::error!(%path, trace = trace(py, error), "project not served");
+            tracing::error!(path = %source, trace = trace(py, error), "project not served");
             raised(py, error)
         }
     }
@@ -887,14 +995,15 @@ mod tests {
             let memory = PyMemoryError::new_err(());
             let bare = PyException::new_err("unknown");
             let plain = PyValueError::new_err("a plugin's");
+            let source = Source::File("x".into());
             for error in [&memory, &bare] {
                 assert_eq!(escaped(py, error, false), Failure::QgisFailed);
                 assert_eq!(escaped(py, error, true), Failure::QgisFailed);
-                assert_eq!(unloaded(py, Path::new("x"), error), Failure::QgisFailed);
+                assert_eq!(unloaded(py, &source, error), Failure::QgisFailed);
             }
             assert_eq!(escaped(py, &plain, false), Failure::PluginRaised);
             assert_eq!(escaped(py, &plain, true), Failure::Cancelled);
-            assert_eq!(unloaded(py, Path::new("x"), &plain), Failure::PluginRaised);
+            assert_eq!(unloaded(py, &source, &plain), Failure::PluginRaised);
         });
     }
 }

@@ -20,9 +20,11 @@ use crate::board::{Board, Farewell};
 use crate::drive::Drive;
 use crate::link::{self, Job, Last, Outlet};
 use crate::memory::{self, Resident};
-use crate::places::{Places, Stamp};
+use crate::places::{Place, Places, Stamp};
 use crate::projects::Projects;
 use crate::qgis::{self, Project, Qgis, Served, Zygote};
+use crate::s3::Objects;
+use crate::storages::{self, Everywhere};
 
 /// What a worker says to its parent when it is warm.
 pub const READY: u8 = b'R';
@@ -58,8 +60,9 @@ pub fn run(birth: Birth<'_>) -> ! {
             unsafe { libc::_exit(1) }
         }
     };
+    let places = places(&birth, &qgis);
     let (drive, mut jobs) = start_link(&birth, &qgis, instance);
-    Server::new(qgis, birth.pool).run(&drive, &mut jobs)
+    Server::new(qgis, places, birth.pool).run(&drive, &mut jobs)
 }
 
 fn start_qgis(birth: &Birth<'_>, instance: &str) -> Result<Qgis, qgis::Error> {
@@ -74,6 +77,22 @@ fn start_qgis(birth: &Birth<'_>, instance: &str) -> Result<Qgis, qgis::Error> {
     qgis.introduce(instance)?;
     qgis.load_plugins()?;
     Ok(qgis)
+}
+
+/// Where clients may find projects, and who is asked there.
+fn places(birth: &Birth<'_>, qgis: &Qgis) -> Places {
+    let pool = birth.pool;
+    let finding = &pool.finding;
+    let copies = storages::copies(&birth.tmpdir);
+    let everywhere = Everywhere {
+        objects: Objects::new(&finding.s3, finding.timeout, copies),
+        asker: qgis.asker(),
+    };
+    Places::new(pool, n_projects(pool), Box::new(everywhere))
+}
+
+fn n_projects(pool: &config::Pool) -> NonZeroUsize {
+    NonZeroUsize::new(pool.cache_size).unwrap_or(NonZeroUsize::MIN)
 }
 
 /// A panic of either thread ends the process at once: half a worker would keep
@@ -145,12 +164,11 @@ struct Server {
 }
 
 impl Server {
-    fn new(qgis: Qgis, pool: &config::Pool) -> Self {
-        let size = NonZeroUsize::new(pool.cache_size).unwrap_or(NonZeroUsize::MIN);
+    fn new(qgis: Qgis, places: Places, pool: &config::Pool) -> Self {
         Self {
             qgis,
-            places: Places::new(&pool.rootdir, size),
-            projects: Projects::new(size, pool.check_interval, pool.broken_for),
+            places,
+            projects: Projects::new(n_projects(pool), pool.check_interval, pool.broken_for),
             memory: Resident::default(),
             chunk_bytes: pool.chunk_bytes,
         }
@@ -255,14 +273,15 @@ fn find<'a>(
     let Some(name) = &request.project else {
         return Ok(None);
     };
-    let place = places.find(name).ok_or(Failure::ProjectNotFound)?;
+    let place = places.find(name)?;
     let start = Instant::now();
-    let (project, stamp, found) = projects.get(&place, start, |place| qgis.load(&place.path))?;
+    let load = |place: &Place| qgis.load(&place.source, places.fetch(place)?.as_deref());
+    let (project, stamp, found) = projects.get(&place, start, load)?;
     if found != Found::Cached {
         let ms = start.elapsed().as_millis();
         tracing::info!(project = %name, ms, bad_layers = ?project.bad_layers, "project loaded");
         // QGIS keeps its capabilities for longer than we keep projects.
-        qgis.forget(&place.path);
+        qgis.forget(project);
     }
     Ok(Some((project, stamp, found)))
 }

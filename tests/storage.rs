@@ -1,0 +1,454 @@
+//! Projects that are found by the operator's names for places, and projects that are
+//! kept in PostgreSQL, GeoPackages, S3 and by handlers, with real servers.
+
+mod common;
+#[path = "storage/objects.rs"]
+mod objects;
+#[path = "storage/postgres.rs"]
+mod postgres;
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use common::{Pool, Reply, Server, World, eventually, free_address, source};
+use nix::sys::signal::Signal;
+use objects::Objects;
+use postgres::Postgres;
+
+fn capabilities(server: &Server, map: &str) -> Reply {
+    server.get(&format!(
+        "/ows/?MAP={map}&SERVICE=WMS&REQUEST=GetCapabilities"
+    ))
+}
+
+fn has_title(server: &Server, map: &str, title: &str) {
+    let reply = capabilities(server, map);
+    assert_eq!(reply.status, 200, "{map}: {}", reply.text());
+    let expected = format!("<Title>{title}</Title>");
+    assert!(reply.text().contains(&expected), "{map}: {}", reply.text());
+}
+
+fn status(server: &Server, map: &str) -> u16 {
+    capabilities(server, map).status
+}
+
+/// What lies at a point of the layer `places`.
+fn feature_at(server: &Server, map: &str, bbox: &str) -> String {
+    let reply = server.get(&format!(
+        "/ows/?MAP={map}&SERVICE=WMS&VERSION=1.3.0&REQUEST=GetFeatureInfo&LAYERS=places&QUERY_LAYERS=places\
+         &CRS=EPSG:4326&BBOX={bbox}&WIDTH=100&HEIGHT=100&I=50&J=50&INFO_FORMAT=application/json"
+    ));
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    reply.text()
+}
+
+fn nothing_told(server: &Server, secret: &str) {
+    let log = server.process.log.text();
+    assert!(!log.contains(secret), "{log}");
+}
+
+fn with_database(postgres: &Postgres, settings: &str) -> Server {
+    let world = World::real().with("PGSERVICEFILE", &postgres.service_file());
+    let settings = format!(
+        "projects.cache.allow_storage_schemes = file,postgresql
+         projects.schemes.pg = postgresql:///?service=maps&dbname=gis&schema=maps
+         projects.storage.timeout = 2
+         {settings}"
+    );
+    Server::start(world, &settings).ready()
+}
+
+#[test]
+fn a_project_in_postgresql_is_served_until_it_is_saved_again_or_deleted() {
+    let postgres = Postgres::start();
+    postgres.save("city", "First");
+    let port = postgres.address.port();
+    let password = postgres::PASSWORD;
+    let server = with_database(
+        &postgres,
+        &format!(
+            "projects.schemes.direct = postgresql://maps:{password}@127.0.0.1:{port}/?dbname=gis&schema=maps
+             projects.search_paths./db/{{schema}} = postgresql:///?service=maps&dbname=gis&schema={{schema}}"
+        ),
+    );
+    for map in [
+        "pg:city",
+        "pg:?project=city",
+        "PG:/city",
+        "direct:city",
+        "db/maps/city",
+    ] {
+        has_title(&server, map, "First");
+    }
+    let here = feature_at(&server, "pg:city", "46,6,48,8");
+    assert!(here.contains("\"Here\""), "{here}");
+
+    // One copy for all of these names, and a new one at once.
+    postgres.save("city", "Second");
+    has_title(&server, "pg:city", "Second");
+    has_title(&server, "db/maps/city", "Second");
+    postgres.save("city", "Third");
+    has_title(&server, "pg:city", "Third");
+
+    let absent = capabilities(&server, "pg:town");
+    for map in [
+        "postgresql:city",
+        "postgresql:?service=maps%26project=city",
+        "postgresql://127.0.0.1/?dbname=gis%26project=city",
+        "pg:city?host=127.0.0.1",
+        "pg:city?schema=public",
+        "pg:city'%20OR%20'1'='1",
+        "db/public/city",
+        "db/no%22schema/city",
+        "direct:",
+        "service=maps",
+    ] {
+        let reply = capabilities(&server, map);
+        assert_eq!(reply.status, absent.status, "{map}: {}", reply.text());
+    }
+    assert_eq!(absent.status, 404);
+    postgres.sql("gis", "DELETE FROM maps.qgis_projects");
+    assert_eq!(status(&server, "pg:city"), 404);
+    postgres.save("city", "Again");
+    has_title(&server, "pg:city", "Again");
+    nothing_told(&server, password);
+}
+
+#[test]
+fn a_database_that_is_away_is_a_503_in_time_and_a_project_is_back_with_it() {
+    let mut postgres = Postgres::start();
+    postgres.save("city", "City");
+    let server = with_database(&postgres, "projects.cache.broken_seconds = 0.1");
+    has_title(&server, "pg:city", "City");
+    postgres.stop();
+    let reply = capabilities(&server, "pg:city");
+    assert_eq!(reply.status, 503, "{}", reply.text());
+    assert!(reply.header("retry-after").is_some());
+    server.process.log.wait_line("does not answer");
+    // Others have nothing to do with it.
+    assert_eq!(status(&server, "world"), 200);
+    postgres.resume();
+    eventually("the project is back", || {
+        (status(&server, "pg:city") == 200).then_some(())
+    });
+    // Its connection was cut behind its back.
+    postgres.stop();
+    postgres.resume();
+    has_title(&server, "pg:city", "City");
+
+    // Silent, and not gone: a new connection would wait for ever.
+    postgres.stop();
+    assert_eq!(status(&server, "pg:city"), 503);
+    postgres.resume();
+    postgres.freeze();
+    eventually("a silent database is found out", || {
+        let start = Instant::now();
+        assert_eq!(status(&server, "pg:city"), 503);
+        let waited = start.elapsed();
+        assert!(waited < Duration::from_secs(10), "{waited:?}");
+        (server.process.log.count("no answer within 2 s") > 0).then_some(())
+    });
+    nothing_told(&server, postgres::PASSWORD);
+}
+
+#[test]
+fn what_is_not_allowed_is_not_asked() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    listener.set_nonblocking(true).unwrap();
+    let server = Server::real(&format!(
+        "projects.schemes.pg = postgresql://127.0.0.1:{port}/?dbname=gis
+         projects.schemes.s3 = s3://maps/
+         projects.s3.endpoint = http://127.0.0.1:{port}"
+    ));
+    server
+        .process
+        .log
+        .wait_line("projects.schemes.pg leads to postgresql");
+    for map in [
+        "pg:city".to_owned(),
+        "s3:city".to_owned(),
+        format!("postgresql://127.0.0.1:{port}/?dbname=gis%26project=city"),
+        format!("http://127.0.0.1:{port}/city.qgs"),
+    ] {
+        assert_eq!(status(&server, &map), 404, "{map}");
+    }
+    assert!(listener.accept().is_err(), "somebody was asked");
+}
+
+#[test]
+fn a_project_in_s3_is_served_with_the_data_beside_it() {
+    let mut objects = Objects::start();
+    let examples = source("examples/projects");
+    for name in [
+        "world.qgs",
+        "atlas.qgz",
+        "data/coast_distance.tif",
+        "data/countries.fgb",
+        "data/land.fgb",
+        "data/places.gpkg",
+    ] {
+        objects.put(&format!("public/{name}"), &examples.join(name));
+    }
+    let settings = |secret: &str| {
+        format!(
+            "projects.cache.allow_storage_schemes = file,s3
+             projects.schemes.s3 = s3://maps/public/
+             projects.s3.endpoint = http://{}
+             projects.s3.access_key_id = {}
+             projects.s3.secret_access_key = {secret}
+             projects.storage.timeout = 2
+             projects.cache.broken_seconds = 0.1",
+            objects.address,
+            objects::KEY
+        )
+    };
+    let server = Server::real(&settings(objects::SECRET));
+    for map in ["s3:world", "s3:world.qgs"] {
+        has_title(&server, map, "World");
+    }
+    assert_eq!(status(&server, "s3:atlas"), 200);
+    assert_eq!(status(&server, "s3:absent"), 404);
+    let map = "SERVICE=WMS&VERSION=1.3.0&REQUEST=GetMap&LAYERS=world&STYLES=&CRS=EPSG:4326&BBOX=-90,-180,90,180\
+               &WIDTH=300&HEIGHT=150&FORMAT=image/png";
+    let stored = server.get(&format!("/ows/?MAP=s3:world&{map}"));
+    let local = server.get(&format!("/ows/?MAP=world&{map}"));
+    assert_eq!(stored.status, 200, "{}", stored.text());
+    assert!(
+        stored.body == local.body,
+        "the same project draws another map"
+    );
+
+    let text = std::fs::read_to_string(examples.join("world.qgs")).unwrap();
+    let changed = text.replace(">World<", ">Orbis terrarum<");
+    std::fs::write(objects.path("public/world.qgs"), changed).unwrap();
+    has_title(&server, "s3:world", "Orbis terrarum");
+    std::fs::remove_file(objects.path("public/world.qgs")).unwrap();
+    assert_eq!(status(&server, "s3:world"), 404);
+    objects.put("public/world.qgs", &examples.join("world.qgs"));
+    has_title(&server, "s3:world", "World");
+
+    let stranger = Server::real(&settings("wrong"));
+    assert_eq!(status(&stranger, "s3:world"), 404);
+    stranger.process.log.wait_line("S3 refuses");
+
+    objects.stop();
+    let reply = capabilities(&server, "s3:world");
+    assert_eq!(reply.status, 503, "{}", reply.text());
+    server.process.log.wait_line("does not answer");
+    objects.resume();
+    eventually("the project is back", || {
+        (status(&server, "s3:world") == 200).then_some(())
+    });
+    nothing_told(&server, objects::SECRET);
+    nothing_told(&server, "X-Amz-Signature");
+}
+
+fn save(target: &str, title: &str, places: &Path) {
+    let layer = format!("{}|layername=places", places.display());
+    let mut command = Command::new("/usr/bin/python3");
+    command
+        .arg(source("tests/data/save.py"))
+        .args([target, title, "ogr", &layer]);
+    let saved = command.output().unwrap();
+    assert!(
+        saved.status.success(),
+        "{}",
+        String::from_utf8_lossy(&saved.stderr)
+    );
+}
+
+#[test]
+fn a_project_in_a_geopackage_is_served_from_below_the_root_alone() {
+    let world = World::real();
+    let package = world.projects().join("data/places.gpkg");
+    let target = format!("geopackage:{}?projectName=city", package.display());
+    save(&target, "First", &package);
+    let outside = world.path("outside.gpkg");
+    std::fs::copy(&package, &outside).unwrap();
+    let settings = format!(
+        "projects.cache.allow_storage_schemes = file,geopackage
+         projects.schemes.maps = geopackage://{}?projectName={{path}}",
+        package.display()
+    );
+    let server = Server::start(world, &settings).ready();
+    let name = "geopackage:data/places.gpkg?projectName=city";
+    has_title(&server, name, "First");
+    has_title(&server, "maps:city", "First");
+    for map in [
+        "geopackage:data/places.gpkg?projectName=town".to_owned(),
+        "geopackage:data/places.gpkg".to_owned(),
+        "geopackage:../outside.gpkg?projectName=city".to_owned(),
+        format!("geopackage:{}?projectName=city", outside.display()),
+        "maps:town".to_owned(),
+    ] {
+        assert_eq!(status(&server, &map), 404, "{map}");
+    }
+    save(&target, "Second", &package);
+    has_title(&server, "maps:city", "Second");
+}
+
+#[test]
+fn handlers_that_were_written_for_other_servers_find_and_read_projects() {
+    let world = World::real()
+        .with("PYTHONPATH", &source("tests/data/handlers"))
+        .with("PYTHONDONTWRITEBYTECODE", Path::new("1"));
+    let projects = world.projects();
+    let server = Server::start(
+        world,
+        &format!(
+            "projects.cache.allow_storage_schemes = *
+             projects.schemes.mine = shelf:///second/
+             projects.handlers.drawer.handler = qjazz_style.Drawer
+             projects.handlers.drawer.config.folder = {0}
+             projects.handlers.absent.handler = no_such_module.Handler
+             api:x.SHELF = {0}",
+            projects.display()
+        ),
+    )
+    .ready();
+    server.process.log.wait_line("no_such_module");
+    // By entry point and contract id, as py-qgis-server finds them.
+    has_title(&server, "shelf:first/world", "World");
+    has_title(&server, "mine:world", "World");
+    has_title(&server, "drawer:world", "World");
+    for map in [
+        "shelf:first/none",
+        "drawer:none",
+        "absent:world",
+        "nobody:world",
+    ] {
+        assert_eq!(status(&server, map), 404, "{map}");
+    }
+    assert_eq!(status(&server, "shelf:first/broken"), 422);
+    assert_eq!(status(&server, "shelf:away/world"), 503);
+    assert_eq!(status(&server, "drawer:raise"), 500);
+    has_title(&server, "drawer:world", "World");
+    std::fs::remove_file(projects.join("world.qgs")).unwrap();
+    assert_eq!(status(&server, "drawer:world"), 404);
+}
+
+#[test]
+fn schemes_and_search_paths_lead_to_folders_and_not_out_of_them() {
+    let world = World::stub();
+    let home = world.path("home");
+    std::fs::create_dir_all(home.join("ann/roads")).unwrap();
+    std::fs::create_dir_all(world.path("public/sub")).unwrap();
+    std::fs::write(home.join("ann/roads/map.qgs"), "<qgis/>").unwrap();
+    std::fs::write(world.path("public/sub/park.qgz"), "<qgis/>").unwrap();
+    std::os::unix::fs::symlink(&home, world.path("public/home")).unwrap();
+    std::fs::create_dir(world.projects().join("parks")).unwrap();
+    std::fs::write(world.projects().join("parks/city.qgs"), "<qgis/>").unwrap();
+    let root = world.projects().display().to_string();
+    let (home, public) = (
+        home.display().to_string(),
+        world.path("public").display().to_string(),
+    );
+    let server = Server::start(
+        world,
+        &format!(
+            "projects.schemes.open = file://{public}/
+             projects.schemes.test = {root}/
+             projects.schemes.foo = file:parks/
+             projects.schemes.theme = {home}/ann/{{path}}/map.qgs
+             projects.search_paths./home/{{user}}/{{theme}} = {home}/{{user}}/{{theme}}
+             projects.search_paths./p = {public}"
+        ),
+    )
+    .ready();
+    let get = |map: &str| server.get(&format!("/ows/?MAP={map}&SERVICE=WMS&REQUEST=GetMap"));
+    for map in [
+        "open:sub/park",
+        "open:/sub/../sub/park",
+        "theme:roads",
+        "home/ann/roads/map",
+        "/home/ann/roads/map.qgs",
+        "p/sub/park",
+        "city",
+        "test:city.qgs",
+        "foo:city",
+    ] {
+        let expected = if map.contains("..") { 404 } else { 200 };
+        assert_eq!(get(map).status, expected, "{map}");
+    }
+    let absent = get("absent");
+    assert_eq!(absent.status, 404);
+    for map in [
+        "open:home/ann/roads/map",
+        "p/home/ann/roads/map",
+        "p/../home/ann/roads/map",
+        "theme:../ann/roads",
+        "theme:absent",
+        "open:city",
+        "unknown:city",
+        &format!("{home}/ann/roads/map.qgs"),
+    ] {
+        let reply = get(map);
+        let same = reply.text().replace(map, "absent");
+        assert_eq!((reply.status, same), (404, absent.text()), "{map}");
+    }
+}
+
+#[test]
+fn a_reload_brings_new_schemes() {
+    let world = World::stub();
+    let file = world.path("q.conf");
+    std::fs::write(&file, "").unwrap();
+    let program = Path::new(env!("CARGO_BIN_EXE_qgisserver"));
+    let server = Server::start_from(world, program, &file, "").ready();
+    let get = || {
+        server
+            .get("/ows/?MAP=new:city&SERVICE=WMS&REQUEST=GetMap")
+            .status
+    };
+    assert_eq!(get(), 404);
+    let projects = server.world.projects();
+    let scheme = format!("[projects.schemes]\nnew = file://{}/\n", projects.display());
+    std::fs::write(&file, scheme).unwrap();
+    server.signal(Signal::SIGHUP);
+    eventually("the scheme is known", || (get() == 200).then_some(()));
+}
+
+#[test]
+fn a_pool_of_another_machine_has_schemes_of_its_own() {
+    let world = World::stub();
+    let own = format!(
+        "projects.schemes.own = file://{}/",
+        world.projects().display()
+    );
+    let gate = free_address();
+    let http = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+    let server = Server::proxy_at(world, http, gate, "");
+    let _pool = Pool::start(&server.world, gate, &format!("server.workers = 1\n{own}"));
+    server.wait_workers(1);
+    let get = |map: &str| {
+        server
+            .get(&format!("/ows/?MAP={map}&SERVICE=WMS&REQUEST=GetMap"))
+            .status
+    };
+    assert_eq!((get("own:city"), get("other:city")), (200, 404));
+}
+
+#[test]
+fn passwords_of_storages_are_not_printed() {
+    let hush = [
+        "projects.schemes.pg=postgresql://me:hush@db/?dbname=gis",
+        "projects.search_paths./x=postgresql://db/?dbname=gis&password=hush",
+        "projects.s3.access_key_id=me",
+        "projects.s3.secret_access_key=hush",
+        "projects.handlers.own.config.password=hush",
+    ];
+    let mut command = Command::new(env!("CARGO_BIN_EXE_qgisserver"));
+    command.args(["--rootdir", "/tmp", "--print-config"]);
+    hush.iter().for_each(|set| {
+        command.args(["--set", set]);
+    });
+    let printed = command.output().unwrap();
+    let text = String::from_utf8_lossy(&printed.stdout).into_owned();
+    assert!(
+        printed.status.success() && text.contains("projects.schemes.pg = postgresql://me:***@db/"),
+        "{text}"
+    );
+    assert!(!text.contains("hush"), "{text}");
+}
