@@ -108,6 +108,9 @@ fn a_project_in_postgresql_is_served_until_it_is_saved_again_or_deleted() {
         assert_eq!(reply.status, absent.status, "{map}: {}", reply.text());
     }
     assert_eq!(absent.status, 404);
+    postgres.sql("gis", "UPDATE maps.qgis_projects SET content = 'nonsense'");
+    assert_eq!(status(&server, "direct:city"), 422);
+    server.process.log.wait_line("QGIS cannot read it");
     postgres.sql("gis", "DELETE FROM maps.qgis_projects");
     assert_eq!(status(&server, "pg:city"), 404);
     postgres.save("city", "Again");
@@ -434,7 +437,7 @@ fn a_pool_of_another_machine_has_schemes_of_its_own() {
 fn passwords_of_storages_are_not_printed() {
     let hush = [
         "projects.schemes.pg=postgresql://me:hush@db/?dbname=gis",
-        "projects.search_paths./x=postgresql://db/?dbname=gis&password=hush",
+        "projects.search_paths./x=own://db/?dbname=gis&password=hush",
         "projects.s3.access_key_id=me",
         "projects.s3.secret_access_key=hush",
         "projects.handlers.own.config.password=hush",

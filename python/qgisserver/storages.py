@@ -26,15 +26,18 @@ class Missing(Exception):
 _timeout = 5.0
 
 
-def setup(timeout, handlers, schemes, options, flags, s3, log):
+def setup(timeout, handlers, schemes, options, flags, s3, passwords, log):
     """``timeout``: seconds for one look; ``handlers``: ``{scheme: (import string, config)}``;
     ``schemes``: those that a project may come from; ``options``: what py-qgis-server calls
-    ``projects.cache``; ``flags``: for ``projects.load``; ``s3``: options of GDAL by prefix."""
+    ``projects.cache``; ``flags``: for ``projects.load``; ``s3``: options of GDAL by prefix;
+    ``passwords``: lines for libpq."""
     global _timeout
     _timeout = timeout
     components.setup(handlers, schemes, options, flags, log)
     for prefix, pairs in s3.items():
         _tell_gdal(prefix, pairs)
+    if passwords:
+        _tell_libpq(passwords)
 
 
 def look(uri):
@@ -106,11 +109,26 @@ def _postgresql(uri):
     return row and (" ".join(row), _seconds(row[0]))
 
 
+def _tell_libpq(passwords):
+    """In a file of this process, beside what the operator's own password file says."""
+    known = os.environ.get("PGPASSFILE") or os.path.expanduser("~/.pgpass")
+    lines = list(passwords)
+    try:
+        with open(known) as file:
+            lines += file.read().splitlines()
+    except OSError:
+        pass
+    path = os.path.join(os.environ["TMPDIR"], "pgpass")
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write("\n".join(lines) + "\n")
+    os.environ["PGPASSFILE"] = path
+
+
 def _connect(url, wanted, end):
     import psycopg2
 
     options = {key: value for key, value in wanted.items() if key != "authcfg"}
-    own = {"host": url.hostname, "port": url.port, "user": url.username, "password": url.password}
+    own = {"host": url.hostname, "port": url.port, "user": url.username}
     for key, value in own.items():
         if value:
             options.setdefault(key, components.decoded(str(value)))

@@ -270,6 +270,25 @@ impl Base {
         base.check().map(|()| base)
     }
 
+    /// User and password, as they stand before the host.
+    pub fn credentials(&self) -> (&str, Option<&str>) {
+        let userinfo = self
+            .authority
+            .rsplit_once('@')
+            .map_or("", |(userinfo, _)| userinfo);
+        match userinfo.split_once(':') {
+            Some((user, password)) => (user, Some(password)),
+            None => (userinfo, None),
+        }
+    }
+
+    /// Host and port.
+    pub fn host(&self) -> &str {
+        self.authority
+            .rsplit_once('@')
+            .map_or(&self.authority, |(_, host)| host)
+    }
+
     /// A host that a client could name would be asked whatever it is.
     fn check(&self) -> Result<(), String> {
         if self.authority.contains(['{', '}']) {
@@ -282,6 +301,12 @@ impl Base {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             if hosts.contains(&key) && value.contains('{') {
                 return Err(format!("{key} cannot be a variable"));
+            }
+            if key == "password" && self.scheme == "postgresql" {
+                return Err(
+                    "expected the password before the host, or in libpq's service or password file"
+                        .into(),
+                );
             }
         }
         match self.scheme.as_str() {
@@ -362,13 +387,15 @@ mod tests {
             ("projects.schemes.c", "s3:///x"),
             ("projects.schemes.d", "file:a/../../b"),
             ("projects.schemes.f", "file://host/b"),
+            ("projects.schemes.g", "postgresql://db/?password=hush"),
             ("projects.schemes.e", "nonsense"),
             ("projects.search_paths.x", "/srv"),
             ("projects.search_paths./{a b}", "/srv"),
             ("projects.handlers.x.handler", "nonsense"),
             ("projects.handlers.x.other", "y"),
         ]);
-        assert_eq!(wrong.len(), 10, "{wrong:?}");
+        assert_eq!(wrong.len(), 11, "{wrong:?}");
+        assert!(!wrong.concat().contains("hush"));
     }
 
     #[test]

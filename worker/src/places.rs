@@ -33,7 +33,8 @@ pub enum Source {
     Stored(Uri),
 }
 
-/// The name of a project in a storage. It may have a password in it, which is not shown.
+/// The name of a project in a storage. What a handler is told may have a password in it,
+/// which is not shown.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Uri(pub String);
 
@@ -549,7 +550,7 @@ pub mod tests {
             )
         };
         let mut places = places_of(pool, fake.clone());
-        let uri = "postgresql://me:hush@db?dbname=gis&project=city";
+        let uri = "postgresql://me@db?dbname=gis&project=city";
         let say = |state: Option<Result<Stamp, ()>>| match state {
             Some(state) => drop(fake.lock().unwrap().projects.insert(uri.into(), state)),
             None => drop(fake.lock().unwrap().projects.remove(uri)),

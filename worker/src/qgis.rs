@@ -489,6 +489,7 @@ impl Qgis {
                         options(rules),
                         flags(rules),
                         storages::for_gdal(finding),
+                        storages::passwords(finding),
                         &self.log,
                     ),
                 )
@@ -741,7 +742,8 @@ fn unloaded(py: Python<'_>, source: &Source, error: &PyErr) -> Failure {
             Failure::BadLayers
         }
         "Unreadable" | "UnreadableResourceError" => {
-            tracing::error!(path = %source, why = %error.value(py), "project not served: QGIS cannot read it");
+            let why = config::without_secrets(&error.value(py).to_string());
+            tracing::error!(path = %source, why, "project not served: QGIS cannot read it");
             Failure::ProjectUnreadable
         }
         _ => {

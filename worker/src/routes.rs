@@ -311,9 +311,13 @@ fn postgresql(base: &Base, name: &Name) -> Option<Target> {
     };
     own.retain(|(key, _)| key != "project");
     own.push(("project".into(), project));
+    // The password is in a file: QGIS tells the name of a project to whoever asks.
+    let authority = match base.credentials() {
+        ("", _) => base.host().to_owned(),
+        (user, _) => format!("{user}@{}", base.host()),
+    };
     Some(Target::Uri(format!(
-        "postgresql://{}?{}",
-        base.authority,
+        "postgresql://{authority}?{}",
         query_of(&own)
     )))
 }
@@ -551,7 +555,7 @@ mod tests {
             &[
                 ("pg", "postgresql://maps@db:5433/?dbname=gis&schema=maps"),
                 ("one", "postgresql:///?service=gis&schema=s&project={path}"),
-                ("uri", "postgresql://db/gis"),
+                ("uri", "postgresql://me:hush@db/gis"),
             ],
             &[("/{schema}", "postgresql:///?service=gis&schema={schema}")],
         );
@@ -579,7 +583,7 @@ mod tests {
         );
         assert_eq!(
             target(&routes, "uri:a b"),
-            uri("postgresql://db?dbname=gis&project=a%20b")
+            uri("postgresql://me@db?dbname=gis&project=a%20b")
         );
         assert_eq!(
             target(&routes, "x&host=h/city"),

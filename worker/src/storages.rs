@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use percent_encoding::percent_decode_str;
 use qgisserver::config;
 
 use crate::places::{Stamp, Uri};
@@ -85,7 +86,92 @@ fn options(finding: &config::Finding) -> BTreeMap<&'static str, String> {
     options
 }
 
+/// The passwords of databases, as lines of a password file of libpq.
+pub fn passwords(finding: &config::Finding) -> Vec<String> {
+    let bases = finding.schemes.values();
+    let bases = bases.chain(finding.search_paths.iter().map(|(_, base)| base));
+    let databases = bases.filter(|base| base.scheme == "postgresql");
+    databases.filter_map(password).collect()
+}
+
+fn password(base: &config::Base) -> Option<String> {
+    let (user, password) = base.credentials();
+    let (host, port) = match base.host().rsplit_once(':') {
+        Some((host, port)) if !port.contains(']') => (host, port),
+        _ => (base.host(), "*"),
+    };
+    let host = host.trim_matches(['[', ']']);
+    let field = |text: &str| {
+        let text = percent_decode_str(text).decode_utf8_lossy();
+        text.replace('\\', "\\\\").replace(':', "\\:")
+    };
+    let host = if host.is_empty() {
+        "*".into()
+    } else {
+        field(host)
+    };
+    let user = if user.is_empty() {
+        "*".into()
+    } else {
+        field(user)
+    };
+    Some(format!("{host}:{port}:*:{user}:{}", field(password?)))
+}
+
 /// Where copies of projects are put.
 pub fn copies(tmpdir: &Path) -> PathBuf {
     tmpdir.join("copies")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use qgisserver::config::{Base, Finding};
+
+    #[test]
+    fn passwords_are_for_their_user_at_their_host() {
+        let bases = [
+            "postgresql://me:a%3Ab\\c@db:5433/gis",
+            "postgresql://me:hush@[::1]/gis",
+            "postgresql://me@db/gis",
+            "postgresql:///?service=gis",
+            "own://me:hush@db/",
+        ];
+        let schemes = bases
+            .iter()
+            .map(|text| (text.to_string(), Base::parse(text).unwrap()));
+        let finding = Finding {
+            schemes: schemes.collect(),
+            ..Finding::default()
+        };
+        let expected = [r"db:5433:*:me:a\:b\\c", r"\:\:1:*:*:me:hush"];
+        assert_eq!(passwords(&finding), expected);
+    }
+
+    #[test]
+    fn gdal_hears_of_the_buckets_that_the_operator_names() {
+        let finding = Finding {
+            allowed: vec!["s3".into()],
+            schemes: [("s3".into(), Base::parse("s3://maps/public/").unwrap())].into(),
+            s3: config::S3 {
+                endpoint: Some("http://127.0.0.1:9000/".into()),
+                ..Finding::default().s3
+            },
+            ..Finding::default()
+        };
+        let options = &for_gdal(&finding)["/vsis3/maps/"];
+        assert_eq!(options["AWS_S3_ENDPOINT"], "127.0.0.1:9000");
+        assert_eq!(
+            (
+                options["AWS_HTTPS"].as_str(),
+                options["AWS_NO_SIGN_REQUEST"].as_str()
+            ),
+            ("NO", "YES")
+        );
+        let forbidden = Finding {
+            allowed: Vec::new(),
+            ..finding
+        };
+        assert!(for_gdal(&forbidden).is_empty());
+    }
 }
