@@ -297,6 +297,7 @@ fn failed(uri: &Uri, trouble: Trouble) -> Failure {
             tracing::error!(%uri, why, "the storage of projects does not answer");
             Failure::StorageAway
         }
+        Trouble::Gone => Failure::ProjectNotFound,
         Trouble::Raised(trace) => {
             tracing::error!(%uri, trace, "the handler of projects raised");
             Failure::PluginRaised

@@ -74,7 +74,7 @@ impl Objects {
         };
         let answer = self.ask(get)?;
         if !is_there(&answer)? {
-            return Err(Trouble::Away("it was there a moment ago".into()));
+            return Err(Trouble::Gone);
         }
         let kept = self.keep(uri, key, &mut answer.into_body().into_reader());
         kept.map_err(|error| Trouble::Away(error.to_string()))
@@ -298,5 +298,12 @@ mod tests {
         assert!(one.ends_with("city.qgs") && other.ends_with("city.qgs") && one != other);
         assert_eq!(std::fs::read_to_string(&one).unwrap(), "<qgis/>");
         assert_eq!(objects.fetch(KEY).unwrap(), one);
+    }
+
+    #[test]
+    fn what_went_since_it_was_looked_for_is_gone_and_nobody_is_away() {
+        let answer = "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n";
+        let (_folder, mut objects) = objects(move |stream| say(stream, answer));
+        assert!(matches!(objects.fetch(KEY), Err(Trouble::Gone)));
     }
 }

@@ -15,6 +15,8 @@ use crate::s3::Objects;
 pub enum Trouble {
     /// The storage does not answer, whatever it is asked.
     Away(String),
+    /// It was there a moment ago.
+    Gone,
     /// A handler of the operator's failed at this one.
     Raised(String),
 }
