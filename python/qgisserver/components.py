@@ -48,8 +48,8 @@ def setup(handlers, schemes, options, flags, sink):
     service = _config(options)
     _install(service)
     logging.getLogger("SRVLOG").addHandler(_Relay())
-    _register("register_service", "@3liz.org/config-service;1", service)
-    _register("register_service", "@3liz.org/cache-manager;1", _CacheManager())
+    _register("@3liz.org/config-service;1", service)
+    _register("@3liz.org/cache-manager;1", _CacheManager())
     for scheme, (name, config) in handlers.items():
         try:
             _handlers[scheme] = _adapted(_made(name, config))
@@ -89,7 +89,7 @@ def _load_entry_points():
 
 def _registered(scheme):
     for name in _REGISTRIES:
-        registry = sys.modules[name] if name in sys.modules else None
+        registry = sys.modules.get(name)
         if registry is None:
             continue
         # The settings have no dashes, and handlers may.
@@ -380,10 +380,14 @@ def _config(options):
     return parser
 
 
-def _register(how, contract, thing):
+def _register(contract, service):
+    """Where nobody did so before."""
     for name in _REGISTRIES:
         registry = sys.modules[name]
-        getattr(registry.gComponentManager, how)(contract, thing)
+        try:
+            registry.get_service(contract)
+        except Exception:  # noqa: BLE001
+            registry.gComponentManager.register_service(contract, service)
 
 
 def _install(config):
