@@ -12,7 +12,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 
 BUILD := gcc make pkg-config python3-dev
 QGIS  := python3-qgis python3-gdal qgis-server qgis-providers
-TEST  := procps systemd supervisor slowhttptest postgresql-15 postgresql-15-postgis-3
+TEST  := procps systemd supervisor slowhttptest postgresql postgresql-postgis
 BENCH := nginx-light spawn-fcgi
 
 .PHONY: help serve test soak check bench cargo
