@@ -77,6 +77,16 @@ impl std::fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
+/// The project that a MAP names, if one may name it so; for policies that set it.
+pub fn project(map: &str, finding: &config::Finding) -> Option<protocol::ProjectRef> {
+    let known = finding.names();
+    let schemes = ogc::guard::Schemes {
+        default: &finding.default_scheme,
+        known: known.as_deref(),
+    };
+    ogc::guard::project(map, schemes)
+}
+
 /// The worker program of this installation.
 pub fn worker_program(config: &Config) -> PathBuf {
     pool::program(&config.pool)

@@ -25,6 +25,8 @@
 //! line and never guessed at. Nothing here is executable: heads are data, bodies
 //! are opaque.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -60,12 +62,47 @@ pub struct Ready {
     /// Names of the plugins that did not load.
     #[serde(default)]
     pub plugins_failed: Vec<String>,
+    /// What there is to say about each of both.
+    #[serde(default)]
+    pub plugin_reports: Vec<Plugin>,
+    /// Plugins may answer what is no whole request: one without a project or a service.
+    #[serde(default)]
+    pub plugins_answer: bool,
     /// No access control and no server filter is loaded, so answers depend on the request alone.
     #[serde(default)]
     pub may_cache: bool,
     /// Why this worker serves.
     #[serde(default)]
     pub born: Born,
+}
+
+/// A QGIS server plugin that a worker found. Texts are cut so that READY stays small.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plugin {
+    /// Of its folder.
+    pub name: String,
+    pub path: String,
+    pub status: PluginStatus,
+    /// From its `metadata.txt`.
+    #[serde(default)]
+    pub metadata: BTreeMap<String, String>,
+    /// Why it did not load.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// What became of a plugin.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PluginStatus {
+    #[default]
+    Loaded,
+    /// Another plugin has its name, and came first.
+    Conflict,
+    Failed,
+    /// Of a newer worker than this server knows.
+    #[serde(other)]
+    Unknown,
 }
 
 /// Where a worker comes from, so that a server can count restarts.
@@ -189,6 +226,21 @@ pub struct Request {
     /// The trace that the request is part of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace: Option<Trace>,
+    /// Only where access policies in Python are enabled, which then have to agree.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub visitor: Option<Visitor>,
+}
+
+/// What access policies want to know of a client, besides what QGIS gets.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Visitor {
+    pub address: String,
+    /// Decoded and in one spelling: `/ows/`, `/ows/p/<profile>/`, `/wfs3/…`.
+    pub path: String,
+    /// Its profile is known, so that no policy needs to take it up.
+    pub is_known: bool,
+    /// All headers, by their lower-case names.
+    pub headers: Vec<(String, String)>,
 }
 
 /// Who asked, in the words of W3C Trace Context; checked by the server.
@@ -288,6 +340,8 @@ pub enum Failure {
     TooLarge,
     /// The request was cancelled before it ended.
     Cancelled,
+    /// A Python exception in an access policy; the log has the traceback.
+    PolicyRaised,
 }
 
 impl Failure {
@@ -303,6 +357,7 @@ impl Failure {
             Self::GaveUp => "gave_up",
             Self::TooLarge => "too_large",
             Self::Cancelled => "cancelled",
+            Self::PolicyRaised => "policy_raised",
         }
     }
 }

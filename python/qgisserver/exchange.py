@@ -8,6 +8,7 @@ once per feature).
 import sys
 import traceback
 
+from qgis.core import QgsProject
 from qgis.server import QgsBufferServerRequest, QgsBufferServerResponse, QgsServerRequest
 
 METHODS = {
@@ -25,8 +26,13 @@ CAN_STOP = hasattr(QgsBufferServerResponse, "feedback")
 if CAN_STOP:
     from qgis.core import QgsFeedback
 
+from qgisserver import services
+
 # QGIS reports a SERVICE that nobody registered with status 200.
 UNKNOWN_SERVICE = b'code="Service configuration error"'
+
+# All that QGIS says when a filter raised.
+BARE = b"Internal Server Error"
 
 
 class Recorder:
@@ -173,13 +179,26 @@ def serve(server, recorder, sink, eager, method, url, headers, body, project):
     request = QgsBufferServerRequest(url, verb, headers, body)
     response = Response(sink, recorder, eager)
     recorder.begin()
+    asked = request.parameters().get("SERVICE")
+    if project is None and asked in services.offered:
+        # QGIS asks no service without one.
+        project = QgsProject()
     if project is None:
         server.handleRequest(request, response)
     else:
         server.handleRequest(request, response, project)
-    if not recorder.end() or response.broken:
-        return None
+    is_good = recorder.end() and not response.broken
     status, data = response.statusCode(), response.data()
+    if not is_good and not (asked is None and not body and _is_bare(response, status, data)):
+        return None
     if status == 200 and UNKNOWN_SERVICE in bytes(data[:400]):
         status = 400
     return status, response.headers(), data
+
+
+def _is_bare(response, status, data):
+    """A filter raised and QGIS tells nothing of it, nor anything else.
+
+    Who asks for no service speaks no language of the OGC, so these words will do.
+    """
+    return not response.started and status == 500 and bytes(data[: len(BARE) + 1]) == BARE

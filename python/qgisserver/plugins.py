@@ -9,6 +9,8 @@ import sys
 import threading
 import traceback
 
+from qgisserver import services
+
 
 # What QGIS calls in classes of plugins, and goes on when it raises.
 WATCHED = {
@@ -28,6 +30,16 @@ WATCHED = {
         "authorizedLayerAttributes",
         "allowToEdit",
         "cacheKey",
+    ),
+    "QgsServerCacheFilter": (
+        "getCachedDocument",
+        "setCachedDocument",
+        "deleteCachedDocument",
+        "deleteCachedDocuments",
+        "getCachedImage",
+        "setCachedImage",
+        "deleteCachedImage",
+        "deleteCachedImages",
     ),
     "QgsService": ("executeRequest",),
 }
@@ -102,33 +114,97 @@ def _watched(method, name, recorder, running):
 # there and nowhere else, and QGIS does not own what it was given.
 started = {}
 
+# What is told of a plugin, besides its name and its path.
+TOLD = (
+    "name",
+    "version",
+    "description",
+    "author",
+    "homepage",
+    "repository",
+    "tracker",
+    "qgisMinimumVersion",
+    "qgisMaximumVersion",
+    "experimental",
+    "deprecated",
+    "server",
+    "service",
+    "methods",
+)
 
-def load(paths, interface, log):
-    """Load every server plugin below ``paths``.
+# Of a text and of a traceback that is told.
+TEXT_MAX = 500
+TRACE_MAX = 4000
 
-    Returns ``(loaded, failed)``: names, and names with their tracebacks.
+
+def load(paths, wanted, interface, log):
+    """Load the server plugins below ``paths`` that are in ``wanted``, all if that is empty.
+
+    Returns a report for each: ``{"name": …, "path": …, "status": "loaded", "conflict" or
+    "failed", "metadata": {…}, "error": None or why not}``.
     """
-    failed = {}
+    reports, names = [], {}
     for path in paths:
         try:
-            names = sorted(os.listdir(path))
+            folders = sorted(os.listdir(path))
         except OSError as error:
             log("warning", "plugins", f"no plugins from {path}: {error.strerror}")
             continue
         if path not in sys.path:
             sys.path.append(path)
-        for name in names:
-            if name in started or name in failed:
-                continue
-            try:
-                metadata = _metadata(os.path.join(path, name))
-                if metadata is not None:
-                    _check_version(metadata)
-                    started[name] = _start(name, interface)
-            except BaseException:  # a plugin may even call sys.exit()
-                failed[name] = traceback.format_exc()
-                log("error", "plugins", f"plugin {name} does not load\n{failed[name]}")
-    return list(started), failed
+        for name in folders:
+            report = _try(os.path.join(path, name), name, wanted, names, interface)
+            if report is not None:
+                reports.append(report)
+                _tell(report, log)
+    found = {known for report in reports for known in (report["name"], report["metadata"].get("name"))}
+    for name in wanted:
+        if name not in found:
+            report = _report(name, "", "failed", {}, "there is no such plugin in server.pluginpath")
+            reports.append(report)
+            _tell(report, log)
+    return reports
+
+
+def _try(folder, name, wanted, names, interface):
+    """What became of the plugin in ``folder``; None if there is none that is wanted.
+
+    ``names`` are those of plugins so far, with their folders.
+    """
+    metadata = {}
+    try:
+        metadata = _metadata(folder)
+        if metadata is None:
+            return None
+        title = metadata.get("name", name)
+        if wanted and name not in wanted and title not in wanted:
+            return None
+        first = names.get(name) or names.get(title)
+        if first is not None:
+            return _report(name, folder, "conflict", metadata, f"{first} has the same name and comes first")
+        names[name] = names[title] = folder
+        _check_version(metadata)
+        started[name] = _start(name, folder, metadata, interface)
+        return _report(name, folder, "loaded", metadata, None)
+    except BaseException:  # a plugin may even call sys.exit()
+        if wanted and not metadata and name not in wanted:
+            return None
+        return _report(name, folder, "failed", metadata or {}, traceback.format_exc())
+
+
+def _report(name, folder, status, metadata, error):
+    told = {key: metadata[key][:TEXT_MAX] for key in TOLD if metadata.get(key)}
+    # The end of a traceback says what happened.
+    error = error and error[-TRACE_MAX:]
+    return {"name": name, "path": folder, "status": status, "metadata": told, "error": error}
+
+
+def _tell(report, log):
+    name, error = report["name"], report["error"]
+    if report["status"] == "conflict":
+        log("warning", "plugins", f"plugin {name} of {report['path']} is left out: {error}")
+    elif report["status"] == "failed":
+        log("error", "plugins", f"plugin {name} does not load\n{error}")
 
 
 def _metadata(folder):
@@ -137,10 +213,15 @@ def _metadata(folder):
     if not os.path.isfile(path) or not os.path.isfile(os.path.join(folder, "__init__.py")):
         return None
     parser = configparser.ConfigParser(interpolation=None, strict=False)
-    with open(path, encoding="utf-8") as file:
+    # Keys as they are written: they are shown.
+    parser.optionxform = str
+    with open(path, encoding="utf-8-sig") as file:
         parser.read_file(file)
+    if not parser.has_section("general"):
+        return None
+    metadata = parser["general"]
     is_server = parser.getboolean("general", "server", fallback=False)
-    return parser["general"] if is_server else None
+    return dict(metadata) if is_server or services.is_offered(metadata) else None
 
 
 def _check_version(metadata):
@@ -159,12 +240,19 @@ def _version(text):
     return int(major) * 100 + min(int(rest.partition(".")[0] or 0), 99)
 
 
-def _start(name, interface):
+def _start(name, folder, metadata, interface):
     package = importlib.import_module(name)
-    # Plugins written for py-qgis-server look for this mark.
+    where = os.path.dirname(os.path.realpath(getattr(package, "__file__", None) or ""))
+    if where != os.path.realpath(folder):
+        raise RuntimeError(f"another module has the name {name}: {where}")
+    # Plugins written for other servers look for these marks.
     package._is_py_qgis_server = True
+    package._is_qjazz_server = True
     _tell_utils(interface)
-    plugin = package.serverClassFactory(interface)
+    if services.is_offered(metadata):
+        plugin = services.adapt(package, metadata, interface)
+    else:
+        plugin = package.serverClassFactory(interface)
     _tell_utils(interface)
     return plugin
 

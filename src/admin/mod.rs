@@ -6,6 +6,7 @@
 //! | `/ready` | a request would find a worker, and the server is not stopping |
 //! | `/status` | pools, workers, queue, losses, as JSON (`health.rs`) |
 //! | `/metrics` | the same and all counters, for Prometheus (`metrics.rs`) |
+//! | `/plugins`, `/plugins/<name>` | what became of each plugin, with its traceback (`plugins.rs`) |
 //!
 //! A port of its own, on loopback unless the operator says otherwise: none of this
 //! is on the public one. A connection serves one request and has a bound in time,
@@ -13,6 +14,7 @@
 
 mod health;
 mod metrics;
+mod plugins;
 #[cfg(test)]
 mod tests;
 
@@ -241,11 +243,17 @@ impl Server {
 
     async fn page(&self, request: &Request<Incoming>) -> Result<(&'static str, String), Refusal> {
         let path = request.uri().path();
-        if !["/ping", "/ready", "/status", "/metrics"].contains(&path) {
+        let plugin = path
+            .strip_prefix("/plugins")
+            .filter(|rest| rest.is_empty() || rest.starts_with('/'));
+        if !["/ping", "/ready", "/status", "/metrics"].contains(&path) && plugin.is_none() {
             return Err(Refusal::NoSuchPath);
         }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return Err(Refusal::Method);
+        }
+        if let Some(name) = plugin {
+            return self.plugins(name).await.map(|page| (JSON, page));
         }
         match path {
             "/ping" => Ok((JSON, health::ping())),
@@ -266,6 +274,16 @@ impl Server {
                 );
                 Ok((metrics::CONTENT_TYPE, page))
             }
+        }
+    }
+
+    /// All of them, or the one whose name follows the slash.
+    async fn plugins(&self, rest: &str) -> Result<String, Refusal> {
+        let workers = self.status().await?.workers;
+        let name = percent_encoding::percent_decode_str(rest).decode_utf8_lossy();
+        match name.trim_matches('/') {
+            "" => Ok(plugins::list(&workers)),
+            name => plugins::one(&workers, name).ok_or(Refusal::NoSuchPath),
         }
     }
 

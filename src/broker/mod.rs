@@ -35,7 +35,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config;
 use crate::metrics::Metrics;
-use crate::protocol::{Failure, Head, ProjectRef, Ready, Reason, Timings, Trace};
+use crate::protocol::{Failure, Head, ProjectRef, Ready, Reason, Timings, Trace, Visitor};
 
 pub use breaker::Open;
 pub use cost::Work;
@@ -133,6 +133,8 @@ struct Shared {
     stopping: AtomicBool,
     /// Workers die faster than they answer.
     storm: AtomicBool,
+    /// Some worker has plugins that may answer what is no whole request.
+    plugins_answer: AtomicBool,
     /// A `Command::Status` is on its way.
     status_wanted: AtomicBool,
     metrics: Arc<Metrics>,
@@ -161,6 +163,8 @@ pub struct Call {
     pub work: Work,
     /// `Ready::instance` of the worker that asks, if one of ours does.
     pub cause: Option<String>,
+    /// For the access policies of the worker.
+    pub visitor: Option<Visitor>,
 }
 
 impl Call {
@@ -510,6 +514,11 @@ impl Handle {
         let shared = &self.shared;
         let is = |flag: &AtomicBool| flag.load(Ordering::Relaxed);
         !is(&shared.stopping) && !is(&shared.storm) && shared.n_serving.load(Ordering::Relaxed) > 0
+    }
+
+    /// Some worker has plugins that may answer a request without a project or a service.
+    pub fn plugins_answer(&self) -> bool {
+        self.shared.plugins_answer.load(Ordering::Relaxed)
     }
 
     /// As it is now. Those who ask at the same time get the same one.

@@ -632,6 +632,8 @@ impl<T: Transport> Driver<T> {
         let worker = Member::new(ready);
         tracing::info!(%worker, qgis = worker.ready.versions.qgis, "ready");
         self.workers.insert(peer, worker);
+        let answers = self.workers.values().any(|it| it.ready.plugins_answer);
+        self.shared.plugins_answer.store(answers, Ordering::Relaxed);
     }
 
     fn partial(&mut self, peer: &Peer, partial: Partial, bytes: Bytes) {
@@ -939,6 +941,7 @@ impl<T: Transport> Driver<T> {
             project: call.project.clone(),
             operation: call.operation.clone(),
             trace: call.trace.clone(),
+            visitor: call.visitor.clone(),
         };
         let serving = Serving::of(id, call);
         let frames = Message::Request(request, call.body.clone()).encode();

@@ -180,6 +180,7 @@ pub fn get(operation: &str) -> Call {
         client: "192.0.2.1".into(),
         work: Work::default(),
         cause: None,
+        visitor: None,
     }
 }
 

@@ -10,6 +10,7 @@ use super::keys::Program;
 use super::kind::loopback;
 use super::layers::{Mistake, Settings};
 use super::{Config, Http, finding};
+use crate::ogc::policy::Rule;
 
 /// When the settings are looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,6 +72,10 @@ pub fn mistakes(
     if let Some(url) = &config.http.proxy_url {
         found.note("server.proxy_url", web_address(url));
     }
+    for (name, entry) in settings.members("policies.") {
+        let rule = Rule::parse(name, &entry.text).map(drop);
+        found.note(&format!("policies.{name}"), rule);
+    }
     for (name, path) in &config.http.apis {
         found.note(&format!("api.endpoints.{name}"), root_path(path));
     }
@@ -92,6 +97,9 @@ pub fn warnings(config: &Config) -> Vec<String> {
     if config.http.proxy_url.is_some() && !config.http.http_proxy {
         warnings.push("server.proxy_url has no effect without server.http_proxy".into());
     }
+    if config.pool.plugin_manager.is_some() && config.pool.plugin_paths.is_empty() {
+        warnings.push("plugins.install_mode has no effect without server.pluginpath".into());
+    }
     let open = config
         .management
         .iter()
@@ -99,7 +107,7 @@ pub fn warnings(config: &Config) -> Vec<String> {
         .filter(|interface| !interface.is_loopback());
     for interface in open {
         warnings.push(format!(
-            "management.interfaces: whoever reaches {interface} reads /status and /metrics"
+            "management.interfaces: whoever reaches {interface} reads /status, /plugins and /metrics"
         ));
     }
     warnings.extend(finding::warnings(&config.pool.finding));

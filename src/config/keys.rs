@@ -302,10 +302,9 @@ pub const SETTINGS: &[Setting] = &[
     row("server.restartmon", Kind::Path, "", "file whose change restarts the workers, one after the other").live(),
     row("server.reload_timeout", Kind::Seconds, "10", "seconds that reading settings and certificates again may take; after them nothing changes").live(),
     row("server.restartmon_check_time", Kind::Milliseconds, "3000", "milliseconds between two looks at server.restartmon").live(),
-    row("server.pluginpath", Kind::Paths, "", "directories with QGIS server plugins, separated by colons")
-        .env(&["QGSRV_SERVER_PLUGINPATH", "QGIS_PLUGINPATH"]).live(),
-    row("server.enable_filters", Kind::Bool, "no", "run access policies before a request is served")
-        .later(),
+    row("server.pluginpath", Kind::Paths, "", "directories with QGIS server plugins, separated by colons or commas; of two plugins with one name the first is loaded")
+        .env(&["QGSRV_SERVER_PLUGINPATH", "QGIS_PLUGINPATH"]).older(&["worker.qgis.plugins.paths"]).live(),
+    row("server.enable_filters", Kind::Bool, "no", "run access policies in Python (entry points py_qgis_server.access_policy) before a request is served; they serve /ows/p/<profile>/"),
     row("server.memory_high_water_mark", Kind::Fraction, "0.9", "part of the memory of the machine, or of the control group, above which the largest worker of a pool is replaced; 0: never").live(),
     row("server.getfeaturelimit", Kind::Integer, "-1", "features that one WFS GetFeature may return; -1: any number")
         .later(),
@@ -372,6 +371,15 @@ pub const SETTINGS: &[Setting] = &[
     row("projects.s3.access_key_id", Kind::Text, "", "who we are there; empty: anybody").env(&["AWS_ACCESS_KEY_ID"]).live(),
     row("projects.s3.secret_access_key", Kind::Secret, "", "the secret that goes with it").env(&["AWS_SECRET_ACCESS_KEY"]).live(),
     row("projects.s3.path_style", Kind::Bool, "yes", "name the bucket in the path; no: in the host").live(),
+
+    row("plugins.install", Kind::Words, "", "plugins that are loaded, by the name in their metadata or of their folder; empty: all that are found")
+        .older(&["worker.qgis.plugins.install"]).live(),
+    row("plugins.strict", Kind::Bool, "no", "a worker does not start when a plugin does not load").live(),
+    row("plugins.install_mode", Kind::OneOf(&["external", "auto"]), "external", "auto: plugins.plugin_manager puts plugins.install into the first of server.pluginpath before workers start")
+        .older(&["worker.qgis.plugins.install_mode"]),
+    row("plugins.plugin_manager", Kind::Text, "qgis-plugin-manager", "the program that does it, looked for in PATH")
+        .older(&["worker.qgis.plugins.plugin_manager"]),
+    row("plugins.install_timeout", Kind::Seconds, "120", "seconds that it may take in all; after that, workers start with what is there"),
 
     row("worker.server", Kind::Endpoint, "${zmq:bindaddr}", "the server that a pool joins: HOST, HOST:PORT or tcp://HOST:PORT")
         .flags(&[
@@ -454,7 +462,7 @@ pub const SETTINGS: &[Setting] = &[
     row("metadata.external_doc_description", Kind::Text, "", "what further documentation says"),
     row("metadata.external_doc_url", Kind::Text, "", "where it is"),
 
-    row("management.enabled", Kind::Bool, "no", "serve /ping, /ready, /status and /metrics on management.port"),
+    row("management.enabled", Kind::Bool, "no", "serve /ping, /ready, /status, /plugins and /metrics on management.port"),
     row("management.interfaces", Kind::Addresses, "127.0.0.1", "IP addresses to listen on for that; whoever reaches them reads it"),
     row("management.port", Kind::Port, "19876", "TCP port for that; 0 takes any free one"),
     row("management.ssl", Kind::Bool, "no", "serve it over HTTPS"),
@@ -498,6 +506,15 @@ pub const FAMILIES: &[Family] = &[
         env_prefix: Some("QGSRV_API_ENDPOINTS_"), state: State::Ready, live: true },
     Family { prefix: "api:", pattern: "<name>.<VARIABLE>", kind: Kind::Text,
         help: "variable for QGIS that goes with an API",
+        env_prefix: None, state: State::Ready, live: true },
+    Family { prefix: "policies.", pattern: "<name>", kind: Kind::Text,
+        help: "a rule, asked in the order of their names: allow | deny | rewrite NAME=value … | request-header Name=value … | response-header Name=value …, then: if NAME=pattern NAME!=pattern …; NAME is a parameter in upper case, path, profile, method, client or header:Name",
+        env_prefix: Some("QGSRV_POLICIES_"), state: State::Ready, live: true },
+    Family { prefix: "contrib:", pattern: "<name>.<key>", kind: Kind::Text,
+        help: "a setting of an access policy in Python",
+        env_prefix: None, state: State::Ready, live: true },
+    Family { prefix: "extensions:", pattern: "<name>.<key>", kind: Kind::Text,
+        help: "a setting of an access policy in Python",
         env_prefix: None, state: State::Ready, live: true },
     Family { prefix: "metadata.", pattern: "<key>", kind: Kind::Text,
         help: "more to say on the page at /",

@@ -41,13 +41,15 @@ pub enum Kind {
     /// Between 0 and 1.
     Fraction,
     Text,
+    /// One of these words.
+    OneOf(&'static [&'static str]),
     /// Text that is never shown.
     Secret,
     /// Relative ones are taken from the working directory.
     Path,
     /// Separated by commas.
     Words,
-    /// Separated by colons.
+    /// Separated by colons or commas.
     Paths,
     /// IP addresses, separated by commas.
     Addresses,
@@ -87,9 +89,18 @@ impl Kind {
             Self::Bytes { min, max } => Value::Count(within(bytes(text)?, min, max)?),
             Self::Fraction => Value::Fraction(within(text.parse().ok()?, 0.0, 1.0)?),
             Self::Text | Self::Secret => Value::Text(text.into()),
+            Self::OneOf(words) => Value::Text(
+                words
+                    .iter()
+                    .find(|word| word.eq_ignore_ascii_case(text))?
+                    .to_string(),
+            ),
             Self::Path => Value::Path(text.into()),
             Self::Words => Value::Words(parts(text, ',').map(str::to_owned).collect()),
-            Self::Paths => Value::Paths(parts(text, ':').map(PathBuf::from).collect()),
+            Self::Paths => {
+                let paths = text.split(':').flat_map(|text| parts(text, ','));
+                Value::Paths(paths.map(PathBuf::from).collect())
+            }
             Self::Addresses => Value::Addresses(addresses(text)?),
             Self::Endpoint => Value::Text(endpoint(text)?),
             Self::Level => Value::Level(level(text)?),
@@ -111,9 +122,10 @@ impl Kind {
             Self::Bytes { min, max } => format!("bytes such as 64K or 100M, from {min} to {max}"),
             Self::Fraction => "a fraction from 0 to 1".into(),
             Self::Text | Self::Secret => "text".into(),
+            Self::OneOf(words) => words.join(" or "),
             Self::Path => "a path".into(),
             Self::Words => "words separated by commas".into(),
-            Self::Paths => "paths separated by colons".into(),
+            Self::Paths => "paths separated by colons or commas".into(),
             Self::Addresses => "IP addresses separated by commas".into(),
             Self::Endpoint => "an address such as tcp://127.0.0.1:18080".into(),
             Self::Level => "debug, info, warning or error".into(),
@@ -307,9 +319,19 @@ mod tests {
         );
         assert_eq!(parse(Kind::Words, ""), Some(words(&[])));
         assert_eq!(
-            parse(Kind::Paths, "/a:/b"),
-            Some(Value::Paths(vec!["/a".into(), "/b".into()]))
+            parse(Kind::Paths, "/a:/b, /c\n/d"),
+            Some(Value::Paths(
+                ["/a", "/b", "/c", "/d"].map(PathBuf::from).into()
+            ))
         );
+    }
+
+    #[test]
+    fn a_choice_has_its_words_and_no_others() {
+        let kind = Kind::OneOf(&["external", "auto"]);
+        assert_eq!(parse(kind, "AUTO"), Some(Value::Text("auto".into())));
+        assert_eq!(parse(kind, ""), None);
+        assert_eq!(kind.expected(), "external or auto");
     }
 
     #[test]

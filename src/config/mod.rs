@@ -29,6 +29,8 @@ pub use sources::{Changed, Sources, log_mistakes};
 use kind::Value;
 use layers::Settings;
 
+use crate::ogc::policy::Policies;
+
 /// Everything a program of ours needs to know.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
@@ -125,6 +127,17 @@ pub struct Http {
     pub default_scheme: String,
     /// Schemes that a MAP may have; None where only the pools know them.
     pub schemes: Option<Vec<String>>,
+    /// `[policies]`: who may ask what.
+    pub policies: Policies,
+    /// Workers have access policies in Python, which have to agree.
+    pub filters: bool,
+}
+
+impl Http {
+    /// There may be something at `/ows/p/<profile>/`.
+    pub fn has_profiles(&self) -> bool {
+        self.filters || self.policies.has_profiles()
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -194,6 +207,16 @@ pub struct Pool {
     pub rootdir: PathBuf,
     pub python: PathBuf,
     pub plugin_paths: Vec<PathBuf>,
+    /// Names of the plugins that are loaded; empty: all.
+    pub plugins: Vec<String>,
+    pub plugins_strict: bool,
+    /// Program that puts these plugins into the first path before workers start.
+    pub plugin_manager: Option<String>,
+    pub plugin_timeout: Duration,
+    /// Access policies in Python are run.
+    pub filters: bool,
+    /// What they may know of the settings: sections with keys and texts.
+    pub filter_settings: BTreeMap<String, BTreeMap<String, String>>,
     /// A worker must be ready within this time.
     pub start_timeout: Duration,
     /// A worker that dies younger is replaced with back-off.
@@ -298,6 +321,8 @@ impl Default for Config {
                 metadata: BTreeMap::new(),
                 default_scheme: FILE.into(),
                 schemes: Finding::default().names(),
+                policies: Policies::default(),
+                filters: false,
             },
             broker: Broker {
                 gate: None,
@@ -333,6 +358,12 @@ impl Default for Config {
                 rootdir: PathBuf::new(),
                 python: PathBuf::from("/usr/bin/python3"),
                 plugin_paths: Vec::new(),
+                plugins: Vec::new(),
+                plugins_strict: false,
+                plugin_manager: None,
+                plugin_timeout: seconds(120),
+                filters: false,
+                filter_settings: BTreeMap::new(),
                 start_timeout: seconds(60),
                 young: seconds(5),
                 backoff_max: seconds(30),
@@ -471,6 +502,8 @@ impl Http {
             metadata: present("metadata.", settings),
             default_scheme: finding.default_scheme,
             schemes,
+            policies: policies(settings),
+            filters: settings.bool("server.enable_filters"),
         }
     }
 }
@@ -521,6 +554,14 @@ impl Pool {
             rootdir: settings.path("projects.cache.rootdir").unwrap_or_default(),
             python: settings.path("worker.python").unwrap_or_default(),
             plugin_paths: settings.paths("server.pluginpath"),
+            plugins: settings.words("plugins.install"),
+            plugins_strict: settings.bool("plugins.strict"),
+            plugin_manager: settings
+                .text("plugins.plugin_manager")
+                .filter(|_| settings.text("plugins.install_mode").as_deref() == Some("auto")),
+            plugin_timeout: settings.duration("plugins.install_timeout"),
+            filters: settings.bool("server.enable_filters"),
+            filter_settings: filter_settings(settings),
             start_timeout: settings.duration("worker.start_timeout"),
             young: settings.duration("worker.young"),
             backoff_max: settings.duration("worker.backoff_max"),
@@ -616,6 +657,30 @@ fn variables(settings: &Settings) -> BTreeMap<String, String> {
         .filter(|((api, _), entry)| is_wanted(api, entry))
         .map(|((_, variable), entry)| (variable.to_owned(), entry.text.clone()))
         .collect()
+}
+
+fn policies(settings: &Settings) -> Policies {
+    let rules = settings.members("policies.");
+    let rules = rules.map(|(name, entry)| (name, entry.text.as_str()));
+    let root = settings.path("projects.cache.rootdir").unwrap_or_default();
+    Policies::new(rules, &root)
+}
+
+/// What filters written for other servers read: sections and keys have their names.
+fn filter_settings(settings: &Settings) -> BTreeMap<String, BTreeMap<String, String>> {
+    let mut sections = BTreeMap::<_, BTreeMap<_, _>>::new();
+    if !settings.bool("server.enable_filters") {
+        return sections;
+    }
+    for (name, entry) in &settings.0 {
+        let (section, key) = keys::split(name);
+        let is_theirs = section.starts_with("contrib:") || section.starts_with("extensions:");
+        if is_theirs || matches!(section, "server" | "projects.cache") {
+            let section = sections.entry(section.to_owned()).or_default();
+            section.insert(key.to_owned(), entry.text.clone());
+        }
+    }
+    sections
 }
 
 fn present(prefix: &str, settings: &Settings) -> BTreeMap<String, String> {

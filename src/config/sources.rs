@@ -310,6 +310,7 @@ mod tests {
                 "900M",
                 "1K",
                 "0.75",
+                "auto",
             ];
             let read = |text: &str| {
                 fs::write(&file, "").unwrap();

@@ -10,6 +10,7 @@ pub mod body;
 mod form;
 pub(crate) mod forwarded;
 pub mod pages;
+mod policy;
 pub mod reply;
 mod request;
 mod respond;

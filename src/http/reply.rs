@@ -46,6 +46,10 @@ pub enum Refusal {
         parameter: &'static str,
     },
     NoProject,
+    /// A rule of the operator.
+    Forbidden,
+    /// Rules cannot tell what QGIS would read in it.
+    Unclear,
     Panicked,
     Broker(Error),
 }
@@ -173,6 +177,15 @@ impl Refusal {
                 Some("MAP"),
                 "No project defined. For OWS services: please provide a SERVICE and a MAP parameter".into(),
             ),
+            Self::Forbidden => {
+                (S::FORBIDDEN, "NoApplicableCode", None, "This is not allowed here".into())
+            }
+            Self::Unclear => (
+                S::BAD_REQUEST,
+                "NoApplicableCode",
+                None,
+                "The body does not say clearly what it asks for, or not what the query says".into(),
+            ),
             Self::Panicked => {
                 (S::INTERNAL_SERVER_ERROR, "NoApplicableCode", None, "Internal error of the server".into())
             }
@@ -266,6 +279,9 @@ impl Refusal {
                     None,
                     "The answer is larger than can be made here".into(),
                 ),
+                Failure::PolicyRaised => {
+                    (S::INTERNAL_SERVER_ERROR, "NoApplicableCode", None, "An access policy failed".into())
+                }
                 Failure::Cancelled => {
                     (S::SERVICE_UNAVAILABLE, "ServerBusy", None, "The request was cancelled".into())
                 }
@@ -574,6 +590,7 @@ mod tests {
             (Error::Failed(Failure::GaveUp), 500, None),
             (Error::Failed(Failure::TooLarge), 500, None),
             (Error::Failed(Failure::Cancelled), 503, Some("1")),
+            (Error::Failed(Failure::PolicyRaised), 500, None),
         ] {
             assert_eq!(
                 status_of(error.clone().into()),
@@ -598,6 +615,8 @@ mod tests {
                 400,
             ),
             (Refusal::NoProject, 400),
+            (Refusal::Forbidden, 403),
+            (Refusal::Unclear, 400),
             (Refusal::Panicked, 500),
         ] {
             assert_eq!(status_of(refusal.clone()), (status, None), "{refusal:?}");

@@ -1,5 +1,6 @@
 //! An HTTP request as a call on a worker.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -19,7 +20,7 @@ use crate::broker::{Call, Name, Work};
 use crate::config::Http;
 use crate::metrics::Kind;
 use crate::ogc::{guard, ows};
-use crate::protocol::{HEAD_MAX, ProjectRef, Trace};
+use crate::protocol::{HEAD_MAX, ProjectRef, Trace, Visitor};
 
 /// A longer or stranger `X-Request-Id` is replaced.
 const REQUEST_ID_MAX: usize = 128;
@@ -49,6 +50,10 @@ pub struct Asked {
     /// MAP as the client wrote it.
     pub map: Option<String>,
     pub dialect: Dialect,
+    /// What policies add to the response.
+    pub headers: Vec<(String, String)>,
+    /// They tell clients apart.
+    pub is_private: bool,
 }
 
 /// A request that no worker sees.
@@ -66,6 +71,9 @@ pub struct Incomplete<'a> {
     pub request_id: &'a str,
     pub trace: Option<&'a Trace>,
     pub client: Name,
+    pub address: IpAddr,
+    /// Some worker has plugins that may answer what is no whole request.
+    pub plugins_answer: bool,
 }
 
 /// The id that the client gave, if it can stand in logs and headers, or a new one.
@@ -217,8 +225,8 @@ impl Incomplete<'_> {
             body = Bytes::new();
         }
         let root = ows::root(&body);
-        let map = kvp.get("MAP").or_else(|| self.project_header());
-        let dialect = ows_dialect(&kvp, root.as_ref());
+        let mut map = kvp.get("MAP").or_else(|| self.project_header());
+        let mut dialect = ows_dialect(&kvp, root.as_ref());
         let refused = |refusal| Refused {
             refusal,
             dialect: dialect.clone(),
@@ -227,15 +235,32 @@ impl Incomplete<'_> {
         if is_absurd {
             return Err(refused(Refusal::TooManyFields { limit: FIELDS_MAX }));
         }
+        let method = if is_form {
+            Method::GET
+        } else {
+            self.parts.method.clone()
+        };
+        let granted = self.admit(method.as_str(), &mut kvp, &body);
+        let granted = granted.map_err(refused)?;
+        map = kvp.get("MAP").or_else(|| self.project_header());
+        dialect = ows_dialect(&kvp, root.as_ref());
+        let refused = |refusal| Refused {
+            refusal,
+            dialect: dialect.clone(),
+            map: map.clone(),
+        };
+        let may_be_part = self.plugins_answer || self.config.filters;
         // The rest of an XML request stands in its body, where only QGIS looks.
-        if body.is_empty() {
+        if body.is_empty() && !may_be_part {
             for parameter in ["SERVICE", "REQUEST"] {
                 kvp.get(parameter)
                     .ok_or_else(|| refused(Refusal::Missing { parameter }))?;
             }
         }
         let project = self.project(map.as_deref()).map_err(refused)?;
-        let project = project.ok_or_else(|| refused(Refusal::NoProject))?;
+        if project.is_none() && !may_be_part {
+            return Err(refused(Refusal::NoProject));
+        }
         let named = kvp.get("REQUEST").map(|name| ows::operation(&name));
         let in_body = root.map(|root| root.operation);
         let may_cancel = match is_post {
@@ -245,11 +270,6 @@ impl Incomplete<'_> {
         let operation = named
             .or(in_body)
             .unwrap_or_else(|| self.parts.method.to_string());
-        let method = if is_form {
-            Method::GET
-        } else {
-            self.parts.method.clone()
-        };
         let service = match &dialect {
             Dialect::Ows { service, .. } => service.as_deref(),
             Dialect::Problem => None,
@@ -258,7 +278,8 @@ impl Incomplete<'_> {
         let work = work::of(&kvp, &operation);
         let query = kvp.to_query();
         let form = is_form.then(|| query.clone());
-        let mut call = self.call(method, query, body, Some(project), operation);
+        let mut call = self.call(method, query, body, project, operation);
+        self.add(&mut call, granted.request_headers, granted.visitor);
         call.work = work;
         call.retry = !is_post && may_cancel;
         call.cancel = self.ends_with_client(&call.operation, may_cancel);
@@ -275,17 +296,22 @@ impl Incomplete<'_> {
             form,
             map,
             dialect,
+            headers: granted.response_headers,
+            is_private: granted.is_private,
         })
     }
 
     /// A request for an API, which keeps its own grammar.
     pub async fn api(&self, body: Bytes) -> Result<Asked, Refused> {
-        let map = ows::map_of(self.query()).or_else(|| self.project_header());
+        let mut query = ows::api_query(self.query());
+        let granted = self.admit_api(self.parts.method.as_str(), &mut query);
+        let map = ows::map_of(&query).or_else(|| self.project_header());
         let refused = |refusal| Refused {
             refusal,
             dialect: Dialect::Problem,
             map: map.clone(),
         };
+        let granted = granted.map_err(refused)?;
         let kind = self
             .parts
             .headers
@@ -298,13 +324,8 @@ impl Incomplete<'_> {
         let method = self.parts.method.clone();
         let may_repeat = matches!(method, Method::GET | Method::HEAD);
         let operation = ows::operation(self.parts.uri.path());
-        let mut call = self.call(
-            method,
-            ows::api_query(self.query()),
-            body,
-            project,
-            operation,
-        );
+        let mut call = self.call(method, query, body, project, operation);
+        self.add(&mut call, granted.request_headers, granted.visitor);
         call.retry = may_repeat;
         call.cancel = self.ends_with_client(&call.operation, may_repeat);
         if !fits(&call) {
@@ -317,6 +338,8 @@ impl Incomplete<'_> {
             form: None,
             map,
             dialect: Dialect::Problem,
+            headers: granted.response_headers,
+            is_private: granted.is_private,
         })
     }
 
@@ -337,14 +360,14 @@ impl Incomplete<'_> {
         self.parts.uri.query().unwrap_or_default()
     }
 
-    fn project_header(&self) -> Option<String> {
+    pub fn project_header(&self) -> Option<String> {
         let value = self.parts.headers.get("x-qgis-project")?;
         let name = String::from_utf8_lossy(value.as_bytes()).trim().to_owned();
         (!name.is_empty()).then_some(name)
     }
 
     /// None when nobody names a project.
-    fn project(&self, map: Option<&str>) -> Result<Option<ProjectRef>, Refusal> {
+    pub fn project(&self, map: Option<&str>) -> Result<Option<ProjectRef>, Refusal> {
         match map.or(self.config.default_project.as_deref()) {
             None => Ok(None),
             Some(map) => guard::project(map, self.schemes())
@@ -391,7 +414,18 @@ impl Incomplete<'_> {
             client: self.client.clone(),
             work: Work::default(),
             cause: self.cause(),
+            visitor: None,
         }
+    }
+
+    /// What policies say goes before what the client says.
+    fn add(&self, call: &mut Call, headers: Vec<(String, String)>, visitor: Option<Visitor>) {
+        for (name, value) in headers {
+            let name = title_case(&name.to_ascii_lowercase());
+            call.headers.retain(|(known, _)| *known != name);
+            call.headers.push((name, value));
+        }
+        call.visitor = visitor;
     }
 
     /// Only what is meant for QGIS, in Title-Case because it looks nowhere else.
@@ -462,7 +496,12 @@ fn fits(call: &Call) -> bool {
         .map(|(name, value)| 2 * (name.len() + value.len()) + 8)
         .sum();
     let project = call.project.as_ref().map_or(0, |it| 2 * it.path.len());
-    call.url.len() + headers + project + HEAD_REST <= HEAD_MAX
+    let visitor = call.visitor.iter().map(|it| {
+        let headers = it.headers.iter();
+        let headers = headers.map(|(name, value)| 2 * (name.len() + value.len()) + 8);
+        headers.sum::<usize>() + 2 * it.path.len()
+    });
+    call.url.len() + headers + project + visitor.sum::<usize>() + HEAD_REST <= HEAD_MAX
 }
 
 /// Written by the front, whatever the operator's prefixes let through.

@@ -9,7 +9,7 @@ use std::task::Poll;
 use std::time::Instant;
 
 use hyper::body::{Body, Incoming};
-use hyper::header::{self, HeaderMap, HeaderValue};
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode, Version};
 use tokio::time::timeout;
@@ -18,6 +18,7 @@ use super::access::{Books, Line};
 use super::body::{Chunks, Content, Outgoing};
 use super::forwarded::{self, Base};
 use super::pages;
+use super::policy;
 use super::reply::{self, Dialect, Known, Refusal};
 use super::request::{self, Asked, Held, Incomplete, Refused, Room};
 use super::route::Route;
@@ -42,6 +43,10 @@ pub trait Backend: Clone + Send + Sync + 'static {
         call: Call,
     ) -> impl Future<Output = Result<(Head, Self::Body), broker::Error>> + Send;
     fn is_ready(&self) -> bool;
+    /// Some worker has plugins that may answer what is no whole request.
+    fn plugins_answer(&self) -> bool {
+        false
+    }
     fn status(&self) -> impl Future<Output = Status> + Send;
     /// Where it counts, and the front with it.
     fn metrics(&self) -> Arc<Metrics> {
@@ -60,6 +65,10 @@ impl Backend for broker::Handle {
 
     fn is_ready(&self) -> bool {
         self.is_ready()
+    }
+
+    fn plugins_answer(&self) -> bool {
+        self.plugins_answer()
     }
 
     async fn status(&self) -> Status {
@@ -232,6 +241,11 @@ impl<B: Backend> Front<B> {
     fn route(&self, parts: &Parts) -> Option<Route> {
         let path = parts.uri.path();
         let route = Route::of(path, &self.config.apis, self.config.status_page);
+        let route = route.or_else(|| {
+            self.config
+                .has_profiles()
+                .then(|| policy::Path::of(path).route())?
+        });
         route.filter(|_| guard::is_plain_path(path))
     }
 
@@ -294,6 +308,8 @@ impl<B: Backend> Front<B> {
             request_id: &line.request_id,
             trace: line.trace.as_ref(),
             client: self.client_name(parts, line.client),
+            address: line.client,
+            plugins_answer: self.backend.plugins_answer(),
         };
         let asked = if route == Route::Ows {
             request.ows(held.body.clone())
@@ -306,6 +322,8 @@ impl<B: Backend> Front<B> {
             form,
             map,
             dialect,
+            headers,
+            is_private,
         } = match asked {
             Ok(asked) => asked,
             Err(Refused {
@@ -316,20 +334,31 @@ impl<B: Backend> Front<B> {
         };
         (line.kind, line.form, line.called) = (kind, form, Some(Instant::now()));
         let is_capabilities = call.operation.eq_ignore_ascii_case("GetCapabilities");
+        let has_project = call.project.is_some();
         let replied = self.backend.call(call).await;
         line.failure = replied.as_ref().err().map(broker::Error::reason);
         let replied = replied.map_err(Refusal::from);
         let response = replied.and_then(|(head, body)| {
             reply::from_qgis(head, body, is_capabilities, &line.request_id)
         });
-        match response {
+        let response = match response {
             Err(refusal) => refusal.into_response(&dialect, map.as_deref()),
+            Ok(response)
+                if route == Route::Ows && !has_project && reply::is_of_no_api(&response) =>
+            {
+                Refusal::NoProject.into_response(&dialect, None)
+            }
             Ok(response) if route == Route::Ows => with_map_id(response, map.as_deref()),
             Ok(response) if reply::is_of_no_api(&response) => {
                 Refusal::NoSuchPath.into_response(&dialect, None)
             }
             Ok(response) => response,
+        };
+        let mut response = with_headers(response, &headers);
+        if is_private {
+            policy::keep_private(response.headers_mut());
         }
+        response
     }
 
     /// What every response has.
@@ -428,6 +457,17 @@ fn with_map_id<T>(mut response: Response<T>, map: Option<&str>) -> Response<T> {
         response
             .headers_mut()
             .insert("x-map-id", reply::map_id(map));
+    }
+    response
+}
+
+/// What the operator's policies add.
+fn with_headers<T>(mut response: Response<T>, headers: &[(String, String)]) -> Response<T> {
+    for (name, value) in headers {
+        let name = HeaderName::try_from(name.as_str());
+        if let (Ok(name), Ok(value)) = (name, HeaderValue::from_str(value)) {
+            response.headers_mut().insert(name, value);
+        }
     }
     response
 }

@@ -3,3 +3,4 @@
 pub mod exception;
 pub mod guard;
 pub mod ows;
+pub mod policy;

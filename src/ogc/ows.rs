@@ -70,6 +70,21 @@ impl Kvp {
         Some(decode(value.as_bytes())).filter(|value| !value.is_empty())
     }
 
+    /// Keys and decoded values.
+    pub fn pairs(&self) -> impl Iterator<Item = (String, String)> {
+        let pairs = self.0.iter();
+        pairs.map(|(key, value)| (key.clone(), decode(value.as_bytes())))
+    }
+
+    /// Gives `key` this value; an empty one takes it away.
+    pub fn set(&mut self, key: &str, value: &str) {
+        self.0.retain(|(known, _)| known != key);
+        if !value.is_empty() {
+            let value = percent_encode(value.as_bytes(), NOT_KEY).to_string();
+            self.0.push((key.to_owned(), value));
+        }
+    }
+
     /// The query again.
     pub fn to_query(&self) -> String {
         let pairs: Vec<String> = self
@@ -95,6 +110,27 @@ pub fn api_query(query: &str) -> String {
     };
     let pairs: Vec<String> = query.split('&').filter_map(pair).collect();
     tidy(pairs.join("&").as_bytes())
+}
+
+/// All pairs of a query, decoded.
+pub fn all_pairs(query: &str) -> impl Iterator<Item = (String, String)> {
+    let pairs = query.split('&').filter(|pair| !pair.is_empty());
+    pairs.map(|pair| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (decoded(key), decoded(value))
+    })
+}
+
+/// The query of an API with another project; an empty name takes it away.
+pub fn with_map(query: &str, map: &str) -> String {
+    let is_other = |pair: &&str| !is_map(pair.split('=').next().unwrap_or_default());
+    let others = query.split('&').filter(|pair| !pair.is_empty());
+    let mut pairs: Vec<String> = others.filter(is_other).map(str::to_owned).collect();
+    if !map.is_empty() {
+        let value = percent_encode(map.as_bytes(), NOT_KEY);
+        pairs.push(format!("MAP={value}"));
+    }
+    pairs.join("&")
 }
 
 /// Whether one of the parameters of `form` is a SERVICE. A body may be long, so
@@ -235,6 +271,11 @@ fn is_map(key: &str) -> bool {
 
 fn encode_key(key: &str) -> String {
     percent_encode(key.as_bytes(), NOT_KEY).to_string()
+}
+
+/// What a piece of a query means.
+pub fn decoded(piece: &str) -> String {
+    decode(piece.as_bytes())
 }
 
 /// A `+` is a space, here as in QGIS.

@@ -9,6 +9,7 @@ mod machine;
 mod memory;
 mod patience;
 mod places;
+mod plugins;
 mod pool;
 mod projects;
 mod qgis;
@@ -71,6 +72,10 @@ fn run(config: Config, sources: Sources, warnings: &[String]) -> ExitCode {
         }
     };
     environment::set_temporary(folder.path());
+    if !plugins::install(&config.pool) && config.pool.plugins_strict {
+        tracing::error!("not without all plugins (plugins.strict)");
+        return ExitCode::from(UNAVAILABLE);
+    }
     // Done once for all workers, and from a disk that may still be cold.
     patience::begin(config.pool.start_timeout * 2);
     let zygote = Zygote::start(&config.pool.python, &environment::prefix());

@@ -20,7 +20,7 @@ use pyo3::exceptions::{PyException, PyMemoryError, PyRuntimeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 use qgisserver::config;
-use qgisserver::protocol::{Failure, Head, Request, Versions};
+use qgisserver::protocol::{Failure, Head, Plugin, PluginStatus, Request, Versions};
 
 use crate::link::{Outlet, Unwanted};
 use crate::memory;
@@ -52,7 +52,7 @@ impl From<PyErr> for Error {
 }
 
 /// The Python half, compiled in: the worker is one file that cannot miss a part.
-const MODULES: [(&CStr, &CStr, &str); 7] = [
+const MODULES: [(&CStr, &CStr, &str); 10] = [
     (
         c"qgisserver",
         c"qgisserver/__init__.py",
@@ -77,6 +77,21 @@ const MODULES: [(&CStr, &CStr, &str); 7] = [
         c"qgisserver.storages",
         c"qgisserver/storages.py",
         include_str!("../../python/qgisserver/storages.py"),
+    ),
+    (
+        c"qgisserver.services",
+        c"qgisserver/services.py",
+        include_str!("../../python/qgisserver/services.py"),
+    ),
+    (
+        c"qgisserver.contrib",
+        c"qgisserver/contrib.py",
+        include_str!("../../python/qgisserver/contrib.py"),
+    ),
+    (
+        c"qgisserver.policies",
+        c"qgisserver/policies.py",
+        include_str!("../../python/qgisserver/policies.py"),
     ),
     (
         c"qgisserver.plugins",
@@ -283,6 +298,8 @@ pub struct Qgis {
     recorder: Py<PyAny>,
     serve: Py<PyAny>,
     load: Py<PyAny>,
+    /// Of the access policies, where they are enabled.
+    judge: Option<Py<PyAny>>,
     log: Py<Log>,
     /// A server filter is loaded: it must see every flush.
     eager: bool,
@@ -294,8 +311,9 @@ pub struct Qgis {
     starved: Arc<AtomicBool>,
     /// By which the last request called the server.
     host: String,
-    pub plugins: Vec<String>,
-    pub plugins_failed: Vec<String>,
+    pub plugins: Vec<Plugin>,
+    /// A request without project or service may have an answer.
+    pub plugins_answer: bool,
     /// No filter and no access control: the answer depends on the request alone.
     pub may_cache: bool,
 }
@@ -334,6 +352,7 @@ impl Qgis {
                 recorder: recorder.unbind(),
                 serve: package("exchange")?.getattr("serve")?.unbind(),
                 load: package("projects")?.getattr("load")?.unbind(),
+                judge: None,
                 eager: false,
                 log,
                 chunk_bytes: pool.chunk_bytes,
@@ -342,7 +361,7 @@ impl Qgis {
                 starved: starved.clone(),
                 host: String::new(),
                 plugins: Vec::new(),
-                plugins_failed: Vec::new(),
+                plugins_answer: false,
                 may_cache: true,
             })
         })
@@ -381,10 +400,20 @@ impl Qgis {
             let interface = self.application.getattr(py, "interface")?;
             let paths = self.rules.plugin_paths.iter();
             let paths: Vec<_> = paths.map(|path| path.to_string_lossy()).collect();
-            let loaded = package.call_method1("load", (paths, &interface, &self.log))?;
-            let failed: Bound<'_, PyDict>;
-            (self.plugins, failed) = loaded.extract()?;
-            self.plugins_failed = failed.keys().iter().map(|key| key.to_string()).collect();
+            let wanted = &self.rules.plugins;
+            let found = package.call_method1("load", (paths, wanted, &interface, &self.log))?;
+            let reports: Vec<Bound<'_, PyDict>> = found.extract()?;
+            self.plugins = reports.iter().map(report).collect::<PyResult<_>>()?;
+            let failed = |it: &&Plugin| it.status == PluginStatus::Failed;
+            if let Some(plugin) = self
+                .plugins
+                .iter()
+                .find(failed)
+                .filter(|_| self.rules.plugins_strict)
+            {
+                let why = format!("the plugin {} does not load (plugins.strict)", plugin.name);
+                return Err(PyRuntimeError::new_err(why));
+            }
             // A plugin may have replaced the hook, as QGIS itself does.
             self.recorder.call_method0(py, "install")?;
             package.call_method1("watch", (&self.recorder,))?;
@@ -392,10 +421,69 @@ impl Qgis {
                 .call_method1("count_filters", (&interface,))?
                 .extract()?;
             self.eager = n_filters > 0;
-            self.may_cache = n_filters == 0 && self.plugins.is_empty();
+            let services = py.import("qgisserver.services")?.getattr("offered")?;
+            self.plugins_answer = n_filters > 0 || services.len()? > 0;
+            let loaded = |it: &Plugin| it.status == PluginStatus::Loaded;
+            self.may_cache = n_filters == 0 && !self.plugins.iter().any(loaded);
             Ok(())
         })
         .map_err(Error::from)
+    }
+
+    /// Registers the access policies, if they are enabled. Without one that does not
+    /// load nothing is served.
+    pub fn load_policies(&mut self) -> Result<(), Error> {
+        if !self.rules.filters {
+            return Ok(());
+        }
+        // Their answers depend on who asks.
+        self.may_cache = false;
+        Python::attach(|py| -> PyResult<()> {
+            let package = py.import("qgisserver.policies")?;
+            let settings = &self.rules.filter_settings;
+            let loaded: Vec<String> = package
+                .call_method1("load", (settings, &self.log))?
+                .extract()?;
+            if !loaded.is_empty() {
+                tracing::info!(?loaded, "access policies");
+            }
+            self.judge = Some(package.getattr("judge")?.unbind());
+            Ok(())
+        })
+        .map_err(Error::from)
+    }
+
+    /// Asks the access policies about a request. Where only one side has them enabled
+    /// nothing is served.
+    pub fn judge(&mut self, request: &Request, body: &[u8]) -> Judgement {
+        let (judge, visitor) = match (&self.judge, &request.visitor) {
+            (Some(judge), Some(visitor)) => (judge, visitor),
+            (None, None) => return Judgement::Unchanged,
+            _ => {
+                tracing::error!(
+                    "either the server or this pool has no server.enable_filters: no answer"
+                );
+                return Judgement::Failed(Failure::PolicyRaised);
+            }
+        };
+        let judged = Python::attach(|py| {
+            let arguments = (
+                &self.log,
+                &request.method,
+                &request.url,
+                &visitor.headers,
+                PyBytes::new(py, body),
+                &visitor.address,
+                &visitor.path,
+                visitor.is_known,
+            );
+            let said = judge.bind(py).call1(arguments)?;
+            judgement(request, &said, &self.rules.finding)
+        });
+        judged.unwrap_or_else(|error: PyErr| {
+            tracing::error!(%error, "the access policies could not be asked");
+            Judgement::Failed(Failure::PolicyRaised)
+        })
     }
 
     /// Renders one map of nothing: fonts and symbols are loaded before the first client
@@ -540,7 +628,9 @@ impl Qgis {
                 Ok(Some(_)) if sink.borrow().was_stopped() => Err(Failure::Cancelled),
                 Ok(Some(answer)) => {
                     let (head, bytes) = finish(&sink.borrow(), answer)?;
-                    let lack = head.as_ref().and_then(|head| self.lack(head, &bytes));
+                    let speaks = !body.is_empty() || names_service(&request.url);
+                    let lack = head.as_ref();
+                    let lack = lack.and_then(|head| self.lack(head, &bytes, speaks));
                     lack.map_or(Ok((head, bytes)), Err)
                 }
                 Ok(None) if sink.borrow().is_unwanted() => Err(Failure::Cancelled),
@@ -556,7 +646,8 @@ impl Qgis {
 
     /// Why this answer is none. When QGIS has no memory it says so in the log alone,
     /// or sends half of an image, or nothing at all, with status 200.
-    fn lack(&self, head: &Head, bytes: &[u8]) -> Option<Failure> {
+    /// Who `speaks` a language of the OGC gets more than these two words.
+    fn lack(&self, head: &Head, bytes: &[u8], speaks: bool) -> Option<Failure> {
         match head.status {
             200 if is_cut_off(head, bytes) => {
                 tracing::error!(
@@ -564,7 +655,7 @@ impl Qgis {
                 );
                 Some(Failure::TooLarge)
             }
-            500 if bytes == BARE => Some(match self.starved.load(Ordering::Relaxed) {
+            500 if bytes == BARE && speaks => Some(match self.starved.load(Ordering::Relaxed) {
                 true => Failure::TooLarge,
                 false => Failure::GaveUp,
             }),
@@ -657,6 +748,78 @@ fn options(rules: &config::Pool) -> BTreeMap<&'static str, String> {
         ("allow_storage_schemes", rules.finding.allowed.join(",")),
         ("insecure", yes(false)),
     ])
+}
+
+/// What the access policies make of a request.
+pub enum Judgement {
+    Unchanged,
+    Changed(Box<Request>),
+    Refused(Head, Bytes),
+    /// One raised, or named a project that nobody may name.
+    Failed(Failure),
+}
+
+/// See `policies.py` for what it says.
+fn judgement(
+    request: &Request,
+    said: &Bound<'_, PyAny>,
+    finding: &config::Finding,
+) -> PyResult<Judgement> {
+    if said.is_none() {
+        return Ok(Judgement::Unchanged);
+    }
+    let word: String = said.get_item(0)?.extract()?;
+    match word.as_str() {
+        "refused" => {
+            let (_, status, headers, body): (String, u16, Bound<'_, PyDict>, Bound<'_, PyBytes>) =
+                said.extract()?;
+            let body = Bytes::copy_from_slice(body.as_bytes());
+            Ok(Judgement::Refused(head(status, &headers)?, body))
+        }
+        "changed" => {
+            type Fields = BTreeMap<String, Option<String>>;
+            let (_, query, map, fields): (String, Option<String>, Option<String>, Fields) =
+                said.extract()?;
+            let mut changed = request.clone();
+            if let Some(query) = query {
+                let path = request.url.split('?').next().unwrap_or_default();
+                changed.url = format!("{path}?{query}");
+            }
+            match map.as_deref() {
+                None => {}
+                Some("") => changed.project = None,
+                Some(map) => match qgisserver::project(map, finding) {
+                    Some(project) => changed.project = Some(project),
+                    None => return Ok(Judgement::Failed(Failure::ProjectNotFound)),
+                },
+            }
+            for (name, value) in fields {
+                changed
+                    .headers
+                    .retain(|(known, _)| !known.eq_ignore_ascii_case(&name));
+                changed.headers.extend(value.map(|value| (name, value)));
+            }
+            Ok(Judgement::Changed(Box::new(changed)))
+        }
+        _ => Ok(Judgement::Failed(Failure::PolicyRaised)),
+    }
+}
+
+/// A plugin as `plugins.py` reports it.
+fn report(found: &Bound<'_, PyDict>) -> PyResult<Plugin> {
+    let item = |key: &str| found.as_any().get_item(key);
+    let status: String = item("status")?.extract()?;
+    Ok(Plugin {
+        name: item("name")?.extract()?,
+        path: item("path")?.extract()?,
+        status: match status.as_str() {
+            "loaded" => PluginStatus::Loaded,
+            "conflict" => PluginStatus::Conflict,
+            _ => PluginStatus::Failed,
+        },
+        metadata: item("metadata")?.extract()?,
+        error: item("error")?.extract()?,
+    })
 }
 
 /// Joins what the sink still holds with the rest, so that a reply that was never
@@ -942,6 +1105,13 @@ impl Log {
             _ => said!(debug, current, tag, text),
         }
     }
+}
+
+/// Whether an URL has a SERVICE.
+fn names_service(url: &str) -> bool {
+    let query = url.split_once('?').map_or("", |(_, query)| query);
+    let mut keys = query.split('&').filter_map(|pair| pair.split('=').next());
+    keys.any(|key| key.eq_ignore_ascii_case("SERVICE"))
 }
 
 /// The host of an URL without its port and brackets.

@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use qgisserver::config;
-use qgisserver::protocol::{Born, Failure, Final, Found, Ready, Request, Timings, Trace, Versions};
+use qgisserver::protocol::{
+    Born, Failure, Final, Found, Head, PluginStatus, Ready, Request, Timings, Trace, Versions,
+};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::board::{Board, Farewell};
@@ -21,8 +23,9 @@ use crate::drive::Drive;
 use crate::link::{self, Job, Last, Outlet};
 use crate::memory::{self, Resident};
 use crate::places::{Place, Places, Stamp};
+use crate::plugins;
 use crate::projects::Projects;
-use crate::qgis::{self, Project, Qgis, Served, Zygote};
+use crate::qgis::{self, Judgement, Project, Qgis, Served, Zygote};
 use crate::s3::Objects;
 use crate::storages::{self, Everywhere};
 
@@ -76,6 +79,7 @@ fn start_qgis(birth: &Birth<'_>, instance: &str) -> Result<Qgis, qgis::Error> {
     qgis.warm();
     qgis.introduce(instance)?;
     qgis.load_plugins()?;
+    qgis.load_policies()?;
     Ok(qgis)
 }
 
@@ -127,8 +131,10 @@ fn start_link(
         host: crate::host(),
         pid: std::process::id(),
         versions: birth.versions.clone(),
-        plugins: qgis.plugins.clone(),
-        plugins_failed: qgis.plugins_failed.clone(),
+        plugins: plugins::names(&qgis.plugins, PluginStatus::Loaded),
+        plugins_failed: plugins::names(&qgis.plugins, PluginStatus::Failed),
+        plugin_reports: plugins::fit(qgis.plugins.clone()),
+        plugins_answer: qgis.plugins_answer,
         may_cache: qgis.may_cache,
         born: Born::default(),
     };
@@ -208,6 +214,19 @@ impl Server {
     }
 
     fn answer(&mut self, request: &Request, body: &[u8], outlet: &Arc<Outlet>) -> (Final, Bytes) {
+        let changed;
+        // Before the project is looked for: who may not ask learns nothing of it.
+        let request = match self.qgis.judge(request, body) {
+            Judgement::Unchanged => request,
+            Judgement::Changed(other) => {
+                changed = other;
+                &*changed
+            }
+            Judgement::Refused(head, bytes) => return (self.report(Some(head), None), bytes),
+            Judgement::Failed(failure) => {
+                return (self.report(None, Some(failure)), Bytes::new());
+            }
+        };
         let start = Instant::now();
         let found = find(
             &mut self.qgis,
@@ -260,6 +279,17 @@ impl Server {
             "served"
         );
         finish(outlet, served, report, self.chunk_bytes)
+    }
+
+    /// Of a request that QGIS did not see.
+    fn report(&mut self, head: Option<Head>, failure: Option<Failure>) -> Final {
+        Final {
+            head,
+            failure,
+            memory_kb: self.memory.kilobytes(),
+            n_projects: self.projects.n_open(),
+            ..Final::default()
+        }
     }
 }
 

@@ -1,0 +1,1020 @@
+//! Who may ask what: the operator's rules, applied to what a request means and not to
+//! how it is written.
+//!
+//! A rule is one line: what to do, and if what.
+//!
+//! | rule | what it does |
+//! |---|---|
+//! | `allow if client=10.0.0.0/8` | lets the request pass; later rules are not asked |
+//! | `deny if SERVICE=WFS` | refuses it with 403; later rules are not asked |
+//! | `rewrite MAP=city DPI=96 if profile=city` | sets parameters, and later rules see them |
+//! | `request-header X-Role=guest if …` | sets a header that QGIS and its plugins see |
+//! | `response-header Cache-Control=no-store if …` | sets a header of the reply |
+//!
+//! The first rule that allows or denies decides; a request that none decides about is
+//! allowed, so a list of what is allowed ends with `deny`. All conditions of a rule must
+//! hold: `NAME=pattern` or `NAME!=pattern`, a pattern being a regular expression for the
+//! whole value. Blanks in a value want double quotes around it.
+//!
+//! | NAME | value |
+//! |---|---|
+//! | `SERVICE`, `LAYERS`, … in upper case | the parameter, decoded; case matters but in SERVICE and REQUEST |
+//! | `MAP` | the project below the root, without suffix |
+//! | `path` | decoded, without `/p/<profile>`, and `/ows/` for `/ows` |
+//! | `profile` | of `/ows/p/<profile>/` |
+//! | `method` | as QGIS sees it: HEAD and the POST of a form are GET |
+//! | `client` | no pattern but networks: `10.0.0.0/8,::1` |
+//! | `header:Name` | a header of the client |
+//!
+//! When a value may be read in two ways, each rule errs on the safe side: one that allows
+//! wants every reading to match, all others are content with any. So `a,b` in LAYERS is
+//! denied for `a` alone, and allowed when both are; what stands in an XML body beyond its
+//! root element is unknown, which denies and never allows.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use regex::{Regex, RegexBuilder};
+
+use super::ows;
+use crate::protocol::ProjectRef;
+
+/// What a compiled pattern may take.
+const PATTERN_MAX: usize = 1 << 20;
+
+/// How far into an XML body its root element may reach.
+const ROOT_MAX: usize = 64 << 10;
+
+/// The rules of one server, in the order in which they are asked.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Policies {
+    rules: Vec<Rule>,
+    /// Where projects are, to know one by its absolute path.
+    root: PathBuf,
+}
+
+/// A rule as it was written, and what it means.
+#[derive(Debug, Clone)]
+pub struct Rule {
+    name: String,
+    text: String,
+    action: Action,
+    conditions: Vec<Condition>,
+}
+
+impl PartialEq for Rule {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.name, &self.text) == (&other.name, &other.text)
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Action {
+    Allow,
+    Deny,
+    Rewrite(Pairs),
+    RequestHeader(Pairs),
+    ResponseHeader(Pairs),
+}
+
+type Pairs = Vec<(String, String)>;
+
+#[derive(Debug, Clone)]
+struct Condition {
+    of: Of,
+    negated: bool,
+    pattern: Pattern,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Of {
+    Path,
+    Profile,
+    Method,
+    Client,
+    Project,
+    Header(String),
+    Parameter(String),
+}
+
+#[derive(Debug, Clone)]
+enum Pattern {
+    Text(Regex),
+    Networks(Vec<(IpAddr, u8)>),
+}
+
+/// What a request means, as far as rules look at it.
+pub struct Subject<'a> {
+    pub path: &'a str,
+    pub profile: Option<&'a str>,
+    pub method: &'a str,
+    pub client: IpAddr,
+    /// None: nobody names one, or it is no name.
+    pub project: Option<ProjectRef>,
+    /// All values of a header, by its lower-case name.
+    pub header: &'a dyn Fn(&str) -> Vec<String>,
+    pub parameters: Parameters,
+}
+
+/// Parameters by upper-case name, each with all that it may mean.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Parameters {
+    values: BTreeMap<String, Vec<String>>,
+    /// An XML body says more than its root element does.
+    more_in_body: bool,
+}
+
+/// What the rules say about a request.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Verdict {
+    /// Name of the rule that refuses it.
+    pub denied_by: Option<String>,
+    /// A rule is about this profile, so that it exists.
+    pub knows_profile: bool,
+    /// Parameters to set; an empty value takes one away.
+    pub rewritten: Pairs,
+    pub request_headers: Pairs,
+    pub response_headers: Pairs,
+}
+
+/// Query and body of a request say different things, or the body says nothing that is
+/// certain to be what QGIS reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unclear;
+
+impl Policies {
+    /// The rules by name. Those with a mistake are left out: whoever reads settings
+    /// reports them and does not start.
+    pub fn new<'a>(rules: impl Iterator<Item = (&'a str, &'a str)>, root: &Path) -> Self {
+        let rules = rules.filter_map(|(name, text)| Rule::parse(name, text).ok());
+        Self {
+            rules: rules.collect(),
+            root: root.to_owned(),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.rules.is_empty()
+    }
+
+    /// Some rule is about profiles, so that there may be some.
+    pub fn has_profiles(&self) -> bool {
+        let conditions = self.rules.iter().flat_map(|rule| &rule.conditions);
+        conditions
+            .into_iter()
+            .any(|condition| condition.of == Of::Profile)
+    }
+
+    /// What one client may ask another may not, so no answer is for both.
+    pub fn tell_clients_apart(&self) -> bool {
+        let mut conditions = self.rules.iter().flat_map(|rule| &rule.conditions);
+        conditions.any(|condition| matches!(condition.of, Of::Client | Of::Header(_)))
+    }
+
+    /// Asks the rules one after the other. `project` makes of a MAP what the server
+    /// would make of it.
+    pub fn judge(
+        &self,
+        mut subject: Subject<'_>,
+        project: impl Fn(Option<&str>) -> Option<ProjectRef>,
+    ) -> Verdict {
+        let mut verdict = Verdict::default();
+        for rule in &self.rules {
+            verdict.knows_profile |= rule.is_about_profile(&subject);
+            if !rule.holds(&subject, &self.root) {
+                continue;
+            }
+            match &rule.action {
+                Action::Allow => break,
+                Action::Deny => {
+                    verdict.denied_by = Some(rule.name.clone());
+                    break;
+                }
+                Action::Rewrite(pairs) => {
+                    for (name, value) in pairs {
+                        subject.parameters.set(name, value);
+                        if name == "MAP" {
+                            subject.project = project(
+                                Some(value)
+                                    .filter(|map| !map.is_empty())
+                                    .map(String::as_str),
+                            );
+                        }
+                    }
+                    verdict.rewritten.extend_from_slice(pairs);
+                }
+                Action::RequestHeader(pairs) => verdict.request_headers.extend_from_slice(pairs),
+                Action::ResponseHeader(pairs) => verdict.response_headers.extend_from_slice(pairs),
+            }
+        }
+        // A rule further down may be about the profile, too.
+        verdict.knows_profile |= self
+            .rules
+            .iter()
+            .any(|rule| rule.is_about_profile(&subject));
+        verdict
+    }
+}
+
+impl Rule {
+    /// What `text` says, or what is wrong with it.
+    pub fn parse(name: &str, text: &str) -> Result<Self, String> {
+        let words = words(text)?;
+        let (action, rest) = words
+            .split_first()
+            .ok_or("expected a rule, such as: deny if SERVICE=WFS")?;
+        let (arguments, conditions) = match rest.iter().position(|word| word == "if") {
+            Some(at) if at + 1 < rest.len() => (&rest[..at], &rest[at + 1..]),
+            Some(_) => return Err("expected a condition after \"if\"".into()),
+            None => (rest, &rest[..0]),
+        };
+        let action = match action.as_str() {
+            "allow" | "deny" if !arguments.is_empty() => {
+                return Err(format!(
+                    "expected \"if\" or nothing after {action:?}, found {:?}",
+                    arguments[0]
+                ));
+            }
+            "allow" => Action::Allow,
+            "deny" => Action::Deny,
+            "rewrite" => Action::Rewrite(pairs(arguments, parameter)?),
+            "request-header" => Action::RequestHeader(pairs(arguments, header)?),
+            "response-header" => Action::ResponseHeader(pairs(arguments, header)?),
+            other => {
+                return Err(format!(
+                    "expected allow, deny, rewrite, request-header or response-header, found {other:?}"
+                ));
+            }
+        };
+        let conditions = conditions.iter().map(|word| Condition::parse(word));
+        Ok(Self {
+            name: name.into(),
+            text: text.into(),
+            action,
+            conditions: conditions.collect::<Result<_, _>>()?,
+        })
+    }
+
+    fn holds(&self, subject: &Subject<'_>, root: &Path) -> bool {
+        let allows = matches!(self.action, Action::Allow);
+        let mut conditions = self.conditions.iter();
+        conditions.all(|condition| condition.holds(subject, root, allows))
+    }
+
+    fn is_about_profile(&self, subject: &Subject<'_>) -> bool {
+        let Some(profile) = subject.profile else {
+            return false;
+        };
+        self.conditions.iter().any(|condition| {
+            condition.of == Of::Profile && !condition.negated && condition.pattern.matches(profile)
+        })
+    }
+}
+
+impl Condition {
+    fn parse(word: &str) -> Result<Self, String> {
+        let (name, pattern) = word
+            .split_once('=')
+            .ok_or_else(|| format!("expected NAME=pattern or NAME!=pattern, found {word:?}"))?;
+        let (name, negated) = match name.strip_suffix('!') {
+            Some(name) => (name, true),
+            None => (name, false),
+        };
+        let of = match name {
+            "path" => Of::Path,
+            "profile" => Of::Profile,
+            "method" => Of::Method,
+            "client" => Of::Client,
+            "MAP" => Of::Project,
+            _ => match name.strip_prefix("header:") {
+                Some(name) => Of::Header(header(name)?.to_ascii_lowercase()),
+                None => Of::Parameter(parameter(name)?),
+            },
+        };
+        let pattern = match of {
+            Of::Client => Pattern::Networks(networks(pattern)?),
+            _ => Pattern::Text(regex(pattern, of.ignores_case())?),
+        };
+        Ok(Self {
+            of,
+            negated,
+            pattern,
+        })
+    }
+
+    /// See the module about readings. `allows`: this one may not be too generous.
+    fn holds(&self, subject: &Subject<'_>, root: &Path, allows: bool) -> bool {
+        let Some(values) = self.of.values(subject, root) else {
+            return !allows;
+        };
+        let is_list = matches!(self.of, Of::Parameter(_) | Of::Header(_));
+        let any = || {
+            let mut values = values.iter();
+            values.any(|value| readings(value, is_list).any(|it| self.pattern.matches(&it)))
+        };
+        let all = || {
+            let mut values = values.iter();
+            values.all(|value| {
+                parts(value, is_list)
+                    .iter()
+                    .all(|part| self.pattern.matches(part))
+            })
+        };
+        match (self.negated, allows) {
+            (false, true) => all(),
+            (false, false) => any(),
+            (true, true) => !any(),
+            (true, false) => !all(),
+        }
+    }
+}
+
+impl Of {
+    fn ignores_case(&self) -> bool {
+        match self {
+            Self::Method => true,
+            Self::Parameter(name) => name == "SERVICE" || name == "REQUEST",
+            _ => false,
+        }
+    }
+
+    /// What is absent is empty; None when nobody knows.
+    fn values(&self, subject: &Subject<'_>, root: &Path) -> Option<Vec<String>> {
+        let some_or_empty = |mut values: Vec<String>| {
+            if values.is_empty() {
+                values.push(String::new());
+            }
+            Some(values)
+        };
+        match self {
+            Self::Path => Some(vec![subject.path.into()]),
+            Self::Profile => Some(vec![subject.profile.unwrap_or_default().into()]),
+            Self::Method => Some(vec![subject.method.into()]),
+            Self::Client => Some(vec![subject.client.to_string()]),
+            Self::Project => match &subject.project {
+                None => Some(vec![String::new()]),
+                Some(project) => Some(vec![project_name(project, root)?]),
+            },
+            Self::Header(name) => some_or_empty((subject.header)(name)),
+            Self::Parameter(name) => subject.parameters.values(name).and_then(some_or_empty),
+        }
+    }
+}
+
+impl Pattern {
+    fn matches(&self, text: &str) -> bool {
+        match self {
+            Self::Text(regex) => regex.is_match(text),
+            Self::Networks(networks) => {
+                let address = text.parse::<IpAddr>().map(|it| it.to_canonical());
+                address.is_ok_and(|it| networks.iter().any(|network| contains(*network, it)))
+            }
+        }
+    }
+}
+
+impl Parameters {
+    /// Those of a query and of the body of a POST, if there is no doubt about them.
+    pub fn of(kvp: &ows::Kvp, body: &[u8]) -> Result<Self, Unclear> {
+        let mut parameters = Self::default();
+        for (name, value) in kvp.pairs() {
+            parameters.add(&name, value);
+        }
+        let (said, is_xml) = said(body)?;
+        parameters.more_in_body = is_xml;
+        for (name, value) in said {
+            // QGIS goes by the body where both say something.
+            let known = parameters
+                .values
+                .get(&name)
+                .and_then(|values| values.first());
+            if known.is_some_and(|known| !known.is_empty() && !known.eq_ignore_ascii_case(&value)) {
+                return Err(Unclear);
+            }
+            if known.is_none_or(|known| *known != value) {
+                parameters.add(&name, value);
+            }
+        }
+        Ok(parameters)
+    }
+
+    /// Those of an API, and what a web service would call the same. Whoever keeps WFS from
+    /// somebody means the API that gives the same features, too.
+    pub fn of_api(query: &str, path: &str, method: &str) -> Self {
+        let mut parameters = Self::default();
+        for (name, value) in ows::all_pairs(query) {
+            parameters.add(&name.to_uppercase(), value);
+        }
+        // Wherever it is mounted.
+        let segments = path.split('/').filter(|part| !part.is_empty());
+        let mut stems = segments.clone().filter_map(|part| part.split('.').next());
+        if stems.any(|stem| ["wfs3", "ogcapi", "collections"].contains(&stem)) {
+            let request = match (method, path.contains("/items")) {
+                ("GET" | "HEAD", true) => "GetFeature",
+                ("GET" | "HEAD", false) => "GetCapabilities",
+                _ => "Transaction",
+            };
+            parameters.set("SERVICE", "WFS");
+            parameters.set("REQUEST", request);
+            let mut rest = segments.skip_while(|part| *part != "collections").skip(1);
+            if let Some(collection) = rest.next() {
+                let suffixes = [".json", ".html", ".geojson"].iter();
+                let mut names = suffixes.filter_map(|suffix| collection.strip_suffix(suffix));
+                parameters.set("TYPENAME", names.next().unwrap_or(collection));
+            }
+        }
+        parameters
+    }
+
+    fn add(&mut self, name: &str, value: String) {
+        self.values.entry(name.into()).or_default().push(value);
+    }
+
+    fn set(&mut self, name: &str, value: &str) {
+        match value.is_empty() {
+            true => drop(self.values.remove(name)),
+            false => drop(self.values.insert(name.into(), vec![value.into()])),
+        }
+    }
+
+    fn values(&self, name: &str) -> Option<Vec<String>> {
+        match self.values.get(name) {
+            Some(values) => Some(values.clone()),
+            None if self.more_in_body => None,
+            None => Some(Vec::new()),
+        }
+    }
+}
+
+/// A project as rules know it, however the client spelt it. None for what may lead to one
+/// in a way which only the worker could tell: an absolute path that does not begin with
+/// the root, parameters of a storage.
+fn project_name(project: &ProjectRef, root: &Path) -> Option<String> {
+    let path = project.path.as_str();
+    let path = path
+        .strip_suffix(".qgs")
+        .or_else(|| path.strip_suffix(".qgz"))
+        .unwrap_or(path);
+    if project.alias != "file" {
+        let is_plain = !path.starts_with('/') && !path.contains(['?', '%']);
+        return is_plain.then(|| format!("{}:{path}", project.alias));
+    }
+    if !path.starts_with('/') {
+        return Some(path.into());
+    }
+    let root = root.to_str().filter(|root| !root.is_empty())?;
+    let rest = path.strip_prefix(root.trim_end_matches('/'))?;
+    rest.strip_prefix('/').map(str::to_owned)
+}
+
+/// The parts of a list, the value itself if it is none; WFS may put them in parentheses.
+fn parts(value: &str, is_list: bool) -> Vec<&str> {
+    let parts = value.split([',', '(', ')']).map(str::trim);
+    let parts: Vec<_> = parts.filter(|part| is_list && !part.is_empty()).collect();
+    match parts.is_empty() {
+        true => vec![value],
+        false => parts,
+    }
+}
+
+/// Everything that somebody may take a value for.
+fn readings(value: &str, is_list: bool) -> impl Iterator<Item = String> {
+    let mut all = vec![value.to_owned()];
+    if is_list {
+        all.push(value.replace('+', " "));
+        all.push(ows::decoded(value));
+        for part in parts(value, true) {
+            all.push(part.to_owned());
+            // A name space before the name of a feature type.
+            all.extend(part.rsplit_once(':').map(|(_, name)| name.to_owned()));
+        }
+    }
+    all.into_iter()
+}
+
+/// What the body of a POST sets, as QGIS reads it: the name and the attributes of an XML
+/// document's root element, or else `name=value&…`. And whether it is XML.
+fn said(body: &[u8]) -> Result<(Pairs, bool), Unclear> {
+    let text = std::str::from_utf8(body).map_err(|_| Unclear)?;
+    if text.contains('\0') {
+        return Err(Unclear);
+    }
+    let text = text.strip_prefix('\u{FEFF}').unwrap_or(text).trim_start();
+    if !text.starts_with('<') {
+        return Ok((distinct(pairs_of_text(text))?, false));
+    }
+    // QGIS reads what is no XML after all as pairs.
+    let (_, rest) = text.split_once('&').unwrap_or_default();
+    let looks_like_pair = |(name, _): (String, String)| {
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-.:".contains(c);
+        !name.is_empty() && name.chars().all(is_plain)
+    };
+    if pairs_of_text(rest).any(looks_like_pair) {
+        return Err(Unclear);
+    }
+    Ok((distinct(root(text)?.into_iter())?, true))
+}
+
+fn pairs_of_text(text: &str) -> impl Iterator<Item = (String, String)> {
+    let pairs = text.split('&').filter_map(|pair| pair.split_once('='));
+    pairs.map(|(name, value)| (ows::decoded(name).to_uppercase(), ows::decoded(value)))
+}
+
+/// Which of two values counts is nothing to bet on.
+fn distinct(pairs: impl Iterator<Item = (String, String)>) -> Result<Pairs, Unclear> {
+    let mut seen = BTreeMap::<String, String>::new();
+    for (name, value) in pairs {
+        match seen.get(&name) {
+            Some(known) if *known != value => return Err(Unclear),
+            _ => drop(seen.insert(name, value)),
+        }
+    }
+    Ok(seen.into_iter().collect())
+}
+
+/// REQUEST and the attributes of the root element.
+fn root(text: &str) -> Result<Pairs, Unclear> {
+    let mut rest = text;
+    let inner = loop {
+        let inner = rest.strip_prefix('<').ok_or(Unclear)?;
+        let end = match inner {
+            _ if inner.starts_with("!--") => "-->",
+            _ if inner.starts_with('?') => "?>",
+            // A document type may define what everything else means.
+            _ if inner.starts_with('!') => return Err(Unclear),
+            _ => break inner,
+        };
+        rest = inner.split_once(end).ok_or(Unclear)?.1.trim_start();
+    };
+    let is_end = |c: char| c.is_whitespace() || c == '/' || c == '>';
+    let end = inner
+        .find(is_end)
+        .filter(|end| (1..=ROOT_MAX).contains(end))
+        .ok_or(Unclear)?;
+    let local = inner[..end].rsplit(':').next().unwrap_or_default();
+    let mut pairs = vec![("REQUEST".to_owned(), local.to_owned())];
+    let mut rest = inner[end..].trim_start();
+    while !rest.starts_with(['/', '>']) {
+        let (name, after) = rest.split_once('=').ok_or(Unclear)?;
+        let after = after.trim_start();
+        let quote = after
+            .chars()
+            .next()
+            .filter(|c| matches!(c, '"' | '\''))
+            .ok_or(Unclear)?;
+        let (value, next) = after[1..].split_once(quote).ok_or(Unclear)?;
+        // A reference to a character would have to be read as QGIS does.
+        if value.contains(['&', '<']) || inner.len() - next.len() > ROOT_MAX {
+            return Err(Unclear);
+        }
+        let name = name.trim();
+        if !name.starts_with("xmlns") {
+            pairs.push((name.to_uppercase(), value.to_owned()));
+        }
+        rest = next.trim_start();
+    }
+    Ok(pairs)
+}
+
+/// Separated by blanks, except within double quotes.
+fn words(text: &str) -> Result<Vec<String>, String> {
+    let (mut words, mut word, mut quoted) = (Vec::new(), None::<String>, false);
+    for c in text.chars() {
+        match c {
+            '"' => {
+                quoted = !quoted;
+                word.get_or_insert_default();
+            }
+            c if c.is_whitespace() && !quoted => words.extend(word.take()),
+            c => word.get_or_insert_default().push(c),
+        }
+    }
+    words.extend(word);
+    match quoted {
+        true => Err("a double quote is not closed".into()),
+        false => Ok(words),
+    }
+}
+
+fn pairs(words: &[String], name: fn(&str) -> Result<String, String>) -> Result<Pairs, String> {
+    if words.is_empty() {
+        return Err("expected NAME=value before \"if\"".into());
+    }
+    let pair = |word: &String| {
+        let (left, value) = word
+            .split_once('=')
+            .ok_or_else(|| format!("expected NAME=value, found {word:?}"))?;
+        match value
+            .bytes()
+            .all(|byte| byte == b' ' || byte.is_ascii_graphic())
+        {
+            true => Ok((name(left)?, value.to_owned())),
+            false => Err(format!(
+                "expected a value of visible ASCII, found {value:?}"
+            )),
+        }
+    };
+    words.iter().map(pair).collect()
+}
+
+fn parameter(name: &str) -> Result<String, String> {
+    let is_part = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || "_-.".contains(c);
+    match !name.is_empty() && name.chars().all(is_part) {
+        true => Ok(name.into()),
+        false => Err(format!(
+            "expected path, profile, method, client, header:Name or a parameter in upper case, found {name:?}"
+        )),
+    }
+}
+
+fn header(name: &str) -> Result<String, String> {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
+    match !name.is_empty() && name.chars().all(is_part) {
+        true => Ok(name.into()),
+        false => Err(format!("expected the name of a header, found {name:?}")),
+    }
+}
+
+/// For a whole value. Linear in its length, whatever the pattern.
+fn regex(pattern: &str, ignores_case: bool) -> Result<Regex, String> {
+    let build = |pattern: &str| {
+        RegexBuilder::new(pattern)
+            .case_insensitive(ignores_case)
+            .dot_matches_new_line(true)
+            .size_limit(PATTERN_MAX)
+            .build()
+    };
+    // First for itself: a parenthesis too many must not reach ours.
+    let built = build(pattern).and_then(|_| build(&format!("^(?:{pattern})$")));
+    built.map_err(|error| match error {
+        regex::Error::CompiledTooBig(limit) => {
+            format!("{pattern:?} takes more than {limit} bytes")
+        }
+        error => {
+            let text = error.to_string();
+            let last = text.lines().last().unwrap_or_default();
+            format!(
+                "{pattern:?} is no regular expression: {}",
+                last.trim_start_matches("error: ")
+            )
+        }
+    })
+}
+
+fn networks(text: &str) -> Result<Vec<(IpAddr, u8)>, String> {
+    let network = |text: &str| {
+        let wrong = || format!("expected networks such as 10.0.0.0/8,::1, found {text:?}");
+        let (address, bits) = text.split_once('/').unzip();
+        let address: IpAddr = address.unwrap_or(text).parse().map_err(|_| wrong())?;
+        let all = if address.is_ipv4() { 32 } else { 128 };
+        let bits = bits.map_or(Ok(all), str::parse).map_err(|_| wrong())?;
+        (bits <= all).then_some((address, bits)).ok_or_else(wrong)
+    };
+    text.split(',').map(|text| network(text.trim())).collect()
+}
+
+fn contains((network, bits): (IpAddr, u8), address: IpAddr) -> bool {
+    let number = |address: IpAddr| match address {
+        IpAddr::V4(v4) => (32, u128::from(u32::from(v4))),
+        IpAddr::V6(v6) => (128, u128::from(v6)),
+    };
+    let ((size, network), (other, address)) = (number(network), number(address));
+    let left_out = size - u32::from(bits);
+    size == other && (left_out == 128 || network >> left_out == address >> left_out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A request as the rules see it.
+    struct Asked<'a> {
+        path: &'a str,
+        profile: Option<&'a str>,
+        query: &'a str,
+        body: &'a str,
+        client: &'a str,
+    }
+
+    const WMS: Asked<'_> = Asked {
+        path: "/ows/",
+        profile: None,
+        query: "SERVICE=WMS&REQUEST=GetMap&MAP=city&LAYERS=a,b",
+        body: "",
+        client: "10.1.2.3",
+    };
+
+    fn project(map: Option<&str>) -> Option<ProjectRef> {
+        let path = map?.trim_start_matches("./").to_owned();
+        let alias = "file".into();
+        Some(ProjectRef { alias, path })
+    }
+
+    fn verdict(rules: &[&str], asked: &Asked<'_>) -> Verdict {
+        for rule in rules {
+            Rule::parse("x", rule).unwrap_or_else(|why| panic!("{rule}: {why}"));
+        }
+        let names: Vec<String> = (0..rules.len()).map(|n| n.to_string()).collect();
+        let pairs = names.iter().map(String::as_str).zip(rules.iter().copied());
+        let policies = Policies::new(pairs, Path::new("/srv/projects"));
+        let kvp = ows::Kvp::parse(asked.query);
+        let header = |name: &str| match name {
+            "referer" => vec!["https://maps.example/".to_owned()],
+            _ => Vec::new(),
+        };
+        let subject = Subject {
+            path: asked.path,
+            profile: asked.profile,
+            method: "GET",
+            client: asked.client.parse().unwrap(),
+            project: project(kvp.get("MAP").as_deref()),
+            header: &header,
+            parameters: Parameters::of(&kvp, asked.body.as_bytes()).unwrap(),
+        };
+        policies.judge(subject, project)
+    }
+
+    fn allowed(rules: &[&str], asked: &Asked<'_>) -> bool {
+        verdict(rules, asked).denied_by.is_none()
+    }
+
+    #[test]
+    fn the_first_rule_that_decides_wins_and_without_one_all_is_allowed() {
+        assert!(allowed(&[], &WMS));
+        assert!(allowed(&["deny if SERVICE=WFS"], &WMS));
+        assert!(!allowed(&["deny if SERVICE=wms"], &WMS));
+        assert!(allowed(&["allow if SERVICE=WMS", "deny"], &WMS));
+        let verdict = verdict(&["allow if SERVICE=WFS", "deny", "allow"], &WMS);
+        assert_eq!(verdict.denied_by.as_deref(), Some("1"));
+    }
+
+    #[test]
+    fn all_conditions_of_a_rule_must_hold() {
+        for (rule, holds) in [
+            ("deny if SERVICE=WMS REQUEST=GetMap", true),
+            ("deny if SERVICE=WMS REQUEST=GetPrint", false),
+            ("deny if SERVICE=WMS REQUEST!=GetPrint", true),
+            ("deny if path=/ows/ method=get", true),
+            ("deny if path=/ows", false),
+            ("deny if client=10.0.0.0/8,::1", true),
+            ("deny if client=10.2.0.0/16", false),
+            ("deny if client=0.0.0.0/0", true),
+            ("deny if client!=10.1.2.3", false),
+            ("deny if header:Referer=https://maps[.]example/.*", true),
+            ("deny if header:Referer!=.+", false),
+            ("deny if header:X-Lizmap-User!=.+", true),
+            ("deny if MAP=cit.", true),
+            ("deny if MAP=cit", false),
+            ("deny if DPI=\"\"", true),
+            ("deny if \"LAYERS=a,b\"", true),
+        ] {
+            assert_eq!(!allowed(&[rule], &WMS), holds, "{rule}");
+        }
+    }
+
+    #[test]
+    fn of_a_list_one_is_enough_to_deny_and_all_are_needed_to_allow() {
+        let of = |layers: &'static str| Asked {
+            query: layers,
+            ..WMS
+        };
+        for list in [
+            "LAYERS=public,secret",
+            "LAYERS=(public)(secret)",
+            "LAYERS=ns:secret",
+            "LAYERS=public,%20secret",
+            "LAYERS=public%2Csecret",
+            "layers=secret&LAYERS=public",
+            "LAYERS=%2573ecret",
+            "LAYERS=secret",
+        ] {
+            assert!(!allowed(&["deny if LAYERS=secret"], &of(list)), "{list}");
+            assert!(
+                !allowed(&["allow if LAYERS=public", "deny"], &of(list)),
+                "{list}"
+            );
+        }
+        for none in ["", "LAYERS=", "LAYERS=,", "X=public"] {
+            assert!(
+                !allowed(&["allow if LAYERS=public", "deny"], &of(none)),
+                "{none}"
+            );
+        }
+        assert!(allowed(
+            &["allow if LAYERS=public", "deny"],
+            &of("LAYERS=public,public")
+        ));
+        assert!(!allowed(
+            &["deny if LAYERS!=public"],
+            &of("LAYERS=public,secret")
+        ));
+        assert!(!allowed(
+            &["allow if LAYERS!=secret", "deny"],
+            &of("LAYERS=public,secret")
+        ));
+    }
+
+    #[test]
+    fn a_project_has_one_name_and_an_unknown_one_is_denied() {
+        fn of(query: &str) -> Asked<'_> {
+            Asked { query, ..WMS }
+        }
+        for map in [
+            "city",
+            "city.qgs",
+            "city.qgz",
+            "./city",
+            "/srv/projects/city",
+            "/srv/projects/city.qgs",
+        ] {
+            let query = format!("MAP={map}");
+            let asked = of(query.as_str());
+            assert!(!allowed(&["deny if MAP=city"], &asked), "{map}");
+            assert!(allowed(&["allow if MAP=city", "deny"], &asked), "{map}");
+        }
+        let elsewhere = of("MAP=/mnt/projects/city");
+        assert!(!allowed(&["deny if MAP=city"], &elsewhere));
+        assert!(!allowed(&["allow if MAP=.*", "deny"], &elsewhere));
+    }
+
+    #[test]
+    fn rewriting_is_seen_by_the_rules_below() {
+        let verdict = verdict(
+            &[
+                "rewrite MAP=town DPI=96 if profile=p",
+                "request-header X-Role=\"a guest\" if MAP=town",
+                "response-header Cache-Control=no-store if DPI=96",
+                "deny if MAP=city",
+            ],
+            &Asked {
+                profile: Some("p"),
+                ..WMS
+            },
+        );
+        assert_eq!(verdict.denied_by, None);
+        assert!(verdict.knows_profile);
+        assert_eq!(verdict.rewritten.len(), 2);
+        assert_eq!(
+            verdict.request_headers,
+            [("X-Role".into(), "a guest".into())]
+        );
+        assert_eq!(verdict.response_headers.len(), 1);
+    }
+
+    #[test]
+    fn a_profile_is_known_when_a_rule_is_about_it_whatever_decided() {
+        let knows = |rules: &[&str], profile| {
+            let profile = Some(profile);
+            verdict(rules, &Asked { profile, ..WMS }).knows_profile
+        };
+        assert!(knows(&["allow", "deny if profile=wms SERVICE!=WMS"], "wms"));
+        assert!(!knows(&["deny if profile=wms SERVICE!=WMS"], "other"));
+        assert!(!knows(&["deny if profile!=wms"], "other"));
+    }
+
+    #[test]
+    fn what_a_body_says_counts_as_if_the_query_said_it() {
+        let body = |body| Asked {
+            query: "MAP=city",
+            body,
+            ..WMS
+        };
+        for text in [
+            "<wfs:GetFeature service=\"WFS\" version='1.1.0'><x/></wfs:GetFeature>",
+            "\u{FEFF}<?xml version='1.0'?>\n<!-- a -->\n<GetFeature\n xmlns:a='SERVICE' service = 'WFS'/>",
+            "SERVICE=WFS&REQUEST=GetFeature",
+            "s%65rvice=WFS&request=GetFeature",
+        ] {
+            assert!(
+                !allowed(&["deny if SERVICE=WFS REQUEST=GetFeature"], &body(text)),
+                "{text}"
+            );
+            assert!(
+                allowed(&["allow if SERVICE=WFS", "deny"], &body(text)),
+                "{text}"
+            );
+        }
+        // Which feature types it is about stands deeper.
+        let xml = body("<GetFeature service='WFS'><Query typeName='places'/></GetFeature>");
+        assert!(!allowed(&["deny if SERVICE=WFS TYPENAME=secret"], &xml));
+        assert!(!allowed(&["allow if TYPENAME=places", "deny"], &xml));
+        assert!(allowed(&["deny if SERVICE=WMS LAYERS=secret"], &xml));
+    }
+
+    #[test]
+    fn a_body_that_may_mean_something_else_to_qgis_is_unclear() {
+        let of = |query: &str, body: &[u8]| Parameters::of(&ows::Kvp::parse(query), body);
+        for (query, body) in [
+            ("SERVICE=WMS", &b"<GetFeature service='WFS'/>"[..]),
+            ("SERVICE=WMS", b"SERVICE=WFS"),
+            ("REQUEST=GetMap", b"<GetFeature/>"),
+            ("MAP=a", b"<GetFeature map='b'/>"),
+            ("", b"SERVICE=WMS&service=WFS"),
+            ("", b"<a service='WMS' SERVICE='WFS'/>"),
+            ("", b"<!DOCTYPE a><a/>"),
+            ("", b"<a service='W&#70;S'/>"),
+            ("", b"<a service='WMS'/>&SERVICE=WFS"),
+            ("", b"<a/>&S%45RVICE=WFS"),
+            ("", b"<a service=WFS/>"),
+            ("", b"<a"),
+            ("", b"<"),
+            ("", b"<!-- a"),
+            ("", b"SERVICE=W\xffS"),
+            ("", b"<a/>\0"),
+        ] {
+            let text = String::from_utf8_lossy(body).into_owned();
+            assert_eq!(of(query, body), Err(Unclear), "{query} {text}");
+        }
+        assert!(
+            of(
+                "SERVICE=wfs&REQUEST=GetFeature",
+                b"<GetFeature service='WFS'/>"
+            )
+            .is_ok()
+        );
+        assert!(of("SERVICE=WFS", b"<a service='WFS'>x &amp; y</a>").is_ok());
+        assert!(of("SERVICE=X", b"{\"a\": 1}").is_ok());
+    }
+
+    #[test]
+    fn features_of_the_api_are_features_of_wfs() {
+        let judged = |rule: &str, method: &str, path: &str| {
+            let policies = Policies::new([("a", rule)].into_iter(), Path::new(""));
+            let subject = Subject {
+                path,
+                profile: None,
+                method,
+                client: "::1".parse().unwrap(),
+                project: None,
+                header: &|_| Vec::new(),
+                parameters: Parameters::of_api("limit=1&Limit=2", path, method),
+            };
+            policies.judge(subject, project).denied_by.is_some()
+        };
+        for path in [
+            "/wfs3",
+            "/wfs3.json",
+            "/wfs3/collections/places/items",
+            "/ogcapi/api",
+        ] {
+            assert!(judged("deny if SERVICE=WFS", "GET", path), "{path}");
+            assert!(
+                judged("deny if path=/(wfs3|ogcapi).*", "GET", path),
+                "{path}"
+            );
+        }
+        for path in ["/maps/wfs3/api", "/features/collections.json"] {
+            assert!(judged("deny if SERVICE=WFS", "GET", path), "{path}");
+        }
+        assert!(!judged("deny if SERVICE=WFS", "GET", "/catalog"));
+        let items = "/wfs3/collections/places/items";
+        assert!(judged(
+            "deny if REQUEST=GetFeature TYPENAME=places",
+            "GET",
+            items
+        ));
+        assert!(!judged("deny if REQUEST=Transaction", "GET", items));
+        assert!(judged("deny if REQUEST=Transaction", "PATCH", items));
+        assert!(judged("deny if REQUEST=GetFeature", "HEAD", items));
+        assert!(judged("deny if LIMIT=2", "GET", items));
+    }
+
+    #[test]
+    fn each_mistake_says_what_was_expected() {
+        for (rule, says) in [
+            ("", "expected a rule"),
+            ("refuse", "expected allow, deny"),
+            ("deny SERVICE=WMS", "expected \"if\" or nothing"),
+            ("deny if", "expected a condition"),
+            ("deny if SERVICE", "expected NAME=pattern"),
+            ("deny if service=WMS", "in upper case, found \"service\""),
+            ("deny if SERVICE=(", "is no regular expression"),
+            ("deny if SERVICE=a)|(b", "is no regular expression"),
+            ("deny if SERVICE=(a{500}){500}", "takes more than"),
+            ("deny if client=10.0.0.0/40", "expected networks"),
+            ("deny if header:=x", "expected the name of a header"),
+            ("rewrite if SERVICE=WMS", "expected NAME=value"),
+            ("rewrite MAP", "expected NAME=value, found \"MAP\""),
+            ("request-header A\nB=c", "expected NAME=value"),
+            ("response-header A=\u{1}", "visible ASCII"),
+            ("deny if SERVICE=\"WMS", "not closed"),
+        ] {
+            let mistake = Rule::parse("x", rule).expect_err(rule);
+            assert!(mistake.contains(says), "{rule}: {mistake}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_body_panics(body in "<?[ -~é]*", bytes: Vec<u8>) {
+            let _ = said(&bytes);
+            let _ = said(body.as_bytes());
+        }
+
+        #[test]
+        fn no_rule_panics(text in "(deny|rewrite|if|SERVICE|client|=|!=|[ -~]|\")*") {
+            let _ = Rule::parse("x", &text);
+        }
+    }
+}

@@ -1,0 +1,5 @@
+from qgis.server import QgsServerFilter
+
+
+class AnotherName(QgsServerFilter):
+    """Is not registered."""

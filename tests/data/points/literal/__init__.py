@@ -1,0 +1,2 @@
+def classFactory(iface):
+    raise RuntimeError("this is for the desktop")
