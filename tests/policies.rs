@@ -593,3 +593,103 @@ fn what_qgis_would_do_for_a_body_is_what_rules_refuse() {
         assert_eq!(reply.status, 400, "{kind}: {}", reply.text());
     }
 }
+
+/// Pieces of bodies that mean something to somebody.
+const PIECES: [&str; 26] = [
+    "<GetFeature service='WFS'/>",
+    "<GetFeature service=\"WFS\">",
+    "<a:GetFeature xmlns:a='x' SERVICE = 'WFS'>",
+    "</GetFeature>",
+    // No XML as a whole, so QGIS reads it as a form.
+    "<a service='WMS'/>&SERVICE=WFS",
+    "<a service='WMS'>&REQUEST=GetFeature",
+    "<a",
+    " service='WMS'",
+    " service='WFS'",
+    " service='W&#70;S'",
+    "/>",
+    ">",
+    "<?xml version='1.0' encoding='utf-16'?>",
+    "<!-- <a> -->",
+    "<!DOCTYPE a [<!ENTITY b 'WFS'>]>",
+    "<![CDATA[&SERVICE=WFS]]>",
+    "&",
+    "SERVICE=WFS",
+    "s%45rvice=WFS",
+    "SERVICE=WMS",
+    "REQUEST=GetFeature",
+    "=",
+    "\u{FEFF}",
+    " \n",
+    "\u{1}",
+    "é",
+];
+
+/// Numbers that look random and are the same in each run.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % n
+    }
+}
+
+/// QGIS says what it read, and the rules what they saw. What they may not have seen as
+/// QGIS did is refused.
+#[test]
+fn whatever_a_body_is_rules_see_the_service_that_qgis_sees() {
+    let server = Server::real(&format!(
+        "server.pluginpath = {}\n\
+         policies.a = response-header X-Wfs=seen if SERVICE=WFS\n\
+         policies.b = response-header X-Features=seen if REQUEST=GetFeature",
+        common::source("tests/data/seen").display()
+    ));
+    let kinds = ["text/xml", "text/plain", FORM, "application/json"];
+    let queries = [
+        "",
+        "&SERVICE=WMS",
+        "&SERVICE=WFS&REQUEST=GetFeature",
+        "&service=wms&SERVICE=WFS",
+    ];
+    let mut dice = Dice(1);
+    let (mut n_seen, mut n_refused) = (0, 0);
+    for n in 0..600 {
+        // Each piece for itself with each query, then some together.
+        let alone = PIECES.get(n / queries.len());
+        let query = queries[n % queries.len()];
+        let pieces = (0..1 + dice.below(5)).map(|_| PIECES[dice.below(PIECES.len())]);
+        let body = alone.map_or_else(|| pieces.collect(), |piece| piece.to_string());
+        let kind = kinds[dice.below(kinds.len())];
+        let reply = server.post(&format!("/ows/?MAP=world{query}"), kind, body.as_bytes());
+        if reply.status == 400 && reply.text().contains("does not say clearly") {
+            n_refused += 1;
+            continue;
+        }
+        let text = reply.text();
+        let mut lines = text.lines();
+        let mut read = || {
+            lines
+                .next()
+                .unwrap_or_default()
+                .trim_matches('\'')
+                .to_uppercase()
+        };
+        let what = format!("{kind} {query} {body:?}: {text}");
+        let (service, request) = (read(), read());
+        if service == "WFS" {
+            assert_eq!(reply.header("x-wfs"), Some("seen"), "{what}");
+            n_seen += 1;
+        }
+        if request.rsplit(':').next() == Some("GETFEATURE") {
+            assert_eq!(reply.header("x-features"), Some("seen"), "{what}");
+        }
+    }
+    assert!(
+        n_seen > 50 && n_refused > 50,
+        "{n_seen} seen, {n_refused} refused"
+    );
+}
