@@ -241,6 +241,9 @@ pub struct Visitor {
     pub is_known: bool,
     /// All headers, by their lower-case names.
     pub headers: Vec<(String, String)>,
+    /// Parameters that the body sets, as QGIS reads it.
+    #[serde(default)]
+    pub said: Vec<(String, String)>,
 }
 
 /// Who asked, in the words of W3C Trace Context; checked by the server.

@@ -204,14 +204,19 @@ class Watched:
             self._callback(changed)
 
     def _stamps(self):
-        stamps = {}
-        for path in self._files:
-            with_stat = os.path.exists(path) and os.stat(path)
-            stamps[path] = with_stat and (with_stat.st_mtime_ns, with_stat.st_size, with_stat.st_ino)
-        return stamps
+        return {path: _stamp(path) for path in self._files}
 
 
 watched = []
+
+
+def _stamp(path):
+    """What tells one state of a file from another; None when it is not there."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def install(sections):

@@ -9,7 +9,6 @@ raises refuses the request, too.
 import http.client
 import http.cookies
 import json
-import re
 import traceback
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
@@ -140,7 +139,7 @@ class Arguments(dict):
 class Request:
     """A request as QGIS will read it, with the names that Tornado gives its parts."""
 
-    def __init__(self, method, url, headers, body, address, path):
+    def __init__(self, method, url, headers, body, said, address, path):
         parts = urlsplit(url)
         self.method = method
         self.path = path
@@ -157,7 +156,7 @@ class Request:
         self.query_arguments = _arguments(parts.query)
         # A form is part of the query, and what else the body says must not go unseen.
         self.body_arguments = Arguments()
-        for name, value in _said(body):
+        for name, value in said:
             self.body_arguments[name] = [value.encode()]
             self.arguments.setdefault(name, [value.encode()])
         self.files = {}
@@ -183,26 +182,6 @@ def _arguments(query):
     return found
 
 
-def _said(body):
-    """What the root element of an XML body says, as QGIS would have it.
-
-    The server lets no body through here of which that is not certain.
-    """
-    text = body[:65536].decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
-    while text.startswith(("<?", "<!--")):
-        end = "?>" if text.startswith("<?") else "-->"
-        text = text.partition(end)[2].lstrip()
-    tag = re.match(r"<(?:[^\s:/>]*:)?([^\s/>]+)((?:[^>\"']|\"[^\"]*\"|'[^']*')*)>", text)
-    if tag:
-        yield "REQUEST", tag.group(1)
-        for name, _, one, two in re.findall(r"([^\s=]+)\s*=\s*(\"([^\"]*)\"|'([^']*)')", tag.group(2)):
-            if not name.startswith("xmlns"):
-                yield name.upper(), one or two
-    elif body:
-        for name, value in parse_qsl(text, errors="replace"):
-            yield name.upper(), value
-
-
 policies = Policies()
 
 
@@ -222,8 +201,8 @@ def load(settings, log):
     return loaded
 
 
-def judge(log, method, url, headers, body, address, path, is_known):
-    """What the filters make of a request.
+def judge(log, method, url, headers, body, said, address, path, is_known):
+    """What the filters make of a request; ``said`` are the parameters that its body sets.
 
     None: it goes on as it is. ``("raised",)``: a filter failed. ``("refused", status,
     headers, body)``. ``("changed", query, project, headers)``: it goes on with this query
@@ -233,7 +212,7 @@ def judge(log, method, url, headers, body, address, path, is_known):
     try:
         for one in contrib.watched:
             one.look()
-        request = Request(method, url, headers, body, address, path)
+        request = Request(method, url, headers, body, said, address, path)
         before = {name: list(values) for name, values in request.arguments.items()}
         _ask(request)
     except BaseException as error:

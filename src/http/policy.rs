@@ -3,14 +3,16 @@
 //! Rules of the settings are asked here (`ogc/policy.rs`). Filters in Python run in the
 //! worker, which is told what they want to know of a client.
 
+use bytes::Bytes;
 use hyper::header::{CACHE_CONTROL, HeaderMap, HeaderValue};
 use percent_encoding::percent_decode_str;
 
 use super::reply::Refusal;
-use super::request::Incomplete;
+use super::request::{Incomplete, SMALL};
 use super::route::Route;
+use crate::config::Http;
 use crate::ogc::ows::{self, Kvp};
-use crate::ogc::policy::{Parameters, Subject, Verdict};
+use crate::ogc::policy::{self, Parameters, Said, Subject, Unclear, Verdict};
 use crate::protocol::Visitor;
 
 const PROFILES: &str = "/ows/p/";
@@ -90,6 +92,20 @@ pub struct Granted {
     pub visitor: Option<Visitor>,
 }
 
+/// What a body says to QGIS, where somebody wants to know. A long one takes a while to
+/// look through, which nobody else should wait for.
+pub async fn said(config: &Http, body: &Bytes) -> Result<Said, Unclear> {
+    if config.policies.is_empty() && !config.filters {
+        return Ok(Said::default());
+    }
+    if body.len() <= SMALL {
+        return policy::said(body);
+    }
+    let body = body.clone();
+    let looked = tokio::task::spawn_blocking(move || policy::said(&body)).await;
+    looked.unwrap_or(Err(Unclear))
+}
+
 /// No cache gives to one client what another one got.
 pub fn keep_private(headers: &mut HeaderMap) {
     let said = headers
@@ -110,18 +126,27 @@ pub fn keep_private(headers: &mut HeaderMap) {
 
 impl Incomplete<'_> {
     /// Asks the rules about an OWS request, and rewrites it as they say.
-    pub fn admit(&self, method: &str, kvp: &mut Kvp, body: &[u8]) -> Result<Granted, Refusal> {
+    pub fn admit(&self, method: &str, kvp: &mut Kvp, has_body: bool) -> Result<Granted, Refusal> {
         if self.config.policies.is_empty() && !self.config.filters {
             return Ok(Granted::default());
         }
-        let clear = |kvp: &Kvp| Parameters::of(kvp, body).map_err(|_| Refusal::Unclear);
+        let nothing = Said::default();
+        let said = match &self.said {
+            Ok(said) if has_body => said,
+            Err(Unclear) if has_body => return Err(Refusal::Unclear),
+            _ => &nothing,
+        };
+        let clear = |kvp: &Kvp| Parameters::of(kvp, said).map_err(|_| Refusal::Unclear);
         if let Some(map) = self.one_spelling(kvp.get("MAP")) {
             kvp.set("MAP", &map);
         }
         let path = Path::of(self.parts.uri.path());
         let map = kvp.get("MAP");
         let verdict = self.judge(method, &path, clear(kvp)?, map.as_deref());
-        let granted = self.grant(verdict, &path, |name, value| kvp.set(name, value))?;
+        let mut granted = self.grant(verdict, &path, |name, value| kvp.set(name, value))?;
+        if let Some(visitor) = &mut granted.visitor {
+            visitor.said = said.pairs.clone();
+        }
         // What QGIS would read in the body must not undo what was rewritten.
         clear(kvp)?;
         Ok(granted)
@@ -230,6 +255,7 @@ impl Incomplete<'_> {
             path: path.whole(),
             is_known,
             headers: headers.collect(),
+            said: Vec::new(),
         }
     }
 }

@@ -19,6 +19,7 @@ use super::work;
 use crate::broker::{Call, Name, Work};
 use crate::config::Http;
 use crate::metrics::Kind;
+use crate::ogc::policy::{Said, Unclear};
 use crate::ogc::{guard, ows};
 use crate::protocol::{HEAD_MAX, ProjectRef, Trace, Visitor};
 
@@ -30,7 +31,7 @@ const ROOM_UNIT: usize = 1 << 10;
 
 /// Bodies up to this need no room: those who hold it all cannot keep small
 /// requests out, and `connections_max` bounds the sum of these.
-const SMALL: usize = 64 << 10;
+pub const SMALL: usize = 64 << 10;
 
 /// What the head of a message has besides URL, headers and project.
 const HEAD_REST: usize = 4 << 10;
@@ -74,6 +75,8 @@ pub struct Incomplete<'a> {
     pub address: IpAddr,
     /// Some worker has plugins that may answer what is no whole request.
     pub plugins_answer: bool,
+    /// What the body says to QGIS, for access policies.
+    pub said: Result<Said, Unclear>,
 }
 
 /// The id that the client gave, if it can stand in logs and headers, or a new one.
@@ -240,7 +243,7 @@ impl Incomplete<'_> {
         } else {
             self.parts.method.clone()
         };
-        let granted = self.admit(method.as_str(), &mut kvp, &body);
+        let granted = self.admit(method.as_str(), &mut kvp, !body.is_empty());
         let granted = granted.map_err(refused)?;
         map = kvp.get("MAP").or_else(|| self.project_header());
         dialect = ows_dialect(&kvp, root.as_ref());
@@ -499,7 +502,9 @@ fn fits(call: &Call) -> bool {
     let visitor = call.visitor.iter().map(|it| {
         let headers = it.headers.iter();
         let headers = headers.map(|(name, value)| 2 * (name.len() + value.len()) + 8);
-        headers.sum::<usize>() + 2 * it.path.len()
+        let said = it.said.iter();
+        let said = said.map(|(name, value)| 2 * (name.len() + value.len()) + 8);
+        headers.sum::<usize>() + said.sum::<usize>() + 2 * it.path.len()
     });
     call.url.len() + headers + project + visitor.sum::<usize>() + HEAD_REST <= HEAD_MAX
 }

@@ -310,6 +310,7 @@ impl<B: Backend> Front<B> {
             client: self.client_name(parts, line.client),
             address: line.client,
             plugins_answer: self.backend.plugins_answer(),
+            said: policy::said(&self.config, &held.body).await,
         };
         let asked = if route == Route::Ows {
             request.ows(held.body.clone())

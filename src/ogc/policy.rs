@@ -78,7 +78,7 @@ enum Action {
     ResponseHeader(Pairs),
 }
 
-type Pairs = Vec<(String, String)>;
+pub type Pairs = Vec<(String, String)>;
 
 #[derive(Debug, Clone)]
 struct Condition {
@@ -136,6 +136,14 @@ pub struct Verdict {
     pub rewritten: Pairs,
     pub request_headers: Pairs,
     pub response_headers: Pairs,
+}
+
+/// What the body of a POST sets, as QGIS reads it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Said {
+    pub pairs: Pairs,
+    /// Then there is more below its root element.
+    is_xml: bool,
 }
 
 /// Query and body of a request say different things, or the body says nothing that is
@@ -376,24 +384,23 @@ impl Pattern {
 
 impl Parameters {
     /// Those of a query and of the body of a POST, if there is no doubt about them.
-    pub fn of(kvp: &ows::Kvp, body: &[u8]) -> Result<Self, Unclear> {
+    pub fn of(kvp: &ows::Kvp, said: &Said) -> Result<Self, Unclear> {
         let mut parameters = Self::default();
         for (name, value) in kvp.pairs() {
             parameters.add(&name, value);
         }
-        let (said, is_xml) = said(body)?;
-        parameters.more_in_body = is_xml;
-        for (name, value) in said {
+        parameters.more_in_body = said.is_xml;
+        for (name, value) in &said.pairs {
             // QGIS goes by the body where both say something.
             let known = parameters
                 .values
-                .get(&name)
+                .get(name)
                 .and_then(|values| values.first());
-            if known.is_some_and(|known| !known.is_empty() && !known.eq_ignore_ascii_case(&value)) {
+            if known.is_some_and(|known| !known.is_empty() && !known.eq_ignore_ascii_case(value)) {
                 return Err(Unclear);
             }
-            if known.is_none_or(|known| *known != value) {
-                parameters.add(&name, value);
+            if known != Some(value) {
+                parameters.add(name, value.clone());
             }
         }
         Ok(parameters)
@@ -493,16 +500,20 @@ fn readings(value: &str, is_list: bool) -> impl Iterator<Item = String> {
     all.into_iter()
 }
 
-/// What the body of a POST sets, as QGIS reads it: the name and the attributes of an XML
-/// document's root element, or else `name=value&…`. And whether it is XML.
-fn said(body: &[u8]) -> Result<(Pairs, bool), Unclear> {
+/// Reads the body of a POST as QGIS does: the name and the attributes of an XML document's
+/// root element, or else `name=value&…`.
+pub fn said(body: &[u8]) -> Result<Said, Unclear> {
     let text = std::str::from_utf8(body).map_err(|_| Unclear)?;
     if text.contains('\0') {
         return Err(Unclear);
     }
     let text = text.strip_prefix('\u{FEFF}').unwrap_or(text).trim_start();
     if !text.starts_with('<') {
-        return Ok((distinct(pairs_of_text(text))?, false));
+        let pairs = distinct(pairs_of_text(text))?;
+        return Ok(Said {
+            pairs,
+            is_xml: false,
+        });
     }
     // QGIS reads what is no XML after all as pairs.
     let (_, rest) = text.split_once('&').unwrap_or_default();
@@ -513,7 +524,11 @@ fn said(body: &[u8]) -> Result<(Pairs, bool), Unclear> {
     if pairs_of_text(rest).any(looks_like_pair) {
         return Err(Unclear);
     }
-    Ok((distinct(root(text)?.into_iter())?, true))
+    let pairs = distinct(root(text)?.into_iter())?;
+    Ok(Said {
+        pairs,
+        is_xml: true,
+    })
 }
 
 fn pairs_of_text(text: &str) -> impl Iterator<Item = (String, String)> {
@@ -730,7 +745,7 @@ mod tests {
             client: asked.client.parse().unwrap(),
             project: project(kvp.get("MAP").as_deref()),
             header: &header,
-            parameters: Parameters::of(&kvp, asked.body.as_bytes()).unwrap(),
+            parameters: Parameters::of(&kvp, &said(asked.body.as_bytes()).unwrap()).unwrap(),
         };
         policies.judge(subject, project)
     }
@@ -904,7 +919,7 @@ mod tests {
 
     #[test]
     fn a_body_that_may_mean_something_else_to_qgis_is_unclear() {
-        let of = |query: &str, body: &[u8]| Parameters::of(&ows::Kvp::parse(query), body);
+        let of = |query: &str, body: &[u8]| Parameters::of(&ows::Kvp::parse(query), &said(body)?);
         for (query, body) in [
             ("SERVICE=WMS", &b"<GetFeature service='WFS'/>"[..]),
             ("SERVICE=WMS", b"SERVICE=WFS"),

@@ -473,6 +473,7 @@ impl Qgis {
                 &request.url,
                 &visitor.headers,
                 PyBytes::new(py, body),
+                &visitor.said,
                 &visitor.address,
                 &visitor.path,
                 visitor.is_known,
