@@ -726,6 +726,19 @@ mod tests {
         Some(ProjectRef { alias, path })
     }
 
+    /// The operator's rule about `pg:secret` must not be passed by another name for it.
+    #[test]
+    fn a_name_by_which_a_storage_may_find_a_project_too_is_in_doubt() {
+        let named = |path: &str| {
+            let (alias, path) = ("pg".into(), path.into());
+            project_name(&ProjectRef { alias, path }, Path::new("/srv"))
+        };
+        assert_eq!(named("secret"), Some("pg:secret".into()));
+        for path in ["?project=secret", "/secret", "s%65cret"] {
+            assert_eq!(named(path), None, "{path}");
+        }
+    }
+
     fn verdict(rules: &[&str], asked: &Asked<'_>) -> Verdict {
         for rule in rules {
             Rule::parse("x", rule).unwrap_or_else(|why| panic!("{rule}: {why}"));
