@@ -77,7 +77,7 @@ impl std::fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// The project that a MAP names, if one may name it so; for policies that set it.
+/// The project that MAP names, or that a policy or an operator's list names in the same way.
 pub fn project(map: &str, finding: &config::Finding) -> Option<protocol::ProjectRef> {
     let known = finding.names();
     let schemes = ogc::guard::Schemes {

@@ -26,6 +26,7 @@
 //! are opaque.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -74,6 +75,9 @@ pub struct Ready {
     /// Why this worker serves.
     #[serde(default)]
     pub born: Born,
+    /// Projects that it opened already, the first of them if there are many.
+    #[serde(default)]
+    pub projects: Vec<ProjectRef>,
 }
 
 /// A QGIS server plugin that a worker found. Texts are cut so that READY stays small.
@@ -226,6 +230,13 @@ pub struct Request {
     /// The trace that the request is part of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace: Option<Trace>,
+    /// What went out of the project before.
+    #[serde(default)]
+    pub seen: Seen,
+    /// Nobody asks: load what the project is now, beside what answers until the server
+    /// says otherwise.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub prepare: bool,
     /// Only where access policies in Python are enabled, which then have to agree.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub visitor: Option<Visitor>,
@@ -244,6 +255,34 @@ pub struct Visitor {
     /// Parameters that the body sets, as QGIS reads it.
     #[serde(default)]
     pub said: Vec<(String, String)>,
+}
+
+/// What clients have seen of a project, so that none of them is sent back in time by a
+/// worker that has an older copy. The default knows nothing, and asks for the newest.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seen {
+    /// So long ago, in milliseconds, something new went out of it. Whoever looked whether
+    /// the project changed before that looks again.
+    pub since_ms: u64,
+    /// What goes out of it; None if that is not certain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// A copy of that version answers though the project changed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stale: bool,
+}
+
+impl Seen {
+    /// Whether a copy need not be compared with its project once more, when that was
+    /// done so long `ago`. The time on the wire only makes the worker look once too often.
+    pub fn trusts(&self, ago: Duration, check_interval: Duration) -> bool {
+        ago < check_interval && ago < Duration::from_millis(self.since_ms)
+    }
+
+    /// Whether a copy of this version may still answer: nobody has seen a newer one.
+    pub fn allows(&self, version: &str) -> bool {
+        self.version.as_deref() == Some(version)
+    }
 }
 
 /// Who asked, in the words of W3C Trace Context; checked by the server.
@@ -278,6 +317,21 @@ pub struct Head {
 pub struct Partial {
     pub id: u64,
     pub head: Option<Head>,
+    /// With the head: what FINAL will say of the project.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub edition: Option<Edition>,
+}
+
+/// Of which state of which project an answer is made.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Edition {
+    /// One number per project, whatever the spelling of its name.
+    pub place: u64,
+    /// Changes whenever the project does.
+    pub version: String,
+    /// The project is not like this any more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub outdated: bool,
 }
 
 /// The end of a reply. `head` is present unless a PARTIAL carried it, or `failure` says why there is none.
@@ -301,6 +355,12 @@ pub struct Final {
     /// Projects that the worker keeps open.
     #[serde(default)]
     pub n_projects: u32,
+    /// None without a project.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub edition: Option<Edition>,
+    /// Names of the project's invalid layers, the first of them if there are many.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bad_layers: Vec<String>,
 }
 
 /// Where the time of a request went inside the worker, in microseconds.
@@ -627,6 +687,11 @@ mod tests {
                 Partial {
                     id: 1,
                     head: Some(head),
+                    edition: Some(Edition {
+                        place: u64::MAX,
+                        version: "v".into(),
+                        outdated: true,
+                    }),
                 },
                 Bytes::from_static(&[0, 255]),
             ),

@@ -66,7 +66,14 @@ fn messages() -> Vec<Vec<u8>> {
     let all = [
         Message::Ready(Ready::default()),
         Message::Request(request, body()),
-        Message::Partial(Partial { id: 1, head }, body()),
+        Message::Partial(
+            Partial {
+                id: 1,
+                head,
+                ..Partial::default()
+            },
+            body(),
+        ),
         Message::Final(last, body()),
         Message::Credit(Credit { id: 1, n: 2 }),
         Message::Cancel(Cancel { id: 1, grace_ms: 2 }),

@@ -52,7 +52,7 @@ def main(root):
 
 def load(loaded, root, name):
     if name is not None and name not in loaded:
-        loaded[name], _ = projects.load(os.path.join(root, name), True, False, False, False)
+        loaded[name], _, _ = projects.load(os.path.join(root, name), True, False, False, False)
     return loaded.get(name)
 
 

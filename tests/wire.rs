@@ -107,7 +107,7 @@ fn request(id: u64, what: &str) -> Request {
         }),
         operation: "GetMap".into(),
         trace: None,
-        visitor: None,
+        ..Request::default()
     }
 }
 

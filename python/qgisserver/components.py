@@ -28,7 +28,7 @@ _handlers = {}
 
 # How the project that a handler reads just now is to be loaded, and what
 # ``projects.load`` said of it besides; a handler that reads by itself says nothing.
-_NOTHING = ([],)
+_NOTHING = ([], [])
 _flags = (True, False, False, True)
 _said = _NOTHING
 

@@ -33,20 +33,19 @@ class _Collector(QgsProjectBadLayerHandler):
 def load(path, strict, trust_metadata, no_layouts, read_only):
     """Read the project file ``path``.
 
-    Returns ``(project, bad)``, ``bad`` being the names of invalid layers that the
-    operator accepts: all of them unless ``strict``, otherwise those that the
-    project does not publish.
+    Returns ``(project, bad, embedded)``: the names of invalid layers that the project
+    publishes, none if ``strict``, and the files of projects that it takes layers from.
     """
     project = QgsProject()
     collector = _Collector()
     project.setBadLayerHandler(collector)
     if not project.read(path, _flags(trust_metadata, no_layouts, read_only)):
         raise Unreadable(project.error() or "not a QGIS project")
-    if strict:
-        published = set(collector.names) - set(QgsServerProjectUtils.wmsRestrictedLayers(project))
-        if published:
-            raise BadLayers(sorted(published))
-    return project, collector.names
+    bad = sorted(set(collector.names) - set(QgsServerProjectUtils.wmsRestrictedLayers(project)))
+    if strict and bad:
+        raise BadLayers(bad)
+    embedded = {project.layerIsEmbedded(layer) for layer in project.mapLayers()}
+    return project, bad, sorted(embedded - {""})
 
 
 def _flags(trust_metadata, no_layouts, read_only):

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use crate::broker::{Name, Status, Worker};
+use crate::broker::{BadLayers, Name, Status, Worker};
 use crate::http::pages;
 use crate::metrics::Metrics;
 
@@ -44,6 +44,7 @@ pub fn status(is_ready: bool, up: Duration, broker: &Status, counted: &Metrics) 
         "storm": broker.storm,
         "quarantined": broker.quarantined.iter().map(pages::quarantined).collect::<Vec<_>>(),
         "breakers": broker.breakers.iter().map(pages::breaker).collect::<Vec<_>>(),
+        "bad_layers": broker.bad_layers.iter().map(bad_layers).collect::<Vec<_>>(),
         "pools": pools(&broker.workers),
         "workers": broker.workers.iter().map(worker).collect::<Vec<_>>(),
     })
@@ -52,6 +53,15 @@ pub fn status(is_ready: bool, up: Duration, broker: &Status, counted: &Metrics) 
 
 fn named((name, n): &(Name, usize)) -> Value {
     json!({ "name": &**name, "requests": n })
+}
+
+fn bad_layers(it: &BadLayers) -> Value {
+    json!({
+        "project": it.project,
+        "layers": it.layers,
+        "refused": it.is_refused,
+        "since_seconds": it.since.as_secs(),
+    })
 }
 
 /// Pools by their parents: two may have the same name.

@@ -20,7 +20,9 @@ mod router;
 mod tests;
 mod throttle;
 mod transport;
+mod troubled;
 mod turns;
+mod versions;
 mod waiting;
 pub(crate) mod zmtp;
 
@@ -43,6 +45,7 @@ pub use deaths::Departures;
 pub use lanes::Line;
 pub use quarantine::Quarantined;
 pub use router::StartError;
+pub use troubled::BadLayers;
 pub use waiting::Name;
 
 /// Starts the broker: when this returns, workers can connect. `gate`: where the gate
@@ -452,6 +455,8 @@ pub struct Status {
     pub storm: bool,
     /// Requests that were sent once more, to another worker.
     pub n_retried: u64,
+    /// Projects with invalid layers, the last asked for first.
+    pub bad_layers: Vec<BadLayers>,
 }
 
 /// One of the lines in which requests wait.

@@ -17,8 +17,12 @@
 //! | any | disconnected, silent, against the protocol | gone |
 //!
 //! Who is next is decided in [`super::waiting`] by client, project, lane and
-//! estimated cost. It goes to the worker that has been idle longest; one that
-//! missed a heartbeat gets a request only if all the idle did.
+//! estimated cost. Of the idle workers it goes to one that has its project open, or
+//! else to the one that has been idle longest; one that missed a heartbeat gets a
+//! request only if all the idle did.
+//!
+//! An errand is a request of our own for a certain worker: it is assigned to it as soon
+//! as it is idle, and until then is in neither list.
 //!
 //! A project may have layers that this same server serves. Then its worker waits
 //! for a request that waits for a worker, and with enough of these all do. So:
@@ -189,6 +193,8 @@ pub struct Queue {
     idle: VecDeque<Peer>,
     /// Cancelled, with more than a short grace as long as nobody waits.
     spared: Vec<Peer>,
+    /// One per worker at most.
+    errands: HashMap<Peer, (Id, Ticket)>,
     crowd: Crowd,
     costs: Costs,
     pace: Pace,
@@ -236,6 +242,8 @@ struct Worker {
     leaving: bool,
     /// What it is busy with, or was until it was cancelled, is in the long lane.
     is_long: bool,
+    /// Projects that it has open, as far as is known; the last used first.
+    open: LruCache<Name, ()>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -260,6 +268,7 @@ impl Queue {
             workers: HashMap::new(),
             idle: VecDeque::new(),
             spared: Vec::new(),
+            errands: HashMap::new(),
             crowd: Crowd::default(),
             costs: Costs::default(),
             pace: Pace::default(),
@@ -463,6 +472,49 @@ impl Queue {
         }
     }
 
+    /// A worker has the project open, and `n_open` in all.
+    pub fn opened(&mut self, peer: &Peer, project: &Name, n_open: u32) {
+        let Some(worker) = self.workers.get_mut(peer) else {
+            return;
+        };
+        worker.open.put(project.clone(), ());
+        // It closes what was not used for longest.
+        while worker.open.len() > n_open.max(1) as usize {
+            worker.open.pop_lru();
+        }
+    }
+
+    /// A request of our own for this worker, as soon as it is idle.
+    pub fn errand(&mut self, peer: &Peer, id: Id, ticket: Ticket, now: Instant) {
+        let worker = self.workers.get(peer).filter(|worker| !worker.leaving);
+        let Some(worker) = worker.filter(|_| !self.stopping) else {
+            return self.effects.push(Effect::Forget { id });
+        };
+        if worker.state == State::Idle {
+            self.idle.retain(|idle| idle != peer);
+            return self.begin_errand(peer, id, ticket, now);
+        }
+        if let Some((id, _)) = self.errands.insert(peer.clone(), (id, ticket)) {
+            self.effects.push(Effect::Forget { id });
+        }
+    }
+
+    fn begin_errand(&mut self, peer: &Peer, id: Id, ticket: Ticket, now: Instant) {
+        self.crowd.enter(&ticket.client, &ticket.project);
+        let request = Request {
+            // So that others know that there is one worker less for a while.
+            line: Line::Held,
+            ..Request::new(id, ticket, now, self.limits.queue_timeout)
+        };
+        self.assign(request, peer.clone(), now);
+    }
+
+    fn forget_errand(&mut self, peer: &Peer) {
+        if let Some((id, _)) = self.errands.remove(peer) {
+            self.effects.push(Effect::Forget { id });
+        }
+    }
+
     /// Its worker may have it from now on. True if it may still go to another.
     pub fn sent(&mut self, id: Id) -> bool {
         let Some(request) = self.assigned.get_mut(&id) else {
@@ -533,6 +585,7 @@ impl Queue {
             heard: now,
             leaving: false,
             is_long: false,
+            open: LruCache::unbounded(),
         };
         self.workers.insert(peer.clone(), worker);
         self.changed = now;
@@ -621,6 +674,7 @@ impl Queue {
                 worker.state = State::Leaving;
                 self.idle.retain(|idle| idle != peer);
             }
+            self.forget_errand(peer);
             self.dispatch(now);
         }
         self.effects.push(Effect::Farewell { peer: peer.clone() });
@@ -632,6 +686,7 @@ impl Queue {
             return;
         };
         self.changed = now;
+        self.forget_errand(peer);
         match worker.state {
             State::Idle => self.idle.retain(|idle| idle != peer),
             State::Busy(id) => self.orphaned(id, now),
@@ -657,6 +712,11 @@ impl Queue {
         self.workers.clear();
         self.idle.clear();
         self.spared.clear();
+        let errands = self
+            .errands
+            .drain()
+            .map(|(_, (id, _))| Effect::Forget { id });
+        self.effects.extend(errands);
         for request in requests {
             self.answer(&request, Error::Stopping);
         }
@@ -764,7 +824,7 @@ impl Queue {
 
     /// To one of the idle, of whom there is at least one.
     fn give(&mut self, request: Request, now: Instant) {
-        let at = self.best_idle(now);
+        let at = self.best_idle(&request.ticket.project, now);
         let peer = self.idle.remove(at).expect("it is not empty");
         self.assign(request, peer, now);
     }
@@ -899,11 +959,15 @@ impl Queue {
         self.assigned.values().filter(may).map(|it| it.id).max()
     }
 
-    /// The longest idle of those that missed no heartbeat, if there is one.
-    fn best_idle(&self, now: Instant) -> usize {
+    /// Of those that missed no heartbeat, if there is one, the longest idle that has the
+    /// project open, or the longest idle.
+    fn best_idle(&self, project: &Name, now: Instant) -> usize {
         let fresh = self.limits.heartbeat * 3 / 2;
         let is_fresh = |peer: &Peer| now.duration_since(self.workers[peer].heard) < fresh;
-        self.idle.iter().position(is_fresh).unwrap_or(0)
+        let has_it = |peer: &Peer| self.workers[peer].open.contains(project) && is_fresh(peer);
+        let at = self.idle.iter().position(has_it);
+        at.or_else(|| self.idle.iter().position(is_fresh))
+            .unwrap_or(0)
     }
 
     fn assign(&mut self, mut request: Request, peer: Peer, now: Instant) {
@@ -943,6 +1007,9 @@ impl Queue {
         }
         if worker.leaving {
             worker.state = State::Leaving;
+            self.forget_errand(peer);
+        } else if let Some((id, ticket)) = self.errands.remove(peer) {
+            self.begin_errand(peer, id, ticket, now);
         } else {
             worker.state = State::Idle;
             self.idle.push_back(peer.clone());
@@ -1343,6 +1410,59 @@ mod tests {
         bench.finished("b", 3);
         assert_eq!(bench.effects(), []);
         assert_eq!(bench.submit(5), [assigned(5, "a")]);
+    }
+
+    #[test]
+    fn a_request_goes_to_a_worker_that_has_its_project_open() {
+        let mut bench = Bench::with_workers(&["a", "b"]);
+        let city = || in_project("city");
+        bench.queue.opened(&"b".into(), &city().project, 2);
+        assert_eq!(bench.submit_as(1, city()), [assigned(1, "b")]);
+        // Rather any worker than to wait for that one.
+        assert_eq!(bench.submit_as(2, city()), [assigned(2, "a")]);
+        bench.finished("b", 1);
+        bench.finished("a", 2);
+        bench.queue.opened(&"b".into(), &"town".into(), 2);
+        bench.queue.opened(&"b".into(), &"river".into(), 2);
+        bench.effects();
+        // It had to close the city for that.
+        assert_eq!(
+            bench.submit_as(3, city()),
+            [assigned(3, "b")],
+            "the longest idle"
+        );
+        assert_eq!(bench.submit_as(4, in_project("town")), [assigned(4, "a")]);
+    }
+
+    #[test]
+    fn an_errand_is_for_one_worker_as_soon_as_it_is_idle() {
+        let mut bench = Bench::with_workers(&["a", "b"]);
+        let send = |bench: &mut Bench, peer: &'static str, id| {
+            let ticket = Ticket {
+                retry: false,
+                ..ticket()
+            };
+            bench.queue.errand(&peer.into(), id, ticket, bench.now);
+            bench.effects()
+        };
+        assert_eq!(send(&mut bench, "b", 1), [assigned(1, "b")]);
+        assert_eq!(bench.submit(2), [assigned(2, "a")]);
+        assert_eq!(bench.submit(3), []);
+        assert_eq!(send(&mut bench, "a", 4), []);
+        bench.finished("a", 2);
+        assert_eq!(bench.effects(), [assigned(4, "a")], "before what waits");
+        bench.finished("b", 1);
+        assert_eq!(bench.effects(), [assigned(3, "b")]);
+        // It dies with its worker, waiting or not.
+        assert_eq!(send(&mut bench, "b", 5), []);
+        let effects = bench.gone("b");
+        assert!(effects.contains(&Effect::Forget { id: 5 }), "{effects:?}");
+        assert_eq!(send(&mut bench, "b", 6), [Effect::Forget { id: 6 }]);
+        let effects = bench.gone("a");
+        assert!(
+            effects.contains(&answered(4, Error::WorkerDied)),
+            "{effects:?}"
+        );
     }
 
     #[test]
@@ -2073,6 +2193,7 @@ mod tests {
 
         const PEERS: [&str; 4] = ["a", "b", "c", "d"];
         const CLIENTS: [&str; 3] = ["x", "y", "z"];
+        const ERRAND: &str = "errand";
         /// The first of them is slow by experience.
         const PROJECTS: [&str; 4] = ["slow", "city", "village", "cascade"];
 
@@ -2086,6 +2207,10 @@ mod tests {
                 /// A worker asks, if there is one that serves a request.
                 cause: Option<usize>,
             },
+            /// For one of the workers.
+            Errand(usize),
+            /// A worker has a project open.
+            Opened(usize, usize),
             Withdraw(usize),
             Took(usize, u32),
             Ready(usize),
@@ -2104,6 +2229,8 @@ mod tests {
             prop_oneof![
                 4 => (any::<bool>(), any::<bool>(), (0usize..3, 0usize..4, 0usize..3), prop::option::weighted(0.3, peer.clone()))
                     .prop_map(|(retry, cancel, who, cause)| Event::Submit { retry, cancel, who, cause }),
+                1 => peer.clone().prop_map(Event::Errand),
+                1 => (peer.clone(), 0usize..4).prop_map(|(at, project)| Event::Opened(at, project)),
                 1 => (0usize..64).prop_map(Event::Withdraw),
                 3 => (0usize..64, 0u32..4).prop_map(|(at, n)| Event::Took(at, n)),
                 4 => peer.clone().prop_map(Event::Ready),
@@ -2197,6 +2324,19 @@ mod tests {
                         now,
                     );
                 }
+                Event::Errand(at) => {
+                    let id = world.submitted.len() as Id;
+                    world.submitted.push(id);
+                    let ticket = Ticket {
+                        retry: false,
+                        client: ERRAND.into(),
+                        ..ticket()
+                    };
+                    queue.errand(&PEERS[at].into(), id, ticket, now);
+                }
+                Event::Opened(at, project) => {
+                    queue.opened(&PEERS[at].into(), &PROJECTS[project].into(), 2);
+                }
                 Event::Withdraw(at) => {
                     if let Some(id) = pick(at) {
                         queue.withdraw(id, now);
@@ -2246,6 +2386,14 @@ mod tests {
             let (n_long, long_max) = bench.queue.long();
             let line = |id: &Id| bench.queue.assigned.get(id).map(|it| it.line);
             let assigned = ids(effects);
+            let is_errand = |id: &Id| {
+                let request = bench.queue.assigned.get(id);
+                request.is_some_and(|it| &*it.ticket.client == ERRAND)
+            };
+            // It has its worker whatever the others do.
+            if assigned.iter().any(is_errand) {
+                return;
+            }
             let is_held = assigned.iter().any(|id| line(id) == Some(Line::Held));
             let is_slow = assigned.iter().any(|id| line(id) == Some(Line::Slow));
             let is_quiet = bench

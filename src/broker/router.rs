@@ -24,7 +24,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{self, MissedTickBehavior};
 
 use super::breaker::{self, Breakers, Change, Verdict};
-use super::cost::Kind;
+use super::cost::{Kind, Work};
 use super::deaths::{self, Departure, Departures, Storm};
 use super::gate::{self, Gate};
 use super::lanes::{Rules, Sort};
@@ -32,6 +32,8 @@ use super::quarantine::{self, Fingerprint, Quarantine};
 use super::queue::{Effect, Fate, Id, Limits, Peer, Queue, Ticket, Why};
 use super::throttle::Throttle;
 use super::transport::{Event, Router, Transport, Undeliverable};
+use super::troubled::Troubled;
+use super::versions::{Asked, Errand, Versions};
 use super::{
     Body, Broker, Call, Command, Error, Handle, Item, Lane, Name as Called, Outcome, Reply,
     Running, Shared, State, Status, Stream, Worker, name_of,
@@ -39,8 +41,8 @@ use super::{
 use crate::config;
 use crate::directory::{self, Directory};
 use crate::protocol::{
-    Cancel, Credit, Disconnect, Failure, Final, Found, HEAD_MAX, Message, Partial, ProjectRef,
-    Ready, Reason, Request,
+    Cancel, Credit, Disconnect, Edition, Failure, Final, Found, HEAD_MAX, Message, Partial,
+    ProjectRef, Ready, Reason, Request,
 };
 
 /// So many clients and projects are in the status.
@@ -167,6 +169,12 @@ struct Driver<T> {
     breakers: Breakers,
     storm: Storm,
     departures: Departures,
+    versions: Versions,
+    /// Requests of our own.
+    errands: HashMap<Id, Errand>,
+    troubled: Troubled,
+    /// What clients have lately, for these.
+    patience: Duration,
     /// Some of those that wait may not run any more.
     recheck: bool,
     refusals: Throttle,
@@ -220,6 +228,8 @@ struct Serving {
     request_id: String,
     operation: String,
     project: Option<ProjectRef>,
+    /// What was known of the project then.
+    asked: Asked,
     since: Instant,
     timeout: Duration,
     /// Its time-out was counted.
@@ -255,6 +265,10 @@ impl<T: Transport> Driver<T> {
             breakers: Breakers::new(breaker_rules(&config)),
             storm: Storm::new(storm_rules(&config)),
             departures: Departures::default(),
+            versions: Versions::new(config.stale),
+            errands: HashMap::new(),
+            troubled: Troubled::default(),
+            patience: config.queue_timeout,
             recheck: false,
             config,
             transport,
@@ -500,6 +514,7 @@ impl<T: Transport> Driver<T> {
             ..config
         };
         self.queue.configure(limits(&self.config));
+        self.versions.configure(self.config.stale);
         self.quarantine.configure(quarantine_rules(&self.config));
         self.breakers.configure(breaker_rules(&self.config));
         self.storm.configure(storm_rules(&self.config));
@@ -573,6 +588,7 @@ impl<T: Transport> Driver<T> {
             departures: self.departures,
             storm: self.storm.is_on(),
             n_retried: self.shared.metrics.retries.get(),
+            bad_layers: self.troubled.list(now),
         }
     }
 
@@ -631,17 +647,25 @@ impl<T: Transport> Driver<T> {
         }
         let worker = Member::new(ready);
         tracing::info!(%worker, qgis = worker.ready.versions.qgis, "ready");
+        let n_open = u32::try_from(worker.ready.projects.len()).unwrap_or(u32::MAX);
+        for project in &worker.ready.projects {
+            let name: Called = name_of(Some(project)).into();
+            self.queue.opened(&peer, &name, n_open);
+        }
         self.workers.insert(peer, worker);
         let answers = self.workers.values().any(|it| it.ready.plugins_answer);
         self.shared.plugins_answer.store(answers, Ordering::Relaxed);
     }
 
     fn partial(&mut self, peer: &Peer, partial: Partial, bytes: Bytes) {
-        let Partial { id, head } = partial;
+        let Partial { id, head, edition } = partial;
         match self.queue.partial(peer, id, head.is_some(), Instant::now()) {
             Fate::Drop | Fate::Expelled => return,
             Fate::Stranger => return self.send_away(peer),
             Fate::Deliver => {}
+        }
+        if let Some(edition) = &edition {
+            self.went_out(peer, edition);
         }
         let pending = self.calls.get_mut(&id).expect("the queue knows only calls");
         if let Answer::Stream { items, .. } = &pending.answer {
@@ -695,6 +719,7 @@ impl<T: Transport> Driver<T> {
             Fate::Expelled => return,
             Fate::Deliver | Fate::Drop => {}
         }
+        self.learn(peer, &last, fate);
         if let Some(worker) = self.workers.get_mut(peer) {
             worker.serving = None;
             worker.n_served += 1;
@@ -723,6 +748,92 @@ impl<T: Transport> Driver<T> {
             }
             let queued = pending.queued.unwrap_or_default();
             pending.answer.end(last, bytes, queued);
+        }
+    }
+
+    /// What the end of a request says about its project.
+    fn learn(&mut self, peer: &Peer, last: &Final, fate: Fate) {
+        let serving = self.workers.get(peer).and_then(|it| it.serving.as_ref());
+        let project = serving.and_then(|serving| serving.project.clone());
+        let Some(project) = project else {
+            return;
+        };
+        let now = Instant::now();
+        self.troubled.heard(&project, last, now);
+        if last.found.is_some() {
+            let name: Called = name_of(Some(&project)).into();
+            self.queue.opened(peer, &name, last.n_projects);
+        }
+        if let Some(errand) = self.errands.remove(&last.id) {
+            let version = last.edition.as_ref().map(|it| it.version.as_str());
+            self.versions.prepared(&errand, version, now);
+        } else if let Some(edition) = last.edition.as_ref().filter(|_| fate == Fate::Deliver) {
+            self.went_out(peer, edition);
+        }
+    }
+
+    /// A client gets an answer that is made of this.
+    fn went_out(&mut self, peer: &Peer, edition: &Edition) {
+        let serving = self.workers.get(peer).and_then(|it| it.serving.as_ref());
+        let Some(serving) = serving else {
+            return;
+        };
+        if let Some(project) = &serving.project {
+            self.patience = serving.timeout;
+            let now = Instant::now();
+            self.versions
+                .answered(peer, project, &serving.asked, edition, now);
+        }
+    }
+
+    /// Lets a worker load what a changed project is now, while others answer with what it
+    /// was. True if there is such a worker.
+    fn send_errand(&mut self) -> bool {
+        if self.config.stale.is_zero() || self.stop_until.is_some() {
+            return false;
+        }
+        let now = Instant::now();
+        let stays = |peer: &Peer| {
+            self.workers
+                .get(peer)
+                .is_some_and(|it| it.leaving.is_none())
+        };
+        let Some(errand) = self.versions.errand(now, stays) else {
+            return false;
+        };
+        let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
+        let call = Call {
+            request_id: format!("prepare-{id}"),
+            method: "GET".into(),
+            url: String::new(),
+            headers: Vec::new(),
+            body: Bytes::new(),
+            project: Some(errand.project.clone()),
+            operation: "prepare".into(),
+            retry: false,
+            cancel: false,
+            timeout: self.config.stale.max(self.patience),
+            trace: None,
+            client: "".into(),
+            work: Work::default(),
+            cause: None,
+            visitor: None,
+        };
+        tracing::debug!(project = %errand.project, "changed: a worker loads it beside the old one");
+        let ticket = self.ticket(&call);
+        // Nobody waits for the answer.
+        let answer = Answer::Whole(oneshot::channel().0);
+        self.calls.insert(id, Pending::new(Box::new(call), answer));
+        let peer = errand.peer.clone();
+        self.errands.insert(id, errand);
+        self.queue.errand(&peer, id, ticket, now);
+        true
+    }
+
+    /// Nothing came of it.
+    fn give_up_errand(&mut self, id: Id) {
+        if let Some(errand) = self.errands.remove(&id) {
+            self.versions.prepared(&errand, None, Instant::now());
         }
     }
 
@@ -780,6 +891,7 @@ impl<T: Transport> Driver<T> {
         let Some(worker) = self.workers.remove(peer) else {
             return;
         };
+        self.versions.gone(peer, Instant::now());
         let departure = self.departure(&worker, departure);
         self.departures.note(departure);
         let reason = departure.name();
@@ -876,7 +988,7 @@ impl<T: Transport> Driver<T> {
                 self.recheck_waiting();
                 continue;
             }
-            if effects.is_empty() && !self.release() {
+            if effects.is_empty() && !self.release() && !self.send_errand() {
                 break;
             }
             effects.into_iter().for_each(|effect| self.perform(effect));
@@ -929,6 +1041,9 @@ impl<T: Transport> Driver<T> {
         }
         let (pending, worker) = (&self.calls[&id], &self.workers[peer]);
         let call = &pending.call;
+        let project = call.project.as_ref();
+        let known = project.map(|project| self.versions.asked(project, now));
+        let (seen, asked) = known.unwrap_or_default();
         let request = Request {
             id,
             request_id: call.request_id.clone(),
@@ -942,8 +1057,10 @@ impl<T: Transport> Driver<T> {
             operation: call.operation.clone(),
             trace: call.trace.clone(),
             visitor: call.visitor.clone(),
+            seen,
+            prepare: self.errands.contains_key(&id),
         };
-        let serving = Serving::of(id, call);
+        let serving = Serving::of(id, call, asked);
         let frames = Message::Request(request, call.body.clone()).encode();
         if frames[2].len() > HEAD_MAX {
             let error = Error::RequestTooLarge { limit: HEAD_MAX };
@@ -999,6 +1116,7 @@ impl<T: Transport> Driver<T> {
     }
 
     fn answer(&mut self, id: Id, error: Error) {
+        self.give_up_errand(id);
         let pending = self.calls.remove(&id).expect("the queue knows only calls");
         let Call {
             request_id,
@@ -1030,6 +1148,7 @@ impl<T: Transport> Driver<T> {
     }
 
     fn forget(&mut self, id: Id) {
+        self.give_up_errand(id);
         let Some(pending) = self.calls.remove(&id) else {
             return;
         };
@@ -1174,12 +1293,13 @@ impl Answer {
 }
 
 impl Serving {
-    fn of(id: Id, call: &Call) -> Self {
+    fn of(id: Id, call: &Call, asked: Asked) -> Self {
         Self {
             id,
             request_id: call.request_id.clone(),
             operation: call.operation.clone(),
             project: call.project.clone(),
+            asked,
             since: Instant::now(),
             timeout: call.timeout,
             timed_out: false,
@@ -1344,7 +1464,17 @@ mod tests {
         driver.transport.sent.clear();
         assert_eq!(alive.strong_count(), 1);
         let head = ok();
-        driver.hear("a", Message::Partial(Partial { id: 1, head }, Bytes::new()));
+        driver.hear(
+            "a",
+            Message::Partial(
+                Partial {
+                    id: 1,
+                    head,
+                    ..Partial::default()
+                },
+                Bytes::new(),
+            ),
+        );
         assert_eq!(alive.strong_count(), 0);
     }
 

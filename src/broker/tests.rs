@@ -133,8 +133,15 @@ impl Fake {
     }
 
     async fn chunk(&mut self, id: u64, head: Option<Head>, bytes: Bytes) {
-        self.say(Message::Partial(Partial { id, head }, bytes))
-            .await;
+        self.say(Message::Partial(
+            Partial {
+                id,
+                head,
+                ..Partial::default()
+            },
+            bytes,
+        ))
+        .await;
     }
 
     async fn finish(&mut self, id: u64, head: Option<Head>, bytes: &'static str) {

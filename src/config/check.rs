@@ -6,6 +6,7 @@
 use std::fs;
 use std::path::Path;
 
+use super::bad_layers::{self, OnBadLayers};
 use super::keys::Program;
 use super::kind::loopback;
 use super::layers::{Mistake, Settings};
@@ -60,6 +61,12 @@ pub fn mistakes(
     }
     if !is_server && !config.pool.server.starts_with("ipc://") {
         found.note("worker.server", address(&config.pool.server));
+    }
+    let policy = settings.text("projects.cache.bad_layers");
+    found.note("projects.cache.bad_layers", policy_word(policy.as_deref()));
+    for text in settings.words("projects.cache.bad_layers_of") {
+        let exception = bad_layers::exception(&text).map(drop);
+        found.note("projects.cache.bad_layers_of", exception);
     }
     found.note("worker.memory_limit", enough(config.pool.memory_limit));
     if is_server {
@@ -117,6 +124,14 @@ pub fn warnings(config: &Config) -> Vec<String> {
             "projects.s3: without both access_key_id and secret_access_key S3 is asked as anybody"
                 .into(),
         );
+    }
+    if let Some(file) = &config.pool.preload_file
+        && let Err(error) = fs::File::open(file)
+    {
+        warnings.push(format!(
+            "projects.cache.preload_config: {}: {error}: nothing is opened ahead",
+            file.display()
+        ));
     }
     for path in config
         .pool
@@ -195,6 +210,13 @@ fn room(http: &Http) -> Result<(), String> {
             "expected at least server.body_max, {} bytes, found {}",
             http.body_max, http.body_memory
         )),
+    }
+}
+
+fn policy_word(word: Option<&str>) -> Result<(), String> {
+    match word.map(|word| (word, OnBadLayers::parse(word))) {
+        Some((word, None)) => Err(format!("expected strict, skip or retry, found {word:?}")),
+        _ => Ok(()),
     }
 }
 

@@ -333,8 +333,14 @@ pub const SETTINGS: &[Setting] = &[
         .env(&["QGSRV_CACHE_CHECK_INTERVAL"])
         .older(&["cache.check_interval", "projects.cache.refresh_interval", "cache.refresh_interval"]).live(),
     row("projects.cache.broken_seconds", Kind::SecondsOrZero, "5", "seconds for which a worker remembers that a project does not load; 0: each request tries again").live(),
+    row("projects.cache.memory", MEMORY, "0", "memory that the open projects of a worker may take together, as measured when they were loaded; 0: half of what the worker may allocate").live(),
+    row("projects.cache.settle_seconds", Kind::SecondsOrZero, "2", "seconds for which a project that changed and cannot be read may be half written: meanwhile the old one answers").live(),
+    row("projects.cache.stale_seconds", Kind::SecondsOrZero, "0", "seconds for which the old one of a changed project answers while workers load the new one, with which all then answer at once; 0: requests wait for it").live(),
     row("projects.cache.strict_check", Kind::Bool, "yes", "refuse projects that have invalid layers")
         .env(&["QGSRV_CACHE_STRICT_CHECK"]).older(&["cache.strict_check"]).live(),
+    row("projects.cache.bad_layers", Kind::Text, "", "what becomes of projects with invalid layers: strict (they are refused), skip (served without them) or retry (the same, and they come back when their sources do); empty: strict or skip, as projects.cache.strict_check says").live(),
+    row("projects.cache.bad_layers_of", Kind::Words, "", "exceptions for projects, the first that fits: NAME=POLICY, such as drafts/*=skip").live(),
+    row("projects.cache.bad_layers_seconds", Kind::Seconds, "30", "seconds between two tries to get invalid layers back").live(),
     row("projects.cache.trust_layer_metadata", Kind::Bool, "no", "believe extents and keys in the project instead of asking the data")
         .env(&["QGSRV_TRUST_LAYER_METADATA", "QGSRV_CACHE_TRUST_LAYER_METADATA", "QGIS_SERVER_TRUST_LAYER_METADATA"])
         .older(&["cache.trust_layer_metadata"]).live(),
@@ -344,8 +350,12 @@ pub const SETTINGS: &[Setting] = &[
     row("projects.cache.force_readonly_layers", Kind::Bool, "yes", "open layers for reading only (QGIS 3.28 and later)")
         .env(&["QGSRV_CACHE_FORCE_READONLY_LAYERS", "QGIS_SERVER_FORCE_READONLY_LAYERS"])
         .older(&["cache.force_readonly_layers"]).live(),
-    row("projects.cache.preload_config", Kind::Path, "", "file that lists projects to open at start")
-        .env(&["QGSRV_CACHE_PRELOAD_CONFIG"]).older(&["cache.preload_config"]).later(),
+    row("projects.cache.preload_config", Kind::Path, "", "file that lists projects, one per line, which a worker opens before it is ready, and keeps")
+        .env(&["QGSRV_CACHE_PRELOAD_CONFIG"]).older(&["cache.preload_config"]).live(),
+    row("projects.cache.restore_projects", Kind::Words, "", "more projects to open and keep so")
+        .env(&["CONF_WORKER__RESTORE_PROJECTS"]).live(),
+    row("projects.cache.preload_spread", Kind::Bool, "no", "yes: each worker of a pool opens a part of them; no: each opens all").live(),
+    row("projects.cache.preload_seconds", Kind::Seconds, "60", "seconds that a worker takes for that, beyond worker.start_timeout; the rest is opened when it is asked for").live(),
     row("projects.cache.insecure", Kind::Bool, "no", "let MAP carry any parameter of a database")
         .env(&["QGSRV_CACHE_INSECURE"]).older(&["cache.insecure"])
         .moot(State::Moot("projects.schemes says how a database is reached, and MAP never does")),

@@ -4,6 +4,7 @@
 //! file and command line into values that remember their origin; this file
 //! hands each part its own section, and `check.rs` looks at them together.
 
+mod bad_layers;
 mod check;
 mod command_line;
 mod file;
@@ -20,6 +21,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use bad_layers::{BadLayers, OnBadLayers};
 pub use command_line::{Action, Exit};
 pub use finding::{Base, FILE, Finding, Handler, S3, Secret};
 pub use layers::{Environment, SECRET_WORDS, without_secrets};
@@ -189,6 +191,8 @@ pub struct Broker {
     /// Deaths in a row that are a storm; zero: none are.
     pub storm_deaths: u32,
     pub storm_period: Duration,
+    /// How long an old copy of a changed project may answer; zero: not at all.
+    pub stale: Duration,
 }
 
 /// The pool and its workers.
@@ -246,8 +250,18 @@ pub struct Pool {
     pub broken_for: Duration,
     /// Where projects are.
     pub finding: Finding,
-    /// Invalid layers make a project unavailable.
-    pub strict_check: bool,
+    /// Bytes for open projects; 0: half of what the worker may allocate.
+    pub cache_memory: u64,
+    /// How long a file that cannot be read may be half written.
+    pub settle: Duration,
+    pub bad_layers: BadLayers,
+    /// `projects.cache.preload_config`: a file of names.
+    pub preload_file: Option<PathBuf>,
+    /// More names.
+    pub restore_projects: Vec<String>,
+    /// Each worker opens a part of them.
+    pub preload_spread: bool,
+    pub preload_timeout: Duration,
     pub trust_layer_metadata: bool,
     pub disable_getprint: bool,
     pub force_readonly_layers: bool,
@@ -348,6 +362,7 @@ impl Default for Config {
                 breaker_share: 0.5,
                 storm_deaths: 5,
                 storm_period: seconds(30),
+                stale: Duration::ZERO,
             },
             pool: Pool {
                 workers: 2,
@@ -382,7 +397,17 @@ impl Default for Config {
                 check_interval: Duration::ZERO,
                 broken_for: seconds(5),
                 finding: Finding::default(),
-                strict_check: true,
+                cache_memory: 0,
+                settle: seconds(2),
+                bad_layers: BadLayers {
+                    rule: OnBadLayers::Strict,
+                    exceptions: Vec::new(),
+                    every: seconds(30),
+                },
+                preload_file: None,
+                restore_projects: Vec::new(),
+                preload_spread: false,
+                preload_timeout: seconds(60),
                 trust_layer_metadata: false,
                 disable_getprint: false,
                 force_readonly_layers: true,
@@ -537,6 +562,7 @@ impl Broker {
             breaker_share: settings.fraction("zmq.breaker_share"),
             storm_deaths: settings.small("zmq.storm_deaths"),
             storm_period: settings.duration("zmq.storm_seconds"),
+            stale: settings.duration("projects.cache.stale_seconds"),
         }
     }
 }
@@ -580,12 +606,40 @@ impl Pool {
             check_interval: settings.duration("projects.cache.check_interval"),
             broken_for: settings.duration("projects.cache.broken_seconds"),
             finding: Finding::read(settings),
-            strict_check: settings.bool("projects.cache.strict_check"),
+            cache_memory: settings.count("projects.cache.memory"),
+            settle: settings.duration("projects.cache.settle_seconds"),
+            bad_layers: BadLayers::read(settings),
+            preload_file: settings.path("projects.cache.preload_config"),
+            restore_projects: settings.words("projects.cache.restore_projects"),
+            preload_spread: settings.bool("projects.cache.preload_spread"),
+            preload_timeout: settings.duration("projects.cache.preload_seconds"),
             trust_layer_metadata: settings.bool("projects.cache.trust_layer_metadata"),
             disable_getprint: settings.bool("projects.cache.disable_getprint"),
             force_readonly_layers: settings.bool("projects.cache.force_readonly_layers"),
             env: variables(settings),
             env_allow: settings.words("worker.env_allow"),
+        }
+    }
+}
+
+impl BadLayers {
+    /// What cannot be read was reported by `check.rs`.
+    fn read(settings: &Settings) -> Self {
+        let rule = settings.text("projects.cache.bad_layers");
+        let exceptions = settings.words("projects.cache.bad_layers_of");
+        let by_check = match settings.bool("projects.cache.strict_check") {
+            true => OnBadLayers::Strict,
+            false => OnBadLayers::Skip,
+        };
+        Self {
+            rule: rule
+                .and_then(|it| OnBadLayers::parse(&it))
+                .unwrap_or(by_check),
+            exceptions: exceptions
+                .iter()
+                .filter_map(|it| bad_layers::exception(it).ok())
+                .collect(),
+            every: settings.duration("projects.cache.bad_layers_seconds"),
         }
     }
 }

@@ -311,6 +311,8 @@ mod tests {
                 "1K",
                 "0.75",
                 "auto",
+                "skip",
+                "a=skip",
             ];
             let read = |text: &str| {
                 fs::write(&file, "").unwrap();

@@ -34,6 +34,8 @@ struct Page {
     /// Kilobytes that a crashing process had allocated.
     crashed_with: AtomicU64,
     farewell: AtomicU32,
+    /// The place in the list of the project that is opened ahead, from 1.
+    preloading: AtomicU32,
     length: AtomicU32,
     text: [AtomicU8; TEXT_MAX],
 }
@@ -76,6 +78,10 @@ impl Board {
 
     /// From now on the worker serves `what`.
     pub fn begin(&self, what: &str) {
+        self.write(what);
+    }
+
+    fn write(&self, what: &str) {
         let page = self.page();
         let end = (0..=TEXT_MAX.min(what.len()))
             .rev()
@@ -91,6 +97,21 @@ impl Board {
     pub fn end(&self) {
         self.page().length.store(0, Ordering::Release);
         self.page().n_served.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A worker that is not ready yet opens the project at this place of the list.
+    pub fn preloading(&self, project: Option<(usize, &str)>) {
+        let place = project.map_or(0, |(at, _)| u32::try_from(at + 1).unwrap_or(0));
+        self.write(&project.map_or(String::new(), |(_, name)| {
+            format!("the opening of {name} ahead")
+        }));
+        self.page().preloading.store(place, Ordering::Release);
+    }
+
+    /// Which one it was when the worker ended.
+    pub fn preloaded(&self) -> Option<usize> {
+        let place = self.page().preloading.load(Ordering::Acquire);
+        (place as usize).checked_sub(1)
     }
 
     /// What the worker serves; None when it is idle.

@@ -14,12 +14,12 @@
 
 use std::future::pending;
 use std::pin::Pin;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use qgisserver::protocol::{
-    Because, Cancel, Disconnect, Final, Head, Message, Partial, Ready, Reason, Request,
+    Because, Cancel, Disconnect, Edition, Final, Head, Message, Partial, Ready, Reason, Request,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
@@ -97,6 +97,13 @@ pub struct Outlet {
     flow: Mutex<Flow>,
     changed: Condvar,
     out: Option<(mpsc::UnboundedSender<Out>, Arc<Drive>)>,
+    told: OnceLock<Told>,
+}
+
+/// What goes with the head of an answer.
+struct Told {
+    edition: Option<Edition>,
+    header: Option<(String, String)>,
 }
 
 struct Flow {
@@ -121,7 +128,21 @@ impl Outlet {
             flow,
             changed: Condvar::new(),
             out: Some((out, drive)),
+            told: OnceLock::new(),
         }
+    }
+
+    /// Of what the answer is made, and one more header for it. Before its first part.
+    pub fn tell(&self, edition: Option<Edition>, header: Option<(String, String)>) {
+        // A request has one project.
+        let _ = self.told.set(Told { edition, header });
+    }
+
+    /// The head of the answer with all that belongs to it.
+    pub fn dress(&self, mut head: Head) -> Head {
+        let header = self.told.get().and_then(|told| told.header.clone());
+        head.headers.extend(header);
+        head
     }
 
     /// An outlet that leads nowhere, for the first map of a worker.
@@ -136,6 +157,7 @@ impl Outlet {
             flow,
             changed: Condvar::new(),
             out: None,
+            told: OnceLock::new(),
         }
     }
 
@@ -153,7 +175,13 @@ impl Outlet {
         }
         flow.credits -= 1;
         drop(flow);
-        let sent = self.send(Out::Part(Partial { id: self.id, head }, bytes));
+        let told = self.told.get().filter(|_| head.is_some());
+        let partial = Partial {
+            id: self.id,
+            edition: told.and_then(|told| told.edition.clone()),
+            head: head.map(|head| self.dress(head)),
+        };
+        let sent = self.send(Out::Part(partial, bytes));
         if let Some((_, drive)) = &self.out {
             drive.step_in();
         }

@@ -1,16 +1,19 @@
 //! The pool of QGIS processes behind qgisserver: flags → settings → log → Python → pool.
 
 mod board;
+mod companions;
 mod dealer;
 mod drive;
 mod environment;
 mod link;
+mod loading;
 mod machine;
 mod memory;
 mod patience;
 mod places;
 mod plugins;
 mod pool;
+mod preload;
 mod projects;
 mod qgis;
 mod routes;
@@ -20,6 +23,7 @@ mod storages;
 
 use std::process::ExitCode;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use qgisserver::config::{self, Action, Config, Sources};
 use qgisserver::log;
@@ -55,6 +59,7 @@ fn run(config: Config, sources: Sources, warnings: &[String]) -> ExitCode {
         .iter()
         .for_each(|warning| tracing::warn!("{warning}"));
     environment::prepare(&config.pool.env, &config.pool.env_allow);
+    raise_open_files();
     let mask = match pool::hold_signals() {
         Ok(mask) => mask,
         Err(error) => {
@@ -95,6 +100,15 @@ fn run(config: Config, sources: Sources, warnings: &[String]) -> ExitCode {
             tracing::error!(%error, "the pool cannot go on");
             ExitCode::from(UNAVAILABLE)
         }
+    }
+}
+
+/// Each layer of an open project holds a file or a connection.
+fn raise_open_files() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files stays as it is");
     }
 }
 

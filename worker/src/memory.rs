@@ -45,6 +45,36 @@ pub fn give_back() {
     debug_assert_eq!(error, 0, "jemalloc knows the control");
 }
 
+/// Bytes that this thread has allocated and not freed. What others free for it still
+/// counts, and what it frees for others is taken off, so only a difference over some
+/// work means something.
+pub fn held() -> i64 {
+    let read = |name| i64::try_from(counter(name)).unwrap_or(i64::MAX);
+    read(c"thread.allocated") - read(c"thread.deallocated")
+}
+
+/// Of jemalloc(3), for this thread.
+fn counter(name: &std::ffi::CStr) -> u64 {
+    let (mut value, mut size) = (0_u64, size_of::<u64>());
+    // SAFETY: the name ends with NUL, and the value has the size that is announced.
+    let error = unsafe {
+        tikv_jemalloc_sys::mallctl(
+            name.as_ptr(),
+            (&raw mut value).cast(),
+            &raw mut size,
+            std::ptr::null_mut(),
+            0,
+        )
+    };
+    debug_assert_eq!(error, 0, "jemalloc knows the counter");
+    value
+}
+
+/// What this process may allocate.
+pub fn allowed() -> u64 {
+    getrlimit(Resource::RLIMIT_DATA).map_or(u64::MAX, |(soft, _)| soft)
+}
+
 /// From now on this process and its threads allocate no more than `bytes`: what goes
 /// beyond fails, which QGIS and Python report, instead of taking the machine down.
 pub fn limit(bytes: u64) -> nix::Result<()> {
@@ -155,23 +185,6 @@ mod tests {
 
     use super::*;
 
-    /// Bytes that this thread has ever taken from jemalloc.
-    fn taken() -> u64 {
-        let (mut taken, mut size) = (0_u64, size_of::<u64>());
-        // SAFETY: the name ends with NUL, and the value has the size that is announced.
-        let error = unsafe {
-            tikv_jemalloc_sys::mallctl(
-                c"thread.allocated".as_ptr(),
-                (&raw mut taken).cast(),
-                &raw mut size,
-                std::ptr::null_mut(),
-                0,
-            )
-        };
-        assert_eq!(error, 0);
-        taken
-    }
-
     /// Runs `work` in a process of its own and returns how that ended.
     fn apart(work: impl FnOnce()) -> WaitStatus {
         // SAFETY: the child does nothing that another thread of the test may hold up.
@@ -242,14 +255,24 @@ mod tests {
 
     #[test]
     fn what_c_allocates_comes_from_jemalloc() {
-        let before = taken();
+        let before = counter(c"thread.allocated");
         // SAFETY: strdup allocates inside libc what we free.
         unsafe {
             let copy = libc::strdup(CString::new(vec![b'x'; 1 << 20]).unwrap().as_ptr());
             libc::free(copy.cast());
         }
         // Once for the original, once for the copy.
-        assert!(taken() - before >= 2 << 20);
+        assert!(counter(c"thread.allocated") - before >= 2 << 20);
+    }
+
+    #[test]
+    fn what_is_held_is_what_was_taken_and_not_freed() {
+        let before = held();
+        let kept = vec![1_u8; 3 << 20];
+        drop(std::hint::black_box(vec![1_u8; 5 << 20]));
+        let taken = held() - before;
+        assert!((3 << 20..4 << 20).contains(&taken), "{taken}");
+        drop(std::hint::black_box(kept));
     }
 
     #[test]

@@ -7,12 +7,12 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroUsize;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use lru::LruCache;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use qgisserver::config;
-use qgisserver::protocol::{Failure, ProjectRef};
+use qgisserver::protocol::{Failure, ProjectRef, Seen};
 
 use crate::routes::{Confined, Routes, Target};
 use crate::storages::{Storages, Trouble};
@@ -23,6 +23,29 @@ pub struct Place {
     /// Canonical: no other place has it.
     pub source: Source,
     pub stamp: Stamp,
+}
+
+impl Place {
+    /// The same place as it is now; None if nothing is there. What a storage has is not
+    /// looked at again.
+    pub fn again(&self) -> Option<Self> {
+        let stamp = match &self.source {
+            Source::File(path) => Stamp::of(path).ok()?,
+            Source::Stored(_) => self.stamp,
+        };
+        let source = self.source.clone();
+        Some(Self { source, stamp })
+    }
+
+    /// How long ago it changed; None if that is not known, or lies in the future.
+    pub fn age(&self) -> Option<Duration> {
+        let Stamp::File { modified_ns, .. } = self.stamp else {
+            return None;
+        };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+        let age = now.as_nanos().checked_sub(modified_ns)?;
+        Some(Duration::from_nanos(age.try_into().ok()?))
+    }
 }
 
 /// Where a project is read from.
@@ -191,19 +214,26 @@ impl Places {
     }
 
     /// Where the project is. Not found if it does not exist or is outside of what the
-    /// operator allows: the client cannot tell which.
-    pub fn find(&mut self, project: &ProjectRef) -> Result<Place, Failure> {
-        self.find_at(project, Instant::now())
+    /// operator allows: the client cannot tell which. A storage is asked again when its
+    /// last word is older than the last that clients have `seen` of the project.
+    pub fn find(&mut self, project: &ProjectRef, seen: &Seen) -> Result<Place, Failure> {
+        self.find_at(project, seen, Instant::now())
     }
 
-    fn find_at(&mut self, project: &ProjectRef, now: Instant) -> Result<Place, Failure> {
+    fn find_at(
+        &mut self,
+        project: &ProjectRef,
+        seen: &Seen,
+        now: Instant,
+    ) -> Result<Place, Failure> {
         if let Some(known) = self.spellings.get(project) {
             let is_fresh = match &known.place.source {
                 Source::File(_) => {
                     Stamp::of(&known.whole).is_ok_and(|stamp| stamp == known.place.stamp)
                 }
                 Source::Stored(_) => {
-                    now.saturating_duration_since(known.asked) < self.check_interval
+                    let ago = now.saturating_duration_since(known.asked);
+                    seen.trusts(ago, self.check_interval)
                 }
             };
             if is_fresh {
@@ -351,6 +381,14 @@ pub mod tests {
 
     use qgisserver::config::{Base, Finding};
 
+    /// The last that clients saw of a project.
+    fn long_ago() -> Seen {
+        Seen {
+            since_ms: u64::MAX,
+            ..Seen::default()
+        }
+    }
+
     pub fn at(path: &str) -> ProjectRef {
         named("file", path)
     }
@@ -419,7 +457,7 @@ pub mod tests {
     }
 
     fn path(places: &mut Places, project: &ProjectRef) -> Option<PathBuf> {
-        match places.find(project).ok()?.source {
+        match places.find(project, &long_ago()).ok()?.source {
             Source::File(path) => Some(path),
             Source::Stored(uri) => panic!("{uri} is no file"),
         }
@@ -439,7 +477,7 @@ pub mod tests {
             let expected = (!spelling.contains("..")).then(|| whole.clone());
             assert_eq!(path(&mut places, &at(spelling)), expected, "{spelling}");
         }
-        assert!(places.find(&at("sub/town")).is_ok());
+        assert!(places.find(&at("sub/town"), &long_ago()).is_ok());
     }
 
     #[test]
@@ -459,12 +497,12 @@ pub mod tests {
             "city\0",
         ] {
             assert_eq!(
-                places.find(&at(path)),
+                places.find(&at(path), &long_ago()),
                 Err(Failure::ProjectNotFound),
                 "{path}"
             );
         }
-        let unknown = places.find(&named("postgresql", "city"));
+        let unknown = places.find(&named("postgresql", "city"), &long_ago());
         assert_eq!(unknown, Err(Failure::ProjectNotFound));
     }
 
@@ -492,7 +530,7 @@ pub mod tests {
         }
         fs::write(folder.path().join("map.qgs"), "secret").unwrap();
         switch(folder.path());
-        assert!(places.find(&at("current/map")).is_err());
+        assert!(places.find(&at("current/map"), &long_ago()).is_err());
     }
 
     #[test]
@@ -524,7 +562,7 @@ pub mod tests {
         ] {
             assert_eq!(path(&mut places, &project), Some(map.clone()), "{project}");
         }
-        assert!(places.find(&at("city")).is_ok());
+        assert!(places.find(&at("city"), &long_ago()).is_ok());
         for project in [
             at("home/bob/out/secret"),
             at("home/bob/link/city"),
@@ -533,7 +571,7 @@ pub mod tests {
             named("own", "../bob/link/city"),
             named("own", root.join("city.qgs").to_str().unwrap()),
         ] {
-            assert!(places.find(&project).is_err(), "{project}");
+            assert!(places.find(&project, &long_ago()).is_err(), "{project}");
         }
     }
 
@@ -558,7 +596,8 @@ pub mod tests {
         };
         let n_asked = || fake.lock().unwrap().n_asked;
         let start = Instant::now();
-        let mut find = |later| places.find_at(&named("pg", "city"), start + seconds(later));
+        let mut find =
+            |later| places.find_at(&named("pg", "city"), &long_ago(), start + seconds(later));
 
         say(Some(Ok(Stamp::stored("a", 1))));
         let place = find(0).unwrap();
@@ -605,9 +644,9 @@ pub mod tests {
         let pool = pool(Path::new("/"), &[("s3", "s3://maps/a/")], &[]);
         let mut places = places_of(pool, fake);
         for name in ["city", "city.qgz"] {
-            let place = places.find(&named("s3", name)).unwrap();
+            let place = places.find(&named("s3", name), &long_ago()).unwrap();
             assert_eq!(place.source.to_string(), "s3://maps/a/city.qgz");
         }
-        assert!(places.find(&named("s3", "town")).is_err());
+        assert!(places.find(&named("s3", "town"), &long_ago()).is_err());
     }
 }

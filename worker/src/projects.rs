@@ -1,107 +1,522 @@
 //! The projects of one worker, kept while they do not change.
 //!
-//! One entry per place; least recently used goes first. A project that cannot be read
-//! is remembered too, for a few seconds or until its file changes, so that it costs few
-//! loads and is back when its database is.
+//! One entry per place; least recently used goes first when there are too many, or when
+//! they take too much memory. Pinned ones stay. An entry has
+//!
+//! | | what |
+//! |---|---|
+//! | `current` | the copy that answers |
+//! | `next` | what the project is now, loaded ahead, while the server wants all workers to answer with the old one |
+//! | `broken` | why what the project is now cannot be loaded; remembered for a few seconds or until it changes, so that it costs few loads and is back when its database is |
+//!
+//! Which copy answers depends on what clients have seen already ([`Seen`]).
 
-use std::num::NonZeroUsize;
-use std::time::{Duration, Instant};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use lru::LruCache;
-use qgisserver::protocol::{Failure, Found};
+use qgisserver::protocol::{Edition, Failure, Found, ProjectRef, Seen};
 
+use crate::companions::Companions;
 use crate::places::{Place, Source, Stamp};
 
-struct Entry<P> {
-    stamp: Stamp,
-    checked: Instant,
-    loaded: Instant,
-    project: Result<P, Failure>,
+/// What the cache goes by.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    /// Projects that are not pinned.
+    pub size: usize,
+    /// What they may take together, the pinned included.
+    pub bytes: u64,
+    pub check_interval: Duration,
+    /// How long a project that does not load is remembered.
+    pub broken_for: Duration,
+    /// How long the old copy answers while the changed file cannot be read.
+    pub settle: Duration,
+    /// Between two tries to get invalid layers back.
+    pub retry: Duration,
 }
+
+/// A project as it was read.
+pub struct Loaded<P> {
+    pub project: P,
+    pub stamp: Stamp,
+    pub companions: Companions,
+    /// Invalid layers that the operator accepts.
+    pub bad_layers: Vec<String>,
+    /// They may come back.
+    pub retry: bool,
+    /// What it takes.
+    pub bytes: u64,
+    /// It did not change while it was read; otherwise nobody can say which state this is.
+    pub settled: bool,
+}
+
+/// A loaded project and its state.
+pub struct Copy<P> {
+    loaded: Loaded<P>,
+    version: String,
+    /// When it was loaded, or tried once more for its invalid layers.
+    at: Instant,
+    /// Where its layers are well, and here they were not.
+    better: Option<String>,
+}
+
+struct Broken {
+    stamp: Stamp,
+    failure: Failure,
+    at: Instant,
+    /// The first of several in a row.
+    since: Instant,
+}
+
+struct Entry<P> {
+    /// What clients call it, up to a few.
+    names: Vec<ProjectRef>,
+    current: Option<Copy<P>>,
+    next: Option<Copy<P>>,
+    broken: Option<Broken>,
+    checked: Instant,
+    pinned: bool,
+}
+
+/// Which copy answers a request: the one that [`Projects::copy`] gives.
+#[derive(Debug)]
+pub struct Hit {
+    pub edition: Edition,
+    pub found: Found,
+    /// Another one than before: what QGIS derived from that has to be forgotten.
+    pub is_new: bool,
+}
+
+/// What is known of a place, and answers.
+enum Choice {
+    Current {
+        outdated: bool,
+    },
+    Next {
+        outdated: bool,
+    },
+    Broken(Failure),
+    Load(Found),
+    /// For its invalid layers.
+    Retry,
+}
+
+/// Names per project by which its end is noticed.
+const NAMES_MAX: usize = 8;
 
 /// The cache, generic over what a loaded project is so that tests need no QGIS.
 pub struct Projects<P> {
-    check_interval: Duration,
-    /// How long a project that does not load is remembered.
-    broken_for: Duration,
+    rules: Rules,
     entries: LruCache<Source, Entry<P>>,
 }
 
 impl<P> Projects<P> {
-    pub fn new(size: NonZeroUsize, check_interval: Duration, broken_for: Duration) -> Self {
+    pub fn new(rules: Rules) -> Self {
         Self {
-            check_interval,
-            broken_for,
-            entries: LruCache::new(size),
+            rules,
+            entries: LruCache::unbounded(),
         }
     }
 
     /// How many projects are open.
     pub fn n_open(&self) -> u32 {
-        let open = self
-            .entries
-            .iter()
-            .filter(|(_, entry)| entry.project.is_ok());
+        let open = self.entries.iter().filter(|(_, it)| it.current.is_some());
         open.count() as u32
     }
 
-    /// The project of `place`, loaded by `load` unless it is here and unchanged.
+    /// The copy of `place` that answers after what clients have `seen`, loaded by `load`
+    /// unless it is here.
     pub fn get(
         &mut self,
+        name: &ProjectRef,
         place: &Place,
+        seen: &Seen,
         now: Instant,
-        load: impl FnOnce(&Place) -> Result<P, Failure>,
-    ) -> Result<(&P, Stamp, Found), Failure> {
-        let found = match self.is_fresh(place, now) {
-            Some(true) => Found::Cached,
-            known => {
-                // The old one goes first: two copies of a big project may not fit.
-                self.entries.pop(&place.source);
-                let start = Instant::now();
-                let project = load(place);
-                if let Err(failure) = &project
-                    && !is_of_the_project(*failure)
-                {
-                    return Err(*failure);
-                }
-                let entry = Entry {
-                    stamp: place.stamp,
-                    checked: now,
-                    // A load may wait for a database for longer than a failure is remembered.
-                    loaded: now + start.elapsed(),
-                    project,
+        load: impl FnOnce() -> Result<Loaded<P>, Failure>,
+    ) -> Result<Hit, Failure> {
+        match self.choose(name, place, seen, now) {
+            Choice::Current { outdated } => Ok(self.hit(place, Found::Cached, outdated, false)),
+            Choice::Next { outdated } => {
+                let entry = self.entry(place);
+                entry.current = entry.next.take();
+                Ok(self.hit(place, Found::Cached, outdated, true))
+            }
+            Choice::Broken(failure) => self.fall_back(place, seen, now, failure),
+            Choice::Retry => {
+                let is_new = match load() {
+                    Ok(loaded) => self.retried(place, seen, now, Some(loaded)),
+                    Err(failure) if is_of_the_project(failure) => {
+                        self.retried(place, seen, now, None)
+                    }
+                    Err(failure) => return Err(failure),
                 };
-                self.entries.put(place.source.clone(), entry);
-                if known.is_none() {
-                    Found::Loaded
-                } else {
-                    Found::Reloaded
+                Ok(self.hit(place, Found::Reloaded, false, is_new))
+            }
+            Choice::Load(found) => {
+                self.make_room(place);
+                let start = Instant::now();
+                match load() {
+                    Ok(loaded) => {
+                        self.put(place, loaded, now);
+                        Ok(self.hit(place, found, false, true))
+                    }
+                    // A load may wait for a database for longer than a failure is remembered.
+                    Err(failure) => self.failed(place, seen, now + start.elapsed(), failure),
                 }
             }
-        };
-        let entry = self
-            .entries
-            .get(&place.source)
-            .expect("it was found or put just now");
-        match &entry.project {
-            Ok(project) => Ok((project, entry.stamp, found)),
-            Err(failure) => Err(*failure),
         }
     }
 
-    /// Some(fresh) of a known project, None of an unknown one.
-    fn is_fresh(&mut self, place: &Place, now: Instant) -> Option<bool> {
-        let entry = self.entries.get_mut(&place.source)?;
-        let age = now.saturating_duration_since(entry.loaded);
-        if entry.project.is_err() && age >= self.broken_for {
-            return Some(false);
-        }
-        if now - entry.checked < self.check_interval {
-            return Some(true);
-        }
-        entry.checked = now;
-        Some(place.stamp == entry.stamp)
+    /// The copy that answers for `place` after [`Projects::get`] found one.
+    pub fn copy(&self, place: &Place) -> &Copy<P> {
+        let entry = self.entries.peek(&place.source);
+        let current = entry.and_then(|entry| entry.current.as_ref());
+        current.expect("it was found just now")
     }
+
+    /// Loads what the project is now beside what answers, and returns its version.
+    pub fn prepare(
+        &mut self,
+        name: &ProjectRef,
+        place: &Place,
+        now: Instant,
+        load: impl FnOnce() -> Result<Loaded<P>, Failure>,
+    ) -> Result<(Edition, Found), Failure> {
+        let entry = self.known(name, place, now);
+        let copies = [&entry.current, &entry.next];
+        let here = copies.into_iter().flatten().find(|it| it.is_of(place));
+        if let Some(copy) = here {
+            return Ok((edition(place, &copy.version, false), Found::Cached));
+        }
+        entry.next = None;
+        let copy = Copy::new(load()?, now);
+        let told = edition(place, &copy.version, false);
+        let entry = self.entry(place);
+        let was_open = entry.current.is_some();
+        *(match was_open {
+            true => &mut entry.next,
+            false => &mut entry.current,
+        }) = Some(copy);
+        self.evict(place);
+        let found = match was_open {
+            true => Found::Reloaded,
+            false => Found::Loaded,
+        };
+        Ok((told, found))
+    }
+
+    /// From now on the project stays, whatever else is asked for.
+    pub fn pin(&mut self, place: &Place) {
+        if let Some(entry) = self.entries.peek_mut(&place.source) {
+            entry.pinned = true;
+        }
+    }
+
+    /// What is open takes all the memory that it may.
+    pub fn is_full(&self) -> bool {
+        self.bytes() >= self.rules.bytes
+    }
+
+    /// There is nothing by this name any more: what it named goes, if it is gone.
+    pub fn gone(&mut self, name: &ProjectRef) {
+        self.forget(|source, entry| {
+            entry.names.contains(name) && file(source).is_none_or(|path| !path.exists())
+        });
+    }
+
+    /// Drops files that are gone, though nobody asked for them.
+    pub fn sweep(&mut self) {
+        self.forget(|source, _| file(source).is_some_and(|path| !path.exists()));
+    }
+
+    fn forget(&mut self, is_gone: impl Fn(&Source, &Entry<P>) -> bool) {
+        let entries = self.entries.iter();
+        let gone = entries.filter(|(source, entry)| is_gone(source, entry));
+        let gone: Vec<Source> = gone.map(|(source, _)| source.clone()).collect();
+        for source in gone {
+            self.entries.pop(&source);
+        }
+    }
+
+    /// The entry of the place, now the last used, made if it is not here.
+    fn known(&mut self, name: &ProjectRef, place: &Place, now: Instant) -> &mut Entry<P> {
+        let new = || Entry {
+            names: Vec::new(),
+            current: None,
+            next: None,
+            broken: None,
+            checked: now,
+            pinned: false,
+        };
+        let entry = self.entries.get_or_insert_mut(place.source.clone(), new);
+        if entry.names.len() < NAMES_MAX && !entry.names.contains(name) {
+            entry.names.push(name.clone());
+        }
+        entry
+    }
+
+    fn entry(&mut self, place: &Place) -> &mut Entry<P> {
+        let entry = self.entries.peek_mut(&place.source);
+        entry.expect("a request finds or makes it first")
+    }
+
+    fn hit(&mut self, place: &Place, found: Found, outdated: bool, is_new: bool) -> Hit {
+        let entry = self.entry(place);
+        let copy = entry.current.as_ref().expect("it was chosen or put");
+        Hit {
+            edition: edition(place, &copy.version, outdated),
+            found,
+            is_new,
+        }
+    }
+
+    fn choose(&mut self, name: &ProjectRef, place: &Place, seen: &Seen, now: Instant) -> Choice {
+        let rules = self.rules.clone();
+        let is_known = self.entries.contains(&place.source);
+        let entry = self.known(name, place, now);
+        let checked = std::mem::replace(&mut entry.checked, now);
+        if entry.current.is_some()
+            && entry.broken.is_none()
+            && seen.trusts(now.saturating_duration_since(checked), rules.check_interval)
+        {
+            entry.checked = checked;
+            return Choice::Current { outdated: false };
+        }
+        let is_now = |copy: &Option<Copy<P>>| copy.as_ref().is_some_and(|it| it.is_of(place));
+        let is_allowed =
+            |copy: &Option<Copy<P>>| copy.as_ref().is_some_and(|it| seen.allows(&it.version));
+        if is_now(&entry.current) {
+            (entry.next, entry.broken) = (None, None);
+            let current = entry.current.as_ref().expect("it is the one");
+            return match current.is_due(seen, now, rules.retry) {
+                true => Choice::Retry,
+                false => Choice::Current { outdated: false },
+            };
+        }
+        if seen.stale && is_allowed(&entry.current) {
+            return Choice::Current { outdated: true };
+        }
+        let outdated = !is_now(&entry.next);
+        if !outdated || (seen.stale && is_allowed(&entry.next)) {
+            entry.broken = None;
+            return Choice::Next { outdated };
+        }
+        match &entry.broken {
+            Some(broken) if broken.is_of(place, now, rules.broken_for) => {
+                Choice::Broken(broken.failure)
+            }
+            _ if is_known => Choice::Load(Found::Reloaded),
+            _ => Choice::Load(Found::Loaded),
+        }
+    }
+
+    /// Two copies of a big project may not fit.
+    fn make_room(&mut self, place: &Place) {
+        let taken = self.bytes();
+        let limit = self.rules.bytes;
+        let entry = self.entry(place);
+        entry.next = None;
+        let own = entry.bytes();
+        if taken + own > limit {
+            entry.current = None;
+        }
+    }
+
+    fn put(&mut self, place: &Place, loaded: Loaded<P>, now: Instant) {
+        let entry = self.entry(place);
+        entry.current = Some(Copy::new(loaded, now));
+        (entry.next, entry.broken) = (None, None);
+        self.evict(place);
+    }
+
+    /// Keeps what was loaded once more if it has fewer invalid layers.
+    fn retried(
+        &mut self,
+        place: &Place,
+        seen: &Seen,
+        now: Instant,
+        loaded: Option<Loaded<P>>,
+    ) -> bool {
+        let current = self.entry(place).current.as_mut();
+        let current = current.expect("its layers are invalid");
+        let n_bad = current.loaded.bad_layers.len();
+        match loaded.filter(|it| it.bad_layers.len() < n_bad) {
+            Some(better) => {
+                self.put(place, better, now);
+                true
+            }
+            None => {
+                current.at = now;
+                current.better = seen.version.clone();
+                false
+            }
+        }
+    }
+
+    fn failed(
+        &mut self,
+        place: &Place,
+        seen: &Seen,
+        now: Instant,
+        failure: Failure,
+    ) -> Result<Hit, Failure> {
+        let entry = self.entry(place);
+        if !is_of_the_project(failure) {
+            if entry.current.is_none() && entry.broken.is_none() {
+                self.entries.pop(&place.source);
+            }
+            return Err(failure);
+        }
+        let before = entry.broken.as_ref().filter(|_| entry.current.is_some());
+        entry.broken = Some(Broken {
+            stamp: place.stamp,
+            failure,
+            at: now,
+            since: before.map_or(now, |it| it.since),
+        });
+        self.evict(place);
+        self.fall_back(place, seen, now, failure)
+    }
+
+    /// The changed file may be half written: for a moment what was there before answers,
+    /// unless clients have seen something newer.
+    fn fall_back(
+        &mut self,
+        place: &Place,
+        seen: &Seen,
+        now: Instant,
+        failure: Failure,
+    ) -> Result<Hit, Failure> {
+        let settle = self.rules.settle;
+        let entry = self.entry(place);
+        let since = entry.broken.as_ref().map_or(now, |broken| broken.since);
+        let current = entry.current.as_ref();
+        let may_answer = failure == Failure::ProjectUnreadable
+            && now.saturating_duration_since(since) < settle
+            && current.is_some_and(|it| seen.allows(&it.version));
+        if !may_answer {
+            (entry.current, entry.next) = (None, None);
+            return Err(failure);
+        }
+        Ok(self.hit(place, Found::Cached, true, false))
+    }
+
+    fn bytes(&self) -> u64 {
+        self.entries.iter().map(|(_, entry)| entry.bytes()).sum()
+    }
+
+    /// Down to the rules, but for what is pinned and what is used now.
+    fn evict(&mut self, used: &Place) {
+        loop {
+            let may = |entry: &&Entry<P>| !entry.pinned;
+            let n = self.entries.iter().map(|(_, it)| it).filter(may).count();
+            if n <= self.rules.size && self.bytes() <= self.rules.bytes {
+                return;
+            }
+            let mut oldest = self.entries.iter().rev();
+            let oldest = oldest.find(|(source, it)| !it.pinned && **source != used.source);
+            let Some(source) = oldest.map(|(source, _)| source.clone()) else {
+                return;
+            };
+            self.entries.pop(&source);
+        }
+    }
+}
+
+impl<P> Entry<P> {
+    fn bytes(&self) -> u64 {
+        let copies = [&self.current, &self.next].into_iter().flatten();
+        copies.map(|copy| copy.loaded.bytes).sum()
+    }
+}
+
+fn file(source: &Source) -> Option<&PathBuf> {
+    match source {
+        Source::File(path) => Some(path),
+        Source::Stored(_) => None,
+    }
+}
+
+/// Between the state of the files and that of the layers.
+const BAD: char = '!';
+
+impl<P> Copy<P> {
+    fn new(loaded: Loaded<P>, now: Instant) -> Self {
+        let mut version = loaded.stamp.version() + &loaded.companions.version();
+        if !loaded.bad_layers.is_empty() {
+            version.push_str(&format!("{BAD}{:x}", hash(&loaded.bad_layers)));
+        }
+        if !loaded.settled {
+            let moment = SystemTime::now().duration_since(UNIX_EPOCH);
+            version.push_str(&format!("~{:x}", moment.unwrap_or_default().as_nanos()));
+        }
+        Self {
+            loaded,
+            version,
+            at: now,
+            better: None,
+        }
+    }
+
+    pub fn project(&self) -> &P {
+        &self.loaded.project
+    }
+
+    pub fn bad_layers(&self) -> &[String] {
+        &self.loaded.bad_layers
+    }
+
+    /// Seconds since 1970.
+    pub fn modified(&self) -> u64 {
+        self.loaded.stamp.modified()
+    }
+
+    fn is_of(&self, place: &Place) -> bool {
+        let Loaded {
+            stamp,
+            companions,
+            settled,
+            ..
+        } = &self.loaded;
+        *settled && *stamp == place.stamp && companions.are_unchanged()
+    }
+
+    /// Whether its invalid layers are looked for once more: from time to time, and when
+    /// somebody else has answered with them.
+    fn is_due(&self, seen: &Seen, now: Instant, every: Duration) -> bool {
+        if !self.loaded.retry || self.loaded.bad_layers.is_empty() {
+            return false;
+        }
+        let files = |version: &str| version.split(BAD).next().map(str::to_owned);
+        let other = seen.version.as_deref().filter(|it| *it != self.version);
+        let is_better = other.is_some_and(|it| {
+            files(it) == files(&self.version) && self.better.as_deref() != Some(it)
+        });
+        is_better || now.saturating_duration_since(self.at) >= every
+    }
+}
+
+impl Broken {
+    fn is_of(&self, place: &Place, now: Instant, remembered: Duration) -> bool {
+        self.stamp == place.stamp && now.saturating_duration_since(self.at) < remembered
+    }
+}
+
+fn edition(place: &Place, version: &str, outdated: bool) -> Edition {
+    Edition {
+        place: hash(&place.source),
+        version: version.to_owned(),
+        outdated,
+    }
+}
+
+/// The same in all workers of a program.
+fn hash(of: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    of.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// The project, its data included, is at fault, and not what ran while it was read.
@@ -115,96 +530,348 @@ mod tests {
     use crate::places::tests::at;
     use crate::places::{self, Places};
     use std::fs;
-    use std::time::UNIX_EPOCH;
+    use std::path::Path;
 
     const S: Duration = Duration::from_secs(1);
 
-    /// Two at a time, out of a folder with two.
-    fn projects() -> (tempfile::TempDir, Places, Projects<String>) {
-        let (folder, places) = places::tests::root();
-        let size = NonZeroUsize::new(2).unwrap();
-        (folder, places, Projects::new(size, Duration::ZERO, 5 * S))
+    type Cache = Projects<String>;
+
+    /// A folder with `city` and `sub/town`, and what a worker has of them.
+    struct Bench {
+        folder: tempfile::TempDir,
+        places: Places,
+        projects: Cache,
+        now: Instant,
+        seen: Seen,
     }
 
-    fn read(place: &Place) -> Result<String, Failure> {
-        let Source::File(path) = &place.source else {
-            panic!("all of these are files");
-        };
-        fs::read_to_string(path).map_err(|_| Failure::ProjectUnreadable)
+    /// Who answers, with what, and whether that is what the project is.
+    type Told = (String, Found, bool);
+
+    impl Bench {
+        fn new() -> Self {
+            let (folder, places) = places::tests::root();
+            let rules = Rules {
+                size: 2,
+                bytes: 1000,
+                check_interval: Duration::ZERO,
+                broken_for: 5 * S,
+                settle: 2 * S,
+                retry: 30 * S,
+            };
+            Self {
+                folder,
+                places,
+                projects: Projects::new(rules),
+                now: Instant::now(),
+                seen: Seen::default(),
+            }
+        }
+
+        fn file(&self, name: &str) -> PathBuf {
+            self.folder.path().join("root").join(name)
+        }
+
+        fn write(&self, name: &str, text: &str) {
+            fs::write(self.file(name), text).unwrap();
+        }
+
+        fn place(&mut self, name: &str) -> Place {
+            self.places.find(&at(name), &Seen::default()).unwrap()
+        }
+
+        /// What went out is what was seen from now on.
+        fn get(&mut self, name: &str) -> Result<Told, Failure> {
+            let place = self.place(name);
+            self.get_with(name, || read(&place))
+        }
+
+        fn get_with(
+            &mut self,
+            name: &str,
+            load: impl FnOnce() -> Result<Loaded<String>, Failure>,
+        ) -> Result<Told, Failure> {
+            let place = self.place(name);
+            let hit = self
+                .projects
+                .get(&at(name), &place, &self.seen, self.now, load)?;
+            self.seen.version = Some(hit.edition.version);
+            let text = self.projects.copy(&place).project().clone();
+            Ok((text, hit.found, !hit.edition.outdated))
+        }
+
+        fn prepare(&mut self, name: &str) -> Result<Edition, Failure> {
+            let place = self.place(name);
+            let load = || read(&place);
+            let prepared = self.projects.prepare(&at(name), &place, self.now, load);
+            prepared.map(|(edition, _)| edition)
+        }
+    }
+
+    /// A text that says `broken` is no project; each comma is an invalid layer; each
+    /// letter takes a byte.
+    fn read(place: &Place) -> Result<Loaded<String>, Failure> {
+        let text = fs::read_to_string(file(&place.source).unwrap()).unwrap();
+        if text.contains("broken") {
+            return Err(Failure::ProjectUnreadable);
+        }
+        Ok(Loaded {
+            stamp: place.stamp,
+            companions: Companions::of(&place.source, &[]),
+            bad_layers: text.matches(',').map(str::to_owned).collect(),
+            retry: true,
+            bytes: text.len() as u64,
+            settled: !text.contains("moving"),
+            project: text,
+        })
+    }
+
+    fn told(text: &str, found: Found, is_now: bool) -> Result<Told, Failure> {
+        Ok((text.into(), found, is_now))
+    }
+
+    fn never() -> Result<Loaded<String>, Failure> {
+        panic!("loaded again")
+    }
+
+    fn set_modified(path: &Path, seconds: u64) {
+        let file = fs::File::options().write(true).open(path).unwrap();
+        file.set_modified(UNIX_EPOCH + Duration::from_secs(seconds))
+            .unwrap();
     }
 
     #[test]
     fn a_change_in_either_direction_reloads() {
-        let (folder, mut places, mut projects) = projects();
-        let now = Instant::now();
-        let mut get = || {
-            let place = places.find(&at("city")).unwrap();
-            let (_, stamp, found) = projects.get(&place, now, read).unwrap();
-            (found, stamp.modified())
-        };
-        assert_eq!(get().0, Found::Loaded);
-        assert_eq!(get().0, Found::Cached);
-        let path = folder.path().join("root/city.qgs");
-        let file = fs::File::options().write(true).open(&path).unwrap();
-        file.set_modified(UNIX_EPOCH + S).unwrap();
-        assert_eq!(get(), (Found::Reloaded, 1));
+        let mut bench = Bench::new();
+        assert_eq!(bench.get("city"), told("one", Found::Loaded, true));
+        assert_eq!(
+            bench.get_with("city", never),
+            told("one", Found::Cached, true)
+        );
+        for seconds in [5, 1] {
+            set_modified(&bench.file("city.qgs"), seconds);
+            assert_eq!(bench.get("city"), told("one", Found::Reloaded, true));
+        }
     }
 
     #[test]
-    fn within_the_interval_a_change_is_not_looked_for() {
-        let (folder, mut places, mut projects) = projects();
-        projects.check_interval = 10 * S;
-        let now = Instant::now();
-        let mut get = |later| {
-            let place = places.find(&at("city")).unwrap();
-            projects.get(&place, now + later, read).unwrap().0.clone()
-        };
-        assert_eq!(get(Duration::ZERO), "one");
-        fs::write(folder.path().join("root/city.qgs"), "another").unwrap();
-        assert_eq!(get(9 * S), "one");
-        assert_eq!(get(10 * S), "another");
+    fn a_change_of_a_file_that_belongs_to_it_reloads() {
+        let mut bench = Bench::new();
+        bench.get("city").unwrap();
+        let mut versions = vec![bench.seen.version.clone()];
+        for (file, text) in [
+            ("city.qgd", "1"),
+            ("city.qgd", "22"),
+            ("city_attachments.zip", ""),
+        ] {
+            bench.write(file, text);
+            assert_eq!(
+                bench.get("city"),
+                told("one", Found::Reloaded, true),
+                "{file}"
+            );
+            assert_eq!(
+                bench.get_with("city", never),
+                told("one", Found::Cached, true)
+            );
+            assert!(!versions.contains(&bench.seen.version));
+            versions.push(bench.seen.version.clone());
+        }
+    }
+
+    #[test]
+    fn what_changed_while_it_was_read_is_read_again() {
+        let mut bench = Bench::new();
+        bench.write("city.qgs", "moving");
+        bench.get("city").unwrap();
+        let first = bench.seen.version.clone();
+        assert_eq!(bench.get("city"), told("moving", Found::Reloaded, true));
+        assert_ne!(bench.seen.version, first);
+    }
+
+    #[test]
+    fn within_the_interval_a_change_is_not_looked_for_unless_somebody_saw_it() {
+        let mut bench = Bench::new();
+        bench.projects.rules.check_interval = 10 * S;
+        bench.seen.since_ms = 60_000;
+        bench.get("city").unwrap();
+        bench.write("city.qgs", "another");
+        bench.now += 9 * S;
+        assert_eq!(bench.get("city"), told("one", Found::Cached, true));
+        bench.now += S;
+        assert_eq!(bench.get("city"), told("another", Found::Reloaded, true));
+        bench.write("city.qgs", "a third");
+        bench.now += 2 * S;
+        bench.seen.since_ms = 1000;
+        assert_eq!(bench.get("city"), told("a third", Found::Reloaded, true));
     }
 
     #[test]
     fn a_broken_project_is_loaded_again_when_it_changes_or_after_a_while() {
-        let (folder, mut places, mut projects) = projects();
-        let now = Instant::now();
-        let broken = |_: &Place| Err(Failure::BadLayers);
-        let never = |_: &Place| -> Result<String, Failure> { panic!("loaded again") };
-        let city = places.find(&at("city")).unwrap();
-        assert!(projects.get(&city, now, broken).is_err());
-        let known = projects.get(&city, now, never).unwrap_err();
-        assert_eq!(known, Failure::BadLayers);
-        fs::write(folder.path().join("root/city.qgs"), "mended").unwrap();
-        let city = places.find(&at("city")).unwrap();
-        assert_eq!(projects.get(&city, now, read).unwrap().0, "mended");
+        let mut bench = Bench::new();
+        let broken = || Err(Failure::BadLayers);
+        assert!(bench.get_with("city", broken).is_err());
+        assert_eq!(bench.get_with("city", never), Err(Failure::BadLayers));
+        bench.write("city.qgs", "mended");
+        assert_eq!(bench.get("city"), told("mended", Found::Reloaded, true));
 
         // The file is the same; what it refers to was away.
-        let town = places.find(&at("sub/town")).unwrap();
-        assert!(projects.get(&town, now, broken).is_err());
-        assert!(projects.get(&town, now + 4 * S, never).is_err());
-        assert_eq!(projects.get(&town, now + 6 * S, read).unwrap().0, "zip");
-        assert_eq!(projects.get(&town, now + 60 * S, never).unwrap().0, "zip");
+        assert!(bench.get_with("sub/town", broken).is_err());
+        bench.now += 4 * S;
+        assert!(bench.get_with("sub/town", never).is_err());
+        bench.now += 2 * S;
+        assert_eq!(bench.get("sub/town"), told("zip", Found::Reloaded, true));
+        bench.now += 60 * S;
+        assert_eq!(
+            bench.get_with("sub/town", never),
+            told("zip", Found::Cached, true)
+        );
     }
 
     #[test]
     fn a_failure_that_is_not_of_the_project_is_not_remembered() {
-        let (_folder, mut places, mut projects) = projects();
-        let city = places.find(&at("city")).unwrap();
-        let now = Instant::now();
+        let mut bench = Bench::new();
         for failure in [Failure::QgisFailed, Failure::PluginRaised] {
-            let got = projects.get(&city, now, |_| Err(failure)).map(|_| ());
-            assert_eq!(got, Err(failure));
+            assert_eq!(bench.get_with("city", || Err(failure)), Err(failure));
         }
-        assert_eq!(projects.get(&city, now, read).unwrap().0, "one");
+        assert_eq!(bench.get("city"), told("one", Found::Loaded, true));
+    }
+
+    /// For a bounded time, and only if nobody has seen a newer one.
+    #[test]
+    fn while_a_file_is_half_written_the_old_copy_answers() {
+        let mut bench = Bench::new();
+        bench.get("city").unwrap();
+        for half in ["broken", "broken longer"] {
+            bench.write("city.qgs", half);
+            assert_eq!(bench.get("city"), told("one", Found::Cached, false));
+            assert_eq!(
+                bench.get_with("city", never),
+                told("one", Found::Cached, false)
+            );
+            bench.now += S / 2;
+        }
+        bench.write("city.qgs", "whole");
+        assert_eq!(bench.get("city"), told("whole", Found::Reloaded, true));
+
+        bench.write("city.qgs", "broken");
+        assert_eq!(bench.get("city"), told("whole", Found::Cached, false));
+        bench.now += 3 * S;
+        assert_eq!(bench.get("city"), Err(Failure::ProjectUnreadable));
+        assert_eq!(bench.projects.n_open(), 0);
+
+        bench.get("sub/town").unwrap();
+        bench.write("sub/town.qgz", "broken");
+        bench.seen.version = Some("newer".into());
+        assert_eq!(bench.get("sub/town"), Err(Failure::ProjectUnreadable));
     }
 
     #[test]
-    fn the_least_recently_used_goes_first() {
-        let (folder, mut places, mut projects) = projects();
-        for name in ["a", "b", "c"] {
-            fs::write(folder.path().join(format!("root/{name}.qgs")), name).unwrap();
+    fn the_old_copy_answers_until_the_server_wants_the_new_one() {
+        let mut bench = Bench::new();
+        bench.get("city").unwrap();
+        bench.seen.stale = true;
+        bench.write("city.qgs", "two");
+        assert_eq!(
+            bench.get_with("city", never),
+            told("one", Found::Cached, false)
+        );
+        let next = bench.prepare("city").unwrap();
+        assert_eq!(bench.prepare("city").unwrap(), next);
+        assert_eq!(
+            bench.get_with("city", never),
+            told("one", Found::Cached, false)
+        );
+        assert_eq!(bench.projects.bytes(), 6);
+        bench.seen.version = Some(next.version);
+        assert_eq!(
+            bench.get_with("city", never),
+            told("two", Found::Cached, true)
+        );
+        assert_eq!(bench.projects.bytes(), 3);
+
+        // Without the permission the new one answers, which is here already.
+        bench.write("city.qgs", "three");
+        bench.prepare("city").unwrap();
+        bench.seen.stale = false;
+        assert_eq!(
+            bench.get_with("city", never),
+            told("three", Found::Cached, true)
+        );
+    }
+
+    #[test]
+    fn a_worker_without_the_old_copy_answers_with_the_new_one() {
+        let mut bench = Bench::new();
+        bench.seen.stale = true;
+        bench.seen.version = Some("older".into());
+        assert_eq!(bench.get("city"), told("one", Found::Loaded, true));
+        bench.seen.version = Some("another".into());
+        bench.write("city.qgs", "two");
+        assert_eq!(bench.get("city"), told("two", Found::Reloaded, true));
+    }
+
+    #[test]
+    fn invalid_layers_are_tried_again_from_time_to_time_and_when_others_have_them() {
+        let mut bench = Bench::new();
+        let well = |place: &Place| {
+            let loaded = read(place).unwrap();
+            Ok(Loaded {
+                bad_layers: Vec::new(),
+                ..loaded
+            })
+        };
+        for name in ["city.qgs", "sub/town.qgz"] {
+            bench.write(name, "lost,");
         }
+        let place = bench.place("city");
+        bench.get("city").unwrap();
+        let bad = bench.seen.version.clone().unwrap();
+        bench.now += 29 * S;
+        assert_eq!(
+            bench.get_with("city", never),
+            told("lost,", Found::Cached, true)
+        );
+        bench.now += S;
+        assert_eq!(bench.get("city"), told("lost,", Found::Reloaded, true));
+        assert_eq!(
+            bench.get_with("city", never),
+            told("lost,", Found::Cached, true)
+        );
+        bench.now += 30 * S;
+        assert!(
+            bench
+                .get_with("city", || Err(Failure::ProjectUnreadable))
+                .is_ok()
+        );
+        bench.now += 30 * S;
+        assert!(bench.get_with("city", || well(&place)).is_ok());
+        assert_ne!(bench.seen.version.as_ref(), Some(&bad));
+        bench.now += 30 * S;
+        bench.get_with("city", never).unwrap();
+
+        let town = bench.place("sub/town");
+        bench.get("sub/town").unwrap();
+        let better = town.stamp.version();
+        bench.seen.version = Some(better.clone());
+        assert_eq!(bench.get("sub/town").unwrap().1, Found::Reloaded);
+        bench.seen.version = Some(better);
+        assert_eq!(
+            bench.get("sub/town").unwrap().1,
+            Found::Cached,
+            "in vain once"
+        );
+    }
+
+    #[test]
+    fn the_least_recently_used_goes_first_and_the_pinned_stay() {
+        let mut bench = Bench::new();
+        for name in ["a", "b", "c", "pinned"] {
+            bench.write(&format!("{name}.qgs"), name);
+        }
+        bench.get("pinned").unwrap();
+        let place = bench.place("pinned");
+        bench.projects.pin(&place);
         for (name, expected) in [
             ("a", Found::Loaded),
             ("b", Found::Loaded),
@@ -212,10 +879,48 @@ mod tests {
             ("c", Found::Loaded),
             ("a", Found::Cached),
             ("b", Found::Loaded),
+            ("pinned", Found::Cached),
         ] {
-            let place = places.find(&at(name)).unwrap();
-            let found = projects.get(&place, Instant::now(), read).unwrap().2;
-            assert_eq!(found, expected, "{name}");
+            assert_eq!(bench.get(name).unwrap().1, expected, "{name}");
         }
+        bench.write("pinned.qgs", "changed");
+        assert_eq!(bench.get("pinned"), told("changed", Found::Reloaded, true));
+    }
+
+    #[test]
+    fn what_takes_too_much_memory_goes_though_there_are_few() {
+        let mut bench = Bench::new();
+        bench.write("a.qgs", &"a".repeat(600));
+        bench.write("b.qgs", &"b".repeat(300));
+        bench.write("c.qgs", &"c".repeat(2000));
+        bench.get("a").unwrap();
+        bench.get("b").unwrap();
+        assert_eq!((bench.projects.n_open(), bench.projects.bytes()), (2, 900));
+        bench.get("sub/town").unwrap();
+        bench.write("b.qgs", &"b".repeat(999));
+        bench.get("b").unwrap();
+        assert_eq!((bench.projects.n_open(), bench.projects.bytes()), (1, 999));
+        assert!(!bench.projects.is_full());
+        // More than all there is: it is alone.
+        bench.get("c").unwrap();
+        assert!(bench.projects.is_full());
+        assert_eq!((bench.projects.n_open(), bench.projects.bytes()), (1, 2000));
+    }
+
+    #[test]
+    fn what_is_gone_is_freed_when_somebody_asks_or_nobody_does() {
+        let mut bench = Bench::new();
+        bench.get("city").unwrap();
+        bench.get("sub/town").unwrap();
+        bench.projects.gone(&at("city"));
+        assert_eq!(bench.projects.n_open(), 2, "it is there");
+        fs::remove_file(bench.file("city.qgs")).unwrap();
+        bench.projects.gone(&at("another"));
+        assert_eq!(bench.projects.n_open(), 2);
+        bench.projects.gone(&at("city"));
+        assert_eq!(bench.projects.n_open(), 1);
+        fs::remove_file(bench.file("sub/town.qgz")).unwrap();
+        bench.projects.sweep();
+        assert_eq!(bench.projects.n_open(), 0);
     }
 }

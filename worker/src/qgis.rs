@@ -19,8 +19,8 @@ use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyException, PyMemoryError, PyRuntimeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
-use qgisserver::config;
-use qgisserver::protocol::{Failure, Head, Plugin, PluginStatus, Request, Versions};
+use qgisserver::config::{self, OnBadLayers};
+use qgisserver::protocol::{Failure, Head, Plugin, PluginStatus, Request, Seen, Versions};
 
 use crate::link::{Outlet, Unwanted};
 use crate::memory;
@@ -280,7 +280,21 @@ fn module<'py>(
 /// A loaded project. Dropped on the main thread.
 pub struct Project {
     object: Py<PyAny>,
-    /// Invalid layers that the operator accepts.
+}
+
+/// A project as QGIS read it.
+pub struct Read {
+    pub project: Project,
+    /// Invalid layers that it publishes.
+    pub bad_layers: Vec<String>,
+    /// The files of projects that it takes layers from.
+    pub embedded: Vec<PathBuf>,
+}
+
+/// Why QGIS did not read one.
+pub struct Unread {
+    pub failure: Failure,
+    /// With [`Failure::BadLayers`].
     pub bad_layers: Vec<String>,
 }
 
@@ -495,10 +509,7 @@ impl Qgis {
                 .import("qgisserver.projects")?
                 .call_method0("warm")?
                 .unbind();
-            Ok(Project {
-                object,
-                bad_layers: Vec::new(),
-            })
+            Ok(Project { object })
         });
         let request = Request {
             method: "GET".into(),
@@ -515,11 +526,17 @@ impl Qgis {
         }
     }
 
-    /// Reads a project, of one in a storage its copy if there is one. `Err` has been logged.
-    pub fn load(&mut self, source: &Source, copy: Option<&Path>) -> Result<Project, Failure> {
-        let (strict, trust, no_layouts, read_only) = flags(&self.rules);
-        let loaded = Python::attach(|py| {
-            let loaded = match source {
+    /// Reads a project, of one in a storage its copy if there is one. `strict`: not if it
+    /// publishes invalid layers. `Err` has been logged.
+    pub fn load(
+        &mut self,
+        source: &Source,
+        copy: Option<&Path>,
+        strict: bool,
+    ) -> Result<Read, Unread> {
+        let (_, trust, no_layouts, read_only) = flags(&self.rules);
+        let read = Python::attach(|py| {
+            let read = match source {
                 Source::File(path) => {
                     let path = path.to_string_lossy();
                     self.load
@@ -534,13 +551,24 @@ impl Qgis {
                     })
                     .map(Bound::unbind),
             };
-            let loaded = loaded.and_then(|loaded| loaded.extract(py));
-            let (object, bad_layers) = loaded.map_err(|error| unloaded(py, source, &error))?;
-            Ok(Project { object, bad_layers })
+            let read = read.and_then(|read| read.extract(py));
+            let (object, bad_layers, embedded) =
+                read.map_err(|error: PyErr| unread(py, source, &error))?;
+            Ok(Read {
+                project: Project { object },
+                bad_layers,
+                embedded,
+            })
         });
         // What the XML document took is free again, and the allocator keeps it for a while.
         memory::give_back();
-        loaded
+        read
+    }
+
+    /// Ends what was dropped without Python since it was last used, which happens later
+    /// otherwise.
+    pub fn bury(&self) {
+        Python::attach(|_| {});
     }
 
     /// Forgets what QGIS itself derived from the project before: its capabilities documents.
@@ -728,7 +756,7 @@ impl Asker {
 /// strict, trust_metadata, no_layouts, read_only: for `projects.load`.
 fn flags(rules: &config::Pool) -> (bool, bool, bool, bool) {
     (
-        rules.strict_check,
+        rules.bad_layers.rule == OnBadLayers::Strict,
         rules.trust_layer_metadata,
         rules.disable_getprint,
         rules.force_readonly_layers,
@@ -741,7 +769,7 @@ fn options(rules: &config::Pool) -> BTreeMap<&'static str, String> {
     BTreeMap::from([
         ("rootdir", rules.rootdir.to_string_lossy().into_owned()),
         ("size", rules.cache_size.to_string()),
-        ("strict_check", yes(rules.strict_check)),
+        ("strict_check", yes(flags(rules).0)),
         ("trust_layer_metadata", yes(rules.trust_layer_metadata)),
         ("disable_getprint", yes(rules.disable_getprint)),
         ("force_readonly_layers", yes(rules.force_readonly_layers)),
@@ -785,6 +813,10 @@ fn judgement(
             if let Some(query) = query {
                 let path = request.url.split('?').next().unwrap_or_default();
                 changed.url = format!("{path}?{query}");
+            }
+            if map.is_some() {
+                // What clients saw of the other project says nothing of this one.
+                changed.seen = Seen::default();
             }
             match map.as_deref() {
                 None => {}
@@ -886,6 +918,19 @@ fn bytes(data: &Bound<'_, PyAny>) -> PyResult<Bytes> {
 
 fn is_called(py: Python<'_>, error: &PyErr, name: &str) -> bool {
     error.get_type(py).name().is_ok_and(|found| found == name)
+}
+
+fn unread(py: Python<'_>, source: &Source, error: &PyErr) -> Unread {
+    let layers = error.value(py).getattr("args");
+    let layers = layers.and_then(|args| args.get_item(0)?.extract());
+    let failure = unloaded(py, source, error);
+    Unread {
+        bad_layers: match failure {
+            Failure::BadLayers => layers.unwrap_or_default(),
+            _ => Vec::new(),
+        },
+        failure,
+    }
 }
 
 fn unloaded(py: Python<'_>, source: &Source, error: &PyErr) -> Failure {

@@ -14,17 +14,19 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use qgisserver::config;
 use qgisserver::protocol::{
-    Born, Failure, Final, Found, Head, PluginStatus, Ready, Request, Timings, Trace, Versions,
+    Born, Edition, Failure, Final, Found, Head, PluginStatus, ProjectRef, Ready, Request, Seen,
+    Timings, Trace, Versions,
 };
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::board::{Board, Farewell};
 use crate::drive::Drive;
 use crate::link::{self, Job, Last, Outlet};
+use crate::loading::{Loading, first};
 use crate::memory::{self, Resident};
-use crate::places::{Place, Places, Stamp};
+use crate::places::{Place, Places};
 use crate::plugins;
-use crate::projects::Projects;
+use crate::projects::{Copy, Hit, Projects, Rules};
 use crate::qgis::{self, Judgement, Project, Qgis, Served, Zygote};
 use crate::s3::Objects;
 use crate::storages::{self, Everywhere};
@@ -47,6 +49,8 @@ pub struct Birth<'a> {
     pub control: UnixStream,
     /// Its own folder for temporary files; the parent removes it.
     pub tmpdir: PathBuf,
+    /// What it opens before it is ready, by its place in the whole list.
+    pub preload: Vec<(usize, ProjectRef)>,
 }
 
 /// Starts QGIS, says READY to the parent and serves until the process ends.
@@ -64,8 +68,10 @@ pub fn run(birth: Birth<'_>) -> ! {
         }
     };
     let places = places(&birth, &qgis);
-    let (drive, mut jobs) = start_link(&birth, &qgis, instance);
-    Server::new(qgis, places, birth.pool).run(&drive, &mut jobs)
+    let mut server = Server::new(qgis, places, birth.pool);
+    let projects = server.preload(&birth);
+    let (drive, mut jobs) = start_link(&birth, &server.qgis, instance, projects);
+    server.run(&drive, &mut jobs)
 }
 
 fn start_qgis(birth: &Birth<'_>, instance: &str) -> Result<Qgis, qgis::Error> {
@@ -92,11 +98,10 @@ fn places(birth: &Birth<'_>, qgis: &Qgis) -> Places {
         objects: Objects::new(&finding.s3, finding.timeout, copies),
         asker: qgis.asker(),
     };
-    Places::new(pool, n_projects(pool), Box::new(everywhere))
-}
-
-fn n_projects(pool: &config::Pool) -> NonZeroUsize {
-    NonZeroUsize::new(pool.cache_size).unwrap_or(NonZeroUsize::MIN)
+    // With those besides the ones that come and go.
+    let n_projects = NonZeroUsize::new(pool.cache_size + birth.preload.len());
+    let n_projects = n_projects.unwrap_or(NonZeroUsize::MIN);
+    Places::new(pool, n_projects, Box::new(everywhere))
 }
 
 /// A panic of either thread ends the process at once: half a worker would keep
@@ -115,6 +120,7 @@ fn start_link(
     birth: &Birth<'_>,
     qgis: &Qgis,
     instance: String,
+    projects: Vec<ProjectRef>,
 ) -> (Arc<Drive>, UnboundedReceiver<Job>) {
     let pool = birth.pool;
     let settings = link::Settings {
@@ -137,6 +143,7 @@ fn start_link(
         plugins_answer: qgis.plugins_answer,
         may_cache: qgis.may_cache,
         born: Born::default(),
+        projects,
     };
     let mut control = birth
         .control
@@ -165,25 +172,89 @@ struct Server {
     qgis: Qgis,
     places: Places,
     projects: Projects<Project>,
+    loading: Loading,
     memory: Resident,
     chunk_bytes: usize,
 }
+
+/// Of the projects that were opened before it was ready, so many are named in READY.
+const NAMED_MAX: usize = 256;
 
 impl Server {
     fn new(qgis: Qgis, places: Places, pool: &config::Pool) -> Self {
         Self {
             qgis,
             places,
-            projects: Projects::new(n_projects(pool), pool.check_interval, pool.broken_for),
+            projects: Projects::new(rules(pool)),
+            loading: Loading::new(pool),
             memory: Resident::default(),
             chunk_bytes: pool.chunk_bytes,
         }
     }
 
+    /// Opens what shall be open before the first client comes, as far as there is time
+    /// and memory. What does not open is left to its first client, who hears why.
+    fn preload(&mut self, birth: &Birth<'_>) -> Vec<ProjectRef> {
+        let start = Instant::now();
+        let within = birth.pool.preload_timeout;
+        let mut opened = Vec::new();
+        for (n_done, (at, name)) in birth.preload.iter().enumerate() {
+            if start.elapsed() > within || self.projects.is_full() {
+                let n_left = birth.preload.len() - n_done;
+                tracing::warn!(
+                    n_left,
+                    "there was no time (projects.cache.preload_seconds) or no room \
+                     (projects.cache.memory) to open all projects ahead"
+                );
+                break;
+            }
+            birth.board.preloading(Some((*at, &name.to_string())));
+            match self.open(name) {
+                Ok(()) => opened.push(name.clone()),
+                Err(Failure::QgisFailed) => {
+                    birth.board.say_farewell(Farewell::Doubt);
+                    // SAFETY: ends the process; nothing was promised to anybody yet.
+                    unsafe { libc::_exit(1) }
+                }
+                Err(failure) => tracing::warn!(
+                    project = %name, reason = failure.reason(),
+                    "not opened ahead (projects.cache.preload_config)"
+                ),
+            }
+        }
+        birth.board.preloading(None);
+        if !birth.preload.is_empty() {
+            let ms = start.elapsed().as_millis();
+            tracing::info!(n_projects = opened.len(), ms, "projects opened ahead");
+        }
+        opened.truncate(NAMED_MAX);
+        opened
+    }
+
+    fn open(&mut self, name: &ProjectRef) -> Result<(), Failure> {
+        let now = Instant::now();
+        let seen = Seen::default();
+        let place = self.places.find(name, &seen)?;
+        let load = || {
+            self.loading
+                .load(&mut self.qgis, &mut self.places, name, &place)
+        };
+        self.projects.get(name, &place, &seen, now, load)?;
+        self.projects.pin(&place);
+        Ok(())
+    }
+
     fn run(mut self, drive: &Drive, jobs: &mut UnboundedReceiver<Job>) -> ! {
         // Waiting does not hold the GIL: it is taken for each request alone.
         let mut last = None;
-        while let Some(job) = drive.next_job(jobs, last.take(), memory::give_back) {
+        loop {
+            let rest = || {
+                self.projects.sweep();
+                memory::give_back();
+            };
+            let Some(job) = drive.next_job(jobs, last.take(), rest) else {
+                break;
+            };
             last = Some(self.serve(job));
         }
         // SAFETY: the link ended, which only the end of the process does.
@@ -204,7 +275,10 @@ impl Server {
         let span = tracing::error_span!("request", request_id = request.request_id, trace_id);
         let _inside = span.enter();
         self.qgis.begin(&request);
-        let (report, bytes) = self.answer(&request, &body, &outlet);
+        let (report, bytes) = match request.prepare {
+            true => (self.prepare(&request), Bytes::new()),
+            false => self.answer(&request, &body, &outlet),
+        };
         self.qgis.end();
         Last {
             outlet,
@@ -215,6 +289,7 @@ impl Server {
 
     fn answer(&mut self, request: &Request, body: &[u8], outlet: &Arc<Outlet>) -> (Final, Bytes) {
         let changed;
+        let asked = &request.project;
         // Before the project is looked for: who may not ask learns nothing of it.
         let request = match self.qgis.judge(request, body) {
             Judgement::Unchanged => request,
@@ -222,22 +297,22 @@ impl Server {
                 changed = other;
                 &*changed
             }
-            Judgement::Refused(head, bytes) => return (self.report(Some(head), None), bytes),
+            Judgement::Refused(head, bytes) => {
+                let head = Some(head);
+                let report = self.report();
+                return (Final { head, ..report }, bytes);
+            }
             Judgement::Failed(failure) => {
-                return (self.report(None, Some(failure)), Bytes::new());
+                let failure = Some(failure);
+                let report = self.report();
+                return (Final { failure, ..report }, Bytes::new());
             }
         };
         let start = Instant::now();
-        let found = find(
-            &mut self.qgis,
-            &mut self.places,
-            &mut self.projects,
-            request,
-        );
+        let found = self.find(request, outlet);
         let load_us = micros(start.elapsed());
-        let (project, stamp, found) = match found {
-            Ok(Some((project, stamp, found))) => (Some(project), Some(stamp), Some(found)),
-            Ok(None) => (None, None, None),
+        let found = match found {
+            Ok(found) => found,
             Err(failure) => {
                 let timings = Timings {
                     load_us,
@@ -247,13 +322,20 @@ impl Server {
                     failure: Some(failure),
                     leaving: failure == Failure::QgisFailed,
                     timings,
-                    memory_kb: self.memory.kilobytes(),
-                    n_projects: self.projects.n_open(),
-                    ..Final::default()
+                    ..self.report()
                 };
                 return (report, Bytes::new());
             }
         };
+        let copy = found.as_ref().map(|(place, _)| self.projects.copy(place));
+        // The server counts it for the project that it asked about.
+        let is_asked = request.project == *asked;
+        let edition = found.as_ref().map(|(_, hit)| hit.edition.clone());
+        let edition = edition.filter(|_| is_asked);
+        if let Some(copy) = copy {
+            outlet.tell(edition.clone(), of_bad_layers(copy.bad_layers()));
+        }
+        let project = copy.map(Copy::project);
         let served = self.qgis.serve(request, body, project, outlet.clone());
         if let Err(Failure::TooLarge) = served.answer {
             // Its parts were made; the next request wants to find room.
@@ -263,14 +345,19 @@ impl Server {
             load_us,
             render_us: micros(served.render),
         };
+        let (modified, bad_layers) = match copy {
+            Some(copy) => (Some(copy.modified()), first(copy.bad_layers())),
+            None => (None, Vec::new()),
+        };
+        let hit = found.map(|(_, hit)| hit);
         let report = Final {
             timings,
-            memory_kb: self.memory.kilobytes(),
-            project_version: stamp.map(|stamp| stamp.version()),
-            project_modified: stamp.map(|stamp| stamp.modified()),
-            n_projects: self.projects.n_open(),
-            found,
-            ..Final::default()
+            project_version: hit.as_ref().map(|hit| hit.edition.version.clone()),
+            project_modified: modified,
+            found: hit.as_ref().map(|hit| hit.found),
+            edition,
+            bad_layers,
+            ..self.report()
         };
         tracing::debug!(
             operation = request.operation,
@@ -281,40 +368,120 @@ impl Server {
         finish(outlet, served, report, self.chunk_bytes)
     }
 
-    /// Of a request that QGIS did not see.
-    fn report(&mut self, head: Option<Head>, failure: Option<Failure>) -> Final {
+    /// What every FINAL says.
+    fn report(&mut self) -> Final {
         Final {
-            head,
-            failure,
             memory_kb: self.memory.kilobytes(),
             n_projects: self.projects.n_open(),
+            bad_layers: self.loading.take_bad_layers(),
             ..Final::default()
         }
     }
+
+    /// The copy that answers the request, loaded; None if it needs none.
+    fn find(
+        &mut self,
+        request: &Request,
+        outlet: &Outlet,
+    ) -> Result<Option<(Place, Hit)>, Failure> {
+        let Some(name) = &request.project else {
+            return Ok(None);
+        };
+        let start = Instant::now();
+        loop {
+            let now = Instant::now();
+            let place = self
+                .places
+                .find(name, &request.seen)
+                .inspect_err(|failure| {
+                    if *failure == Failure::ProjectNotFound {
+                        self.projects.gone(name);
+                    }
+                })?;
+            let load = || {
+                self.loading
+                    .load(&mut self.qgis, &mut self.places, name, &place)
+            };
+            match self.projects.get(name, &place, &request.seen, now, load) {
+                Ok(hit) => {
+                    if hit.is_new {
+                        // QGIS keeps its capabilities for longer than we keep projects.
+                        self.qgis.forget(self.projects.copy(&place).project());
+                    }
+                    return Ok(Some((place, hit)));
+                }
+                Err(_) if outlet.is_cancelled() => return Err(Failure::Cancelled),
+                Err(Failure::ProjectUnreadable)
+                    if self.loading.may_settle(&place, start.elapsed()) => {}
+                Err(failure) => return Err(failure),
+            }
+        }
+    }
+
+    /// Loads what the project is now, though the old copy answers for a while yet.
+    fn prepare(&mut self, request: &Request) -> Final {
+        let start = Instant::now();
+        let prepared = self.make_ready(request, start);
+        let timings = Timings {
+            load_us: micros(start.elapsed()),
+            render_us: 0,
+        };
+        let report = Final {
+            timings,
+            ..self.report()
+        };
+        match prepared {
+            Ok((edition, found)) => Final {
+                head: Some(Head {
+                    status: 204,
+                    headers: Vec::new(),
+                    length: Some(0),
+                }),
+                edition: Some(edition),
+                found: Some(found),
+                ..report
+            },
+            Err(failure) => Final {
+                failure: Some(failure),
+                leaving: failure == Failure::QgisFailed,
+                ..report
+            },
+        }
+    }
+
+    fn make_ready(&mut self, request: &Request, now: Instant) -> Result<(Edition, Found), Failure> {
+        let name = request.project.as_ref().ok_or(Failure::ProjectNotFound)?;
+        let place = self.places.find(name, &Seen::default())?;
+        let load = || {
+            self.loading
+                .load(&mut self.qgis, &mut self.places, name, &place)
+        };
+        self.projects.prepare(name, &place, now, load)
+    }
 }
 
-/// The project of the request, loaded; None if it needs none.
-fn find<'a>(
-    qgis: &mut Qgis,
-    places: &mut Places,
-    projects: &'a mut Projects<Project>,
-    request: &Request,
-) -> Result<Option<(&'a Project, Stamp, Found)>, Failure> {
-    let Some(name) = &request.project else {
-        return Ok(None);
+fn rules(pool: &config::Pool) -> Rules {
+    let bytes = match pool.cache_memory {
+        0 => memory::allowed() / 2,
+        bytes => bytes,
     };
-    let place = places.find(name)?;
-    let start = Instant::now();
-    let load = |place: &Place| qgis.load(&place.source, places.fetch(place)?.as_deref());
-    let (project, stamp, found) = projects.get(&place, start, load)?;
-    if found != Found::Cached {
-        let ms = start.elapsed().as_millis();
-        tracing::info!(project = %name, ms, bad_layers = ?project.bad_layers, "project loaded");
-        // QGIS keeps its capabilities for longer than we keep projects.
-        qgis.forget(project);
+    Rules {
+        size: pool.cache_size,
+        bytes,
+        check_interval: pool.check_interval,
+        broken_for: pool.broken_for,
+        settle: pool.settle,
+        retry: pool.bad_layers.every,
     }
-    Ok(Some((project, stamp, found)))
 }
+
+/// So that a client can tell a map that lacks something.
+fn of_bad_layers(names: &[String]) -> Option<(String, String)> {
+    let header = || (BAD_LAYERS.to_owned(), names.len().to_string());
+    (!names.is_empty()).then(header)
+}
+
+const BAD_LAYERS: &str = "X-Qgisserver-Bad-Layers";
 
 /// What is left for FINAL; of much that is left, all but the last chunk is sent here.
 fn finish(outlet: &Outlet, served: Served, report: Final, chunk_bytes: usize) -> (Final, Bytes) {
@@ -339,6 +506,7 @@ fn finish(outlet: &Outlet, served: Served, report: Final, chunk_bytes: usize) ->
             return (Final { failure, ..report }, Bytes::new());
         }
     }
+    let head = head.map(|head| outlet.dress(head));
     (Final { head, ..report }, bytes)
 }
 

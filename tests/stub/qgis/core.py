@@ -108,7 +108,11 @@ class QgsProjectBadLayerHandler:
 
 
 class QgsProject:
-    """Any text is a project, unless it says `corrupt`, `memory` or `unknown`."""
+    """Any text is a project, unless it says `corrupt`, `memory`, `unknown` or `die`.
+
+    Each reading is noted in `read`. One that begins with `wait for NAME` is read when the
+    test creates the file of that name.
+    """
 
     FlagTrustLayerMetadata, FlagDontLoadLayouts = 1, 2
 
@@ -126,6 +130,12 @@ class QgsProject:
         self._path = path
         with open(path) as file:
             text = file.read()
+        self.text = text
+        control.note("read")
+        if text.startswith("wait for "):
+            control.wait_for(text.split()[2])
+        if text == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
         if text == "memory":
             raise MemoryError
         if text == "unknown":
@@ -134,6 +144,9 @@ class QgsProject:
 
     def addMapLayer(self, layer):
         pass
+
+    def mapLayers(self):
+        return {}
 
     def fileName(self):
         return self._path

@@ -247,6 +247,7 @@ def _echo(asked, request, response, project):
         "method": request.method(),
         "headers": request.headers(),
         "project": project and os.path.basename(project.fileName()),
+        "text": project and getattr(project, "text", None),
         "environment": sorted(os.environ),
         "body": request.data().decode("latin-1"),
     }

@@ -30,6 +30,7 @@ use crate::board::Board;
 use crate::link::{JOINED, Order};
 use crate::machine::Machine;
 use crate::memory;
+use crate::preload::Preload;
 use crate::qgis::Zygote;
 use crate::serve;
 use obituary::{Obituary, megabytes};
@@ -91,6 +92,7 @@ struct Parent {
     folder: Folder,
     announced: bool,
     machine: Machine,
+    preload: Preload,
     /// Kilobytes that a worker may allocate.
     memory_limit: u64,
     weighed_at: Instant,
@@ -114,11 +116,15 @@ fn name(pool: &config::Pool) -> String {
     pool.identity.clone().unwrap_or_else(crate::host)
 }
 
-fn rules(pool: &config::Pool) -> Rules {
+fn rules(pool: &config::Pool, preload: &Preload) -> Rules {
+    let opening = match preload.is_empty() {
+        true => Duration::ZERO,
+        false => pool.preload_timeout,
+    };
     Rules {
         workers: pool.workers,
         spares: pool.spares,
-        start_timeout: pool.start_timeout,
+        start_timeout: pool.start_timeout + opening,
         drain_timeout: pool.drain_timeout,
         young: pool.young,
         backoff_max: pool.backoff_max,
@@ -148,6 +154,7 @@ impl Parent {
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         let signals = SignalFd::with_flags(&mask, flags)?;
         let machine = Machine::new();
+        let preload = Preload::read(&config.pool);
         let memory_limit = memory_limit(config.pool.memory_limit, &machine);
         tracing::info!(
             memory_limit = megabytes(memory_limit),
@@ -157,7 +164,8 @@ impl Parent {
             versions: zygote.versions(),
             name: name(&config.pool),
             instance: uuid::Uuid::new_v4().simple().to_string(),
-            pool: Pool::new(rules(&config.pool), Instant::now()),
+            pool: Pool::new(rules(&config.pool, &preload), Instant::now()),
+            preload,
             workers: BTreeMap::new(),
             signals,
             mask,
@@ -200,6 +208,7 @@ impl Parent {
     fn fork(&mut self, number: u32) {
         if let Err(error) = self.try_fork(number) {
             tracing::error!(worker = number, %error, "no process for a worker");
+            self.preload.gone(number, None);
             self.pool.fork_failed(number, Instant::now());
         }
     }
@@ -209,6 +218,7 @@ impl Parent {
         let (ours, theirs) = UnixStream::pair()?;
         ours.set_nonblocking(true)?;
         let tmpdir = self.folder.make(number)?;
+        let preload = self.preload.part(number);
         let parent = getpid();
         match self.zygote.fork()? {
             ForkResult::Parent { child } => {
@@ -239,6 +249,7 @@ impl Parent {
                     board,
                     control: theirs,
                     tmpdir,
+                    preload,
                 })
             }
         }
@@ -394,7 +405,8 @@ impl Parent {
             self.variables.insert(name.clone(), Some(value.clone()));
         }
         self.name = name(&config.pool);
-        self.pool.configure(rules(&config.pool));
+        self.preload = Preload::read(&config.pool);
+        self.pool.configure(rules(&config.pool, &self.preload));
         self.memory_limit = memory_limit(config.pool.memory_limit, &self.machine);
         self.config = config;
     }
@@ -467,6 +479,7 @@ impl Parent {
             limit: self.memory_limit,
             kernel_killed: self.kernel_killed(),
         };
+        self.preload.gone(number, worker.board.preloaded());
         self.pool.blame(number, obituary.because());
         let age = self.pool.died(number, n_served > 0, Instant::now());
         obituary.age = age.unwrap_or_default();

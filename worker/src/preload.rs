@@ -1,0 +1,140 @@
+//! The projects that workers open before they are ready.
+//!
+//! One that ended a worker while it was opened is left out from then on, so that it
+//! cannot keep the pool from starting; clients may still ask for it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use qgisserver::config;
+use qgisserver::protocol::ProjectRef;
+
+/// The list, and who has which part of it.
+#[derive(Debug, Default)]
+pub struct Preload {
+    projects: Vec<ProjectRef>,
+    /// So many parts, of which each worker gets one.
+    n_parts: usize,
+    left_out: BTreeSet<usize>,
+    /// The part of each living worker, by its number.
+    parts: BTreeMap<u32, usize>,
+}
+
+impl Preload {
+    /// What the settings name. What names nothing is logged and skipped.
+    pub fn read(pool: &config::Pool) -> Self {
+        let text = pool.preload_file.as_ref().map(std::fs::read_to_string);
+        let text = text.unwrap_or_else(|| Ok(String::new()));
+        let text = text.unwrap_or_else(|error| {
+            tracing::error!(%error, "nothing is opened ahead (projects.cache.preload_config)");
+            String::new()
+        });
+        let listed = lines(&text).chain(pool.restore_projects.iter().map(String::as_str));
+        let mut projects = Vec::new();
+        for name in listed {
+            match qgisserver::project(name, &pool.finding) {
+                Some(project) if projects.contains(&project) => {}
+                Some(project) => projects.push(project),
+                None => tracing::warn!(name, "no project can have this name: not opened ahead"),
+            }
+        }
+        let n_parts = if pool.preload_spread { pool.workers } else { 1 };
+        Self {
+            projects,
+            n_parts: n_parts.max(1),
+            ..Self::default()
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.projects.is_empty()
+    }
+
+    /// What a new worker opens: the part that the fewest of the living have.
+    pub fn part(&mut self, number: u32) -> Vec<(usize, ProjectRef)> {
+        let n_have = |part: &usize| self.parts.values().filter(|it| *it == part).count();
+        let part = (0..self.n_parts).min_by_key(n_have).unwrap_or(0);
+        self.parts.insert(number, part);
+        let all = self.projects.iter().enumerate();
+        let own = all.filter(|(at, _)| at % self.n_parts == part && !self.left_out.contains(at));
+        own.map(|(at, project)| (at, project.clone())).collect()
+    }
+
+    /// A worker is gone; `opening`: the place of the project that it was opening then.
+    pub fn gone(&mut self, number: u32, opening: Option<usize>) {
+        self.parts.remove(&number);
+        let Some(at) = opening else {
+            return;
+        };
+        if let Some(project) = self.projects.get(at)
+            && self.left_out.insert(at)
+        {
+            tracing::error!(%project, worker = number, "the worker ended while it opened this project: not opened ahead any more");
+        }
+    }
+}
+
+/// One name per line; `#` begins a comment.
+fn lines(text: &str) -> impl Iterator<Item = &str> {
+    let names = text.lines().map(str::trim);
+    names.filter(|name| !name.is_empty() && !name.starts_with('#'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn preload(text: &str, spread: bool) -> Preload {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("preload");
+        std::fs::write(&file, text).unwrap();
+        let pool = config::Pool {
+            preload_file: Some(file),
+            restore_projects: vec!["city".into(), "sub/last".into()],
+            preload_spread: spread,
+            workers: 2,
+            ..config::Config::default().pool
+        };
+        Preload::read(&pool)
+    }
+
+    fn paths(part: Vec<(usize, ProjectRef)>) -> Vec<String> {
+        part.into_iter().map(|(_, project)| project.path).collect()
+    }
+
+    const LIST: &str = "# ours\n\nfile:city\n  town.qgs  \n../secret\n#old\nriver\n";
+
+    #[test]
+    fn a_list_has_a_name_per_line_and_what_names_nothing_is_skipped() {
+        let mut preload = preload(LIST, false);
+        let all = ["city", "town.qgs", "river", "sub/last"];
+        assert_eq!(paths(preload.part(1)), all);
+        assert_eq!(paths(preload.part(2)), all);
+    }
+
+    #[test]
+    fn a_spread_list_is_in_the_pool_once_and_a_new_worker_takes_what_is_missing() {
+        let mut preload = preload(LIST, true);
+        assert_eq!(paths(preload.part(1)), ["city", "river"]);
+        assert_eq!(paths(preload.part(2)), ["town.qgs", "sub/last"]);
+        assert_eq!(paths(preload.part(3)), ["city", "river"]);
+        preload.gone(2, None);
+        assert_eq!(paths(preload.part(4)), ["town.qgs", "sub/last"]);
+    }
+
+    #[test]
+    fn what_ended_a_worker_is_left_out() {
+        let mut preload = preload(LIST, false);
+        preload.part(1);
+        preload.gone(1, Some(1));
+        assert_eq!(paths(preload.part(2)), ["city", "river", "sub/last"]);
+    }
+
+    #[test]
+    fn a_list_that_cannot_be_read_is_none() {
+        let pool = config::Pool {
+            preload_file: Some("/nowhere/at/all".into()),
+            ..config::Config::default().pool
+        };
+        assert!(Preload::read(&pool).is_empty());
+    }
+}
