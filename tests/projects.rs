@@ -385,6 +385,22 @@ fn two_hundred_projects_of_25_layers_are_loaded_once() {
     );
 }
 
+#[test]
+fn what_is_open_takes_no_more_memory_than_it_may() {
+    for (memory, expected) in [("100M", [2, 4]), ("1M", [6, 0])] {
+        let settings = format!("projects.cache.memory = {memory}");
+        let managed = Managed::start(World::real(), &settings);
+        for project in ["world", "atlas", "world", "atlas", "world", "atlas"] {
+            assert_eq!(managed.server.get(&capabilities(project)).status, 200);
+        }
+        let counts = [
+            managed.count("loaded"),
+            managed.count("cached") + managed.count("reloaded"),
+        ];
+        assert_eq!(counts, expected, "{memory}");
+    }
+}
+
 /// How a file becomes another one.
 #[derive(Debug, Clone, Copy)]
 enum By {
