@@ -240,6 +240,9 @@ pub struct Request {
     /// Only where access policies in Python are enabled, which then have to agree.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub visitor: Option<Visitor>,
+    /// The client may keep the answer, and may have kept one before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub document: Option<Document>,
 }
 
 /// What access policies want to know of a client, besides what QGIS gets.
@@ -285,6 +288,49 @@ impl Seen {
     }
 }
 
+/// A document that clients keep, and what this one has of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Document {
+    /// It changes with its project, so its date is the project's.
+    #[serde(default)]
+    pub dated: bool,
+    /// Nothing but its project and the software goes into it, data aside.
+    #[serde(default)]
+    pub fixed: bool,
+    /// What it depends on that neither its URL nor its worker knows.
+    #[serde(default)]
+    pub basis: String,
+    #[serde(default)]
+    pub held: Held,
+}
+
+/// What a client has of a document.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// The tags of its copies.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
+    /// Some copy, and any will do.
+    #[serde(default)]
+    pub any: bool,
+    /// A copy of then, in seconds since 1970.
+    #[serde(default)]
+    pub since: Option<u64>,
+}
+
+/// What tells one state of a document from another.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Validator {
+    /// No two states have the same; without quotes.
+    pub tag: String,
+    /// Since when it is so, in seconds since 1970.
+    #[serde(default)]
+    pub modified: Option<u64>,
+    /// Plugins had a hand in it: it is for this client and no other.
+    #[serde(default)]
+    pub private: bool,
+}
+
 /// Who asked, in the words of W3C Trace Context; checked by the server.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Trace {
@@ -310,6 +356,9 @@ pub struct Head {
     /// Bytes of the whole body; known unless QGIS still produces it.
     #[serde(default)]
     pub length: Option<u64>,
+    /// Of a document, whole or, with status 304, as the client has it already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validator: Option<Validator>,
 }
 
 /// Part of a reply; the first part carries the head.
@@ -664,6 +713,10 @@ mod tests {
             status: 200,
             headers: vec![("Content-Type".into(), "image/png".into())],
             length: Some(2),
+            validator: Some(Validator {
+                tag: "1-2".into(),
+                ..Validator::default()
+            }),
         };
         vec![
             Message::Ready(Ready {
@@ -678,6 +731,10 @@ mod tests {
                     project: Some(ProjectRef {
                         alias: "file".into(),
                         path: "a/b".into(),
+                    }),
+                    document: Some(Document {
+                        dated: true,
+                        ..Document::default()
                     }),
                     ..Request::default()
                 },

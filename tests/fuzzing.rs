@@ -46,6 +46,7 @@ fn messages() -> Vec<Vec<u8>> {
         status: 200,
         headers: vec![("A".into(), "ü\"".into())],
         length: Some(7),
+        ..Head::default()
     });
     let body = || Bytes::from_static(b"body");
     let request = Request {

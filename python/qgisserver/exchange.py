@@ -5,6 +5,7 @@ sink while QGIS still works, which only WFS GetFeature does (it calls ``flush``
 once per feature).
 """
 
+import os
 import sys
 import traceback
 
@@ -79,18 +80,22 @@ class Recorder:
 class Response(QgsBufferServerResponse):
     """A response whose bytes leave while QGIS still makes them."""
 
-    def __init__(self, sink, recorder, eager):
+    def __init__(self, sink, recorder, eager, hands=None):
         """``sink.part(status, headers, data)`` takes the parts, blocks while the client
         is slow, and raises when nobody wants more; ``sink.wanted`` is how many bytes
         it likes to get at once; ``sink.on_cancel(stop)`` learns how to end the work.
 
         ``eager``: hand over at every flush, since server filters read ``data()``
         in ``sendResponse`` and must find what was flushed, no more.
+
+        ``hands.keys()`` says for whom plugins let a document be made; it is asked while
+        they still know the request. ``None``: the answer is no document.
         """
         super().__init__()
         self._sink = sink
         self._recorder = recorder
         self._eager = eager
+        self._hands = hands
         self._wanted = 0 if eager else sink.wanted
         if CAN_STOP:
             self._feedback = QgsFeedback()
@@ -101,6 +106,7 @@ class Response(QgsBufferServerResponse):
     _feedback = None
     _sent_status = None
     _broken = False
+    keys = ()
 
     @property
     def started(self):
@@ -139,6 +145,8 @@ class Response(QgsBufferServerResponse):
 
     def finish(self):
         """Called by QGIS at the end; the rest leaves with FINAL."""
+        if self._hands is not None:
+            self.keys = self._hands.keys()
 
     def headersSent(self):
         # QGIS itself asks this before it replaces the answer by an exception report,
@@ -166,18 +174,34 @@ class Response(QgsBufferServerResponse):
         self._broken = self._broken or self.started
 
 
-def serve(server, recorder, sink, eager, method, url, headers, body, project):
+# Where the landing page is. QGIS looks here at each request, and nowhere else.
+LANDING_PAGE = "QGIS_SERVER_LANDING_PAGE_PREFIX"
+_landing_page = None
+
+
+def mount(prefix):
+    """A proxy may have the landing page elsewhere: below ``prefix``."""
+    global _landing_page
+    if _landing_page is None:
+        _landing_page = os.environ.get(LANDING_PAGE, "")
+    path = prefix + _landing_page
+    if _landing_page and os.environ[LANDING_PAGE] != path:
+        os.environ[LANDING_PAGE] = path
+
+
+def serve(server, recorder, sink, eager, method, url, headers, body, project, hands=None):
     """Pass one request to QGIS.
 
-    Returns ``(status, headers, data)`` with all that the sink did not get: the whole
-    answer, or the rest of a stream. Returns ``None`` when the answer is not to be
+    Returns ``(status, headers, data, keys)`` with all that the sink did not get: the whole
+    answer, or the rest of a stream; and, if there are ``hands``, for whom it was made. Returns ``None`` when the answer is not to be
     trusted: a plugin raised or the stream broke.
     """
     verb = METHODS.get(method)
     if verb is None:
-        return 405, {"Allow": ", ".join(METHODS)}, b""
+        return 405, {"Allow": ", ".join(METHODS)}, b"", []
+    mount(headers.get("X-Forwarded-Prefix", ""))
     request = QgsBufferServerRequest(url, verb, headers, body)
-    response = Response(sink, recorder, eager)
+    response = Response(sink, recorder, eager, hands)
     recorder.begin()
     asked = request.parameters().get("SERVICE")
     if project is None and asked in services.offered:
@@ -193,7 +217,7 @@ def serve(server, recorder, sink, eager, method, url, headers, body, project):
         return None
     if status == 200 and UNKNOWN_SERVICE in bytes(data[:400]):
         status = 400
-    return status, response.headers(), data
+    return status, response.headers(), data, list(response.keys)
 
 
 def _is_bare(response, status, data):

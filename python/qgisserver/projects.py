@@ -67,6 +67,12 @@ def _flags(trust_metadata, no_layouts, read_only):
     return flags
 
 
+def forget_addresses(project):
+    """What a project says of where its services are."""
+    for address in ("WMSUrl", "WFSUrl", "WCSUrl", "WMTSUrl"):
+        project.writeEntry(address, "/", "")
+
+
 def warm():
     """A project without files for the first map of a worker's life, which loads fonts and symbols."""
     from qgis.core import (

@@ -37,7 +37,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config;
 use crate::metrics::Metrics;
-use crate::protocol::{Failure, Head, ProjectRef, Ready, Reason, Timings, Trace, Visitor};
+use crate::protocol::{
+    Document, Failure, Head, ProjectRef, Ready, Reason, Timings, Trace, Visitor,
+};
 
 pub use breaker::Open;
 pub use cost::Work;
@@ -161,6 +163,7 @@ pub struct Call {
     pub cancel: bool,
     pub timeout: Duration,
     pub trace: Option<Trace>,
+    pub document: Option<Document>,
     /// Who asks; clients take turns.
     pub client: Name,
     pub work: Work,
@@ -192,7 +195,6 @@ pub struct Reply {
 #[derive(Debug, Clone, Default)]
 pub struct Outcome {
     pub timings: Timings,
-    pub project_modified: Option<u64>,
 }
 
 /// Chunks of a reply. Taking one sends the worker a credit; dropping the body

@@ -818,6 +818,7 @@ impl<T: Transport> Driver<T> {
             work: Work::default(),
             cause: None,
             visitor: None,
+            document: None,
         };
         tracing::debug!(project = %errand.project, "changed: a worker loads it beside the old one");
         let ticket = self.ticket(&call);
@@ -1059,6 +1060,7 @@ impl<T: Transport> Driver<T> {
             visitor: call.visitor.clone(),
             seen,
             prepare: self.errands.contains_key(&id),
+            document: call.document.clone(),
         };
         let serving = Serving::of(id, call, asked);
         let frames = Message::Request(request, call.body.clone()).encode();
@@ -1265,7 +1267,6 @@ impl Answer {
         }
         let outcome = Outcome {
             timings: last.timings,
-            project_modified: last.project_modified,
         };
         // In both cases a front that is gone needs no answer.
         match self {

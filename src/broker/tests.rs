@@ -166,8 +166,7 @@ impl Fake {
 pub fn ok() -> Option<Head> {
     Some(Head {
         status: 200,
-        headers: Vec::new(),
-        length: None,
+        ..Head::default()
     })
 }
 
@@ -184,6 +183,7 @@ pub fn get(operation: &str) -> Call {
         cancel: true,
         timeout: LONG,
         trace: None,
+        document: None,
         client: "192.0.2.1".into(),
         work: Work::default(),
         cause: None,

@@ -306,8 +306,7 @@ pub const SETTINGS: &[Setting] = &[
         .env(&["QGSRV_SERVER_PLUGINPATH", "QGIS_PLUGINPATH"]).older(&["worker.qgis.plugins.paths"]).live(),
     row("server.enable_filters", Kind::Bool, "no", "run access policies in Python (entry points py_qgis_server.access_policy) before a request is served; they serve /ows/p/<profile>/"),
     row("server.memory_high_water_mark", Kind::Fraction, "0.9", "part of the memory of the machine, or of the control group, above which the largest worker of a pool is replaced; 0: never").live(),
-    row("server.getfeaturelimit", Kind::Integer, "-1", "features that one WFS GetFeature may return; -1: any number")
-        .later(),
+    row("server.getfeaturelimit", Kind::Integer, "-1", "features that one WFS GetFeature may return; -1: any number").live(),
     row("server.debug_request_id", Kind::Text, "", "value of X-Debug-Id that logs one request in detail")
         .later(),
     row("server.monitor", Kind::Text, "", "name of the monitor that is told about each request")
@@ -359,10 +358,10 @@ pub const SETTINGS: &[Setting] = &[
     row("projects.cache.insecure", Kind::Bool, "no", "let MAP carry any parameter of a database")
         .env(&["QGSRV_CACHE_INSECURE"]).older(&["cache.insecure"])
         .moot(State::Moot("projects.schemes says how a database is reached, and MAP never does")),
-    row("projects.cache.disable_owsurls", Kind::Bool, "no", "ignore the service URLs that a project advertises")
-        .env(&["QGSRV_CACHE_DISABLE_OWSURLS"]).older(&["cache.disable_owsurls"]).later(),
-    row("projects.cache.force_etag", Kind::Bool, "no", "send ETags without projects.cache.trust_layer_metadata")
-        .env(&["QGSRV_CACHE_FORCE_ETAG"]).older(&["cache.force_etag"]).later(),
+    row("projects.cache.disable_owsurls", Kind::Bool, "no", "do not advertise the service URLs that a project has, but its own address")
+        .env(&["QGSRV_CACHE_DISABLE_OWSURLS"]).older(&["cache.disable_owsurls"]).live(),
+    row("projects.cache.force_etag", Kind::Bool, "no", "tell states of capabilities apart by their project alone, without drawing them up, as with projects.cache.trust_layer_metadata")
+        .env(&["QGSRV_CACHE_FORCE_ETAG"]).older(&["cache.force_etag"]).live(),
     row("projects.cache.default_handler", Kind::Text, "file", "scheme of a MAP that has none")
         .env(&["QGSRV_CACHE_DEFAULT_HANDLER"]).older(&["cache.default_handler"]).live(),
     row("projects.cache.allow_storage_schemes", Kind::Words, "file", "schemes that a MAP may lead to, such as file,postgresql,geopackage,s3; *: any that there is a handler for")
@@ -449,12 +448,16 @@ pub const SETTINGS: &[Setting] = &[
     row("lanes.slow_ms", Kind::Milliseconds, "1500", "milliseconds; a request that is likely to take more is long, as every print is").live(),
     row("lanes.reserved_seconds", Kind::SecondsOrZero, "10", "seconds without small requests after which slow ones, but no prints, may have the reserved workers, too").live(),
 
+    row("api.enabled.wfs3", Kind::Bool, "yes", "serve OGC API Features"),
     row("api.enabled.landing_page", Kind::Bool, "no", "serve the catalogue of projects of QGIS at api.endpoints.landing_page; without it that path is a 404"),
     row("api.enabled.lizmap_api", Kind::Bool, "no", "serve the API of the Lizmap plugin")
         .env(&["QGSRV_API_ENABLED_LIZMAP"]),
+    row("api.endpoints.wfs3", Kind::Text, "/wfs3", "path of OGC API Features; before QGIS 4 it has to end in /wfs3"),
     row("api.endpoints.landing_page", Kind::Text, "/catalog", "path of the catalogue of projects"),
     row("api.endpoints.lizmap_api", Kind::Text, "/lizmap", "path of the API of the Lizmap plugin")
         .env(&["QGSRV_API_ENDPOINTS_LIZMAP"]),
+    row("api:wfs3.QGIS_SERVER_API_WFS3_ROOT_PATH", Kind::Text, "${api.endpoints:wfs3}", "variable for QGIS 4: path of OGC API Features")
+        .env(&["QGIS_SERVER_API_WFS3_ROOT_PATH"]),
     row("api:landing_page.QGIS_SERVER_LANDING_PAGE_PREFIX", Kind::Text, "${api.endpoints:landing_page}", "variable for QGIS: path of the catalogue")
         .env(&["QGIS_SERVER_LANDING_PAGE_PREFIX"]),
     row("api:landing_page.QGIS_SERVER_LANDING_PAGE_PROJECTS_DIRECTORIES", Kind::Text, "${projects.cache:rootdir}", "variable for QGIS: what the catalogue lists")

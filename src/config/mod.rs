@@ -265,6 +265,12 @@ pub struct Pool {
     pub trust_layer_metadata: bool,
     pub disable_getprint: bool,
     pub force_readonly_layers: bool,
+    /// Projects say nothing of their addresses.
+    pub disable_owsurls: bool,
+    /// A project's state tells states of its capabilities apart, whatever its data do.
+    pub force_etag: bool,
+    /// Features of one GetFeature; None: any number.
+    pub feature_limit: Option<u32>,
     /// Environment variables for QGIS, from `api:<name>` sections.
     pub env: BTreeMap<String, String>,
     /// More names (`NAME` or `PREFIX*`) that workers may inherit from the environment.
@@ -328,7 +334,7 @@ impl Default for Config {
                 header_max: 64 << 10,
                 headers_max: 100,
                 request_timeout: seconds(20),
-                apis: Vec::new(),
+                apis: vec![("wfs3".into(), "/wfs3".into())],
                 server_timing: false,
                 slow: Some(seconds(5)),
                 otlp: None,
@@ -411,7 +417,10 @@ impl Default for Config {
                 trust_layer_metadata: false,
                 disable_getprint: false,
                 force_readonly_layers: true,
-                env: BTreeMap::new(),
+                disable_owsurls: false,
+                force_etag: false,
+                feature_limit: None,
+                env: BTreeMap::from([("QGIS_SERVER_API_WFS3_ROOT_PATH".into(), "/wfs3".into())]),
                 env_allow: Vec::new(),
             },
             log: Log {
@@ -616,6 +625,9 @@ impl Pool {
             trust_layer_metadata: settings.bool("projects.cache.trust_layer_metadata"),
             disable_getprint: settings.bool("projects.cache.disable_getprint"),
             force_readonly_layers: settings.bool("projects.cache.force_readonly_layers"),
+            disable_owsurls: settings.bool("projects.cache.disable_owsurls"),
+            force_etag: settings.bool("projects.cache.force_etag"),
+            feature_limit: u32::try_from(settings.integer("server.getfeaturelimit")).ok(),
             env: variables(settings),
             env_allow: settings.words("worker.env_allow"),
         }
@@ -871,7 +883,11 @@ mod tests {
             ("projects.cache.rootdir", "/data"),
             ("api:other.KEY", "x"),
         ]));
-        let pairs = [("landing_page", "/catalog"), ("own", "/own")];
+        let pairs = [
+            ("landing_page", "/catalog"),
+            ("own", "/own"),
+            ("wfs3", "/wfs3"),
+        ];
         assert_eq!(
             config.http.apis,
             pairs.map(|(name, path)| (name.into(), path.into()))
@@ -886,6 +902,7 @@ mod tests {
             variables,
             [
                 ("KEY", "x"),
+                ("QGIS_SERVER_API_WFS3_ROOT_PATH", "/wfs3"),
                 ("QGIS_SERVER_LANDING_PAGE_PREFIX", "/catalog"),
                 ("QGIS_SERVER_LANDING_PAGE_PROJECTS_DIRECTORIES", "/data"),
             ]

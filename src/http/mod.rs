@@ -7,6 +7,7 @@
 
 mod access;
 pub mod body;
+mod caching;
 mod form;
 pub(crate) mod forwarded;
 pub mod pages;

@@ -8,7 +8,8 @@ use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
 
 use super::body::{Chunks, Content};
-use crate::broker::{Error, Outcome};
+use super::caching;
+use crate::broker::Error;
 use crate::ogc::exception::{self, Exception};
 use crate::protocol::{Failure, Head, Timings};
 
@@ -393,12 +394,10 @@ impl Known {
     }
 }
 
-/// What QGIS answered. Capabilities change with their project and with nothing
-/// else, so they alone say when that was.
+/// What QGIS answered.
 pub fn from_qgis<C: Chunks>(
     head: Head,
     body: C,
-    is_capabilities: bool,
     request_id: &str,
 ) -> Result<Response<Content<C>>, Refusal> {
     let Some(status) = status(head.status) else {
@@ -409,7 +408,6 @@ pub fn from_qgis<C: Chunks>(
         );
         return Err(Refusal::Broker(Error::Failed(Failure::QgisFailed)));
     };
-    let modified = last_modified(body.outcome()).filter(|_| is_capabilities);
     let known = Known {
         queued: body.queued(),
         timings: body.outcome().map(|outcome| outcome.timings),
@@ -422,10 +420,8 @@ pub fn from_qgis<C: Chunks>(
     });
     *response.status_mut() = status;
     copy_headers(&head.headers, response.headers_mut(), request_id);
-    if let Some(modified) = modified {
-        response
-            .headers_mut()
-            .insert(header::LAST_MODIFIED, modified);
+    if let Some(validator) = &head.validator {
+        caching::tell(response.headers_mut(), validator, SystemTime::now());
     }
     response.extensions_mut().insert(known);
     Ok(response)
@@ -484,15 +480,6 @@ fn copy_headers(from: &[(String, String)], to: &mut HeaderMap, request_id: &str)
             }
         }
     }
-}
-
-/// When the project last changed.
-fn last_modified(outcome: Option<&Outcome>) -> Option<HeaderValue> {
-    let seconds = outcome?.project_modified?;
-    // httpdate knows no year 10000 and panics there.
-    let modified =
-        SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds.min(253_402_300_799)))?;
-    HeaderValue::from_str(&httpdate::fmt_http_date(modified)).ok()
 }
 
 /// The name of a project as a header value: what is not visible ASCII is percent-encoded.
@@ -665,22 +652,6 @@ mod tests {
                 ("set-cookie", "b=2")
             ]
         );
-    }
-
-    #[test]
-    fn last_modified_is_a_date_of_http() {
-        let of = |seconds| {
-            last_modified(Some(&Outcome {
-                project_modified: seconds,
-                ..Outcome::default()
-            }))
-        };
-        assert_eq!(
-            of(Some(784_111_777)).expect("a date"),
-            "Sun, 06 Nov 1994 08:49:37 GMT"
-        );
-        assert!(of(Some(u64::MAX)).is_some());
-        assert_eq!(of(None), None);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use hyper::http::request::Parts;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
+use super::caching;
 use super::form::{self, FIELDS_MAX, FORM_MAX};
 use super::forwarded::Base;
 use super::reply::{Dialect, Refusal};
@@ -21,7 +22,7 @@ use crate::config::Http;
 use crate::metrics::Kind;
 use crate::ogc::policy::{Said, Unclear};
 use crate::ogc::{guard, ows};
-use crate::protocol::{HEAD_MAX, ProjectRef, Trace, Visitor};
+use crate::protocol::{Document, HEAD_MAX, ProjectRef, Trace, Visitor};
 
 /// A longer or stranger `X-Request-Id` is replaced.
 const REQUEST_ID_MAX: usize = 128;
@@ -283,6 +284,11 @@ impl Incomplete<'_> {
         let form = is_form.then(|| query.clone());
         let mut call = self.call(method, query, body, project, operation);
         self.add(&mut call, granted.request_headers, granted.visitor);
+        let kind_of_document = call
+            .operation
+            .eq_ignore_ascii_case("GetCapabilities")
+            .then_some(caching::Kind::Capabilities);
+        call.document = self.document(kind_of_document, &call);
         call.work = work;
         call.retry = !is_post && may_cancel;
         call.cancel = self.ends_with_client(&call.operation, may_cancel);
@@ -329,6 +335,9 @@ impl Incomplete<'_> {
         let operation = ows::operation(self.parts.uri.path());
         let mut call = self.call(method, query, body, project, operation);
         self.add(&mut call, granted.request_headers, granted.visitor);
+        let path = self.parts.uri.path();
+        let kind = caching::of_api(path, &self.config.apis, call.project.is_some());
+        call.document = self.document(kind, &call);
         call.retry = may_repeat;
         call.cancel = self.ends_with_client(&call.operation, may_repeat);
         if !fits(&call) {
@@ -344,6 +353,11 @@ impl Incomplete<'_> {
             headers: granted.response_headers,
             is_private: granted.is_private,
         })
+    }
+
+    fn document(&self, kind: Option<caching::Kind>, call: &Call) -> Option<Document> {
+        let (method, headers) = (&self.parts.method, &self.parts.headers);
+        caching::document(kind, method, headers, &call.headers)
     }
 
     /// Whether it is cancelled when its client leaves, or runs on for its side effects.
@@ -414,6 +428,7 @@ impl Incomplete<'_> {
             cancel: false,
             timeout: self.config.request_timeout,
             trace: self.trace.cloned(),
+            document: None,
             client: self.client.clone(),
             work: Work::default(),
             cause: self.cause(),
@@ -442,6 +457,8 @@ impl Incomplete<'_> {
         if self.config.http_proxy {
             out.push(("X-Forwarded-Host".to_owned(), self.base.authority.clone()));
             out.push(("X-Forwarded-Proto".to_owned(), self.base.scheme.clone()));
+            let prefix = self.base.prefix.clone();
+            out.extend((!prefix.is_empty()).then(|| ("X-Forwarded-Prefix".to_owned(), prefix)));
         }
         if let Some(Trace { parent, state }) = self.trace {
             out.push(("Traceparent".to_owned(), parent.clone()));
@@ -506,7 +523,10 @@ fn fits(call: &Call) -> bool {
         let said = said.map(|(name, value)| 2 * (name.len() + value.len()) + 8);
         headers.sum::<usize>() + said.sum::<usize>() + 2 * it.path.len()
     });
-    call.url.len() + headers + project + visitor.sum::<usize>() + HEAD_REST <= HEAD_MAX
+    // Its basis repeats headers, and its tags were one.
+    let document = call.document.as_ref().map_or(0, |_| 2 * headers);
+    let rest = visitor.sum::<usize>() + document + HEAD_REST;
+    call.url.len() + headers + project + rest <= HEAD_MAX
 }
 
 /// Written by the front, whatever the operator's prefixes let through.
@@ -517,6 +537,7 @@ fn is_ours(name: &str) -> bool {
             | "x-request-id"
             | "forwarded"
             | "x-forwarded-host"
+            | "x-forwarded-prefix"
             | "x-forwarded-proto"
             | "traceparent"
             | "tracestate"

@@ -16,6 +16,7 @@ use tokio::time::timeout;
 
 use super::access::{Books, Line};
 use super::body::{Chunks, Content, Outgoing};
+use super::caching;
 use super::forwarded::{self, Base};
 use super::pages;
 use super::policy;
@@ -334,14 +335,12 @@ impl<B: Backend> Front<B> {
             }) => return refusal.into_response(&dialect, map.as_deref()),
         };
         (line.kind, line.form, line.called) = (kind, form, Some(Instant::now()));
-        let is_capabilities = call.operation.eq_ignore_ascii_case("GetCapabilities");
         let has_project = call.project.is_some();
         let replied = self.backend.call(call).await;
         line.failure = replied.as_ref().err().map(broker::Error::reason);
         let replied = replied.map_err(Refusal::from);
-        let response = replied.and_then(|(head, body)| {
-            reply::from_qgis(head, body, is_capabilities, &line.request_id)
-        });
+        let response =
+            replied.and_then(|(head, body)| reply::from_qgis(head, body, &line.request_id));
         let response = match response {
             Err(refusal) => refusal.into_response(&dialect, map.as_deref()),
             Ok(response)
@@ -353,7 +352,10 @@ impl<B: Backend> Front<B> {
             Ok(response) if reply::is_of_no_api(&response) => {
                 Refusal::NoSuchPath.into_response(&dialect, None)
             }
-            Ok(response) => response,
+            Ok(mut response) => {
+                caching::vary_by_accept(response.headers_mut());
+                response
+            }
         };
         let mut response = with_headers(response, &headers);
         if is_private {

@@ -22,18 +22,13 @@ pub enum Route {
 impl Route {
     /// Paths are case-sensitive. `apis` are names and root paths.
     pub fn of(path: &str, apis: &[(String, String)], status_page: bool) -> Option<Self> {
-        let builtin = ["/wfs3", "/ogcapi", "/static"];
-        let mut roots = builtin
-            .into_iter()
-            .chain(apis.iter().map(|(_, root)| root.as_str()));
         match path {
             "/" => Some(Self::Root),
             "/ping" => Some(Self::Ping),
             "/ready" => Some(Self::Ready),
             "/status" | "/status/" if status_page => Some(Self::Status),
             "/ows" | "/ows/" => Some(Self::Ows),
-            _ if roots.any(|root| is_under(path, root)) => Some(Self::Api),
-            _ => None,
+            _ => is_of_an_api(path, apis).then_some(Self::Api),
         }
     }
 
@@ -53,11 +48,37 @@ impl Route {
     }
 }
 
-/// `/wfs3`, `/wfs3/…`, `/wfs3.json`, but not `/wfs3x`.
-fn is_under(path: &str, root: &str) -> bool {
+/// By this name the settings call OGC API Features.
+pub const FEATURES: &str = "wfs3";
+
+/// Where that has been or will be, besides where the settings put it: in QGIS 4 and in
+/// older servers.
+const FEATURES_TOO: [&str; 2] = ["/ogcapi", "/ows/wfs3"];
+
+/// What OGC API Features has below its root; QGIS answers all else with the landing page.
+const OF_FEATURES: [&str; 5] = ["", "api", "collections", "conformance", "static"];
+
+fn is_of_an_api(path: &str, apis: &[(String, String)]) -> bool {
+    if let Some(rest) = of_features(path, apis) {
+        let first = rest.trim_start_matches('/').split(['/', '.']).next();
+        return !rest.starts_with("//") && first.is_some_and(|it| OF_FEATURES.contains(&it));
+    }
+    apis.iter().any(|(_, root)| below(path, root).is_some())
+}
+
+/// What follows the root path of OGC API Features in `path`.
+pub fn of_features<'a>(path: &'a str, apis: &[(String, String)]) -> Option<&'a str> {
+    let own = apis.iter().find(|(name, _)| name == FEATURES);
+    let own = own.map(|(_, root)| root.as_str())?;
+    let mut roots = [own].into_iter().chain(FEATURES_TOO);
+    roots.find_map(|root| below(path, root))
+}
+
+/// The rest of `/wfs3`, `/wfs3/…` and `/wfs3.json`, but not of `/wfs3x`.
+fn below<'a>(path: &'a str, root: &str) -> Option<&'a str> {
     let root = root.trim_end_matches('/');
-    let rest = path.strip_prefix(root).filter(|_| !root.is_empty());
-    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', '.']))
+    let rest = path.strip_prefix(root).filter(|_| !root.is_empty())?;
+    (rest.is_empty() || rest.starts_with(['/', '.'])).then_some(rest)
 }
 
 #[cfg(test)]
@@ -68,6 +89,7 @@ mod tests {
         Route::of(
             path,
             &[
+                ("wfs3".into(), "/wfs3".into()),
                 ("landing_page".into(), "/catalog".into()),
                 ("x".into(), "/a/b/".into()),
             ],
@@ -86,9 +108,15 @@ mod tests {
             ("/wfs3", Some(Route::Api)),
             ("/wfs3/", Some(Route::Api)),
             ("/wfs3.json", Some(Route::Api)),
+            ("/ows/wfs3/collections", Some(Route::Api)),
             ("/wfs3/collections/x/items/a-b.geojson", Some(Route::Api)),
             ("/ogcapi/conformance.html", Some(Route::Api)),
-            ("/static/x.js", Some(Route::Api)),
+            ("/wfs3/static/x.js", Some(Route::Api)),
+            ("/wfs3/api.openapi3", Some(Route::Api)),
+            ("/wfs3/nothing", None),
+            ("/wfs3//", None),
+            ("/wfs3/apix", None),
+            ("/static/x.js", None),
             ("/catalog", Some(Route::Api)),
             ("/catalog/", Some(Route::Api)),
             ("/a/b", Some(Route::Api)),
@@ -105,6 +133,17 @@ mod tests {
             assert_eq!(route(path), owner, "{path:?}");
         }
         assert_eq!(Route::of("/status", &[], true), Some(Route::Status));
+    }
+
+    #[test]
+    fn an_api_that_is_off_has_no_path() {
+        for path in ["/wfs3", "/ogcapi", "/ows/wfs3"] {
+            assert_eq!(Route::of(path, &[], false), None, "{path}");
+        }
+        let elsewhere = [("wfs3".to_owned(), "/maps/wfs3".to_owned())];
+        let of = |path| Route::of(path, &elsewhere, false);
+        assert_eq!(of("/maps/wfs3/collections"), Some(Route::Api));
+        assert_eq!(of("/wfs3/collections"), None);
     }
 
     #[test]

@@ -26,7 +26,7 @@ use super::body::Chunks;
 use super::{Backend, serve};
 use crate::broker::{Call, Error, Outcome, Status};
 use crate::config::{Config, Http, Tls};
-use crate::protocol::{Failure, Head};
+use crate::protocol::{Failure, Head, Validator};
 
 /// Nothing here takes longer unless it hangs.
 const BOUND: Duration = Duration::from_secs(10);
@@ -108,10 +108,7 @@ impl FakeBody {
         tx.try_send(Ok(text.into())).expect("room for one");
         Self {
             chunks,
-            outcome: Some(Outcome {
-                project_modified: Some(0),
-                ..Outcome::default()
-            }),
+            outcome: Some(Outcome::default()),
         }
     }
 
@@ -146,7 +143,7 @@ fn head(status: u16) -> Head {
     Head {
         status,
         headers: vec![("Content-Type".into(), "text/plain".into())],
-        length: None,
+        ..Head::default()
     }
 }
 
@@ -397,16 +394,88 @@ async fn a_request_reaches_the_broker_and_its_reply_the_client() {
     server.stopped().await;
 }
 
+/// A broker whose answer is a document with the tag `t`.
+fn keeping(status: u16, private: bool) -> Broker {
+    Broker::new(move |_| async move {
+        let validator = Validator {
+            tag: "t".into(),
+            modified: Some(784_111_777).filter(|_| !private),
+            private,
+        };
+        let head = Head {
+            validator: Some(validator),
+            ..head(status)
+        };
+        let text = if status == 304 { "" } else { "x" };
+        Ok((head, FakeBody::whole(text)))
+    })
+}
+
+const GET_CAPABILITIES: &str = "/ows/?SERVICE=WMS&REQUEST=GetCapabilities&MAP=city";
+
 #[tokio::test]
-async fn capabilities_say_when_the_project_was_modified() {
-    let server = Server::start(&Broker::saying("x"), |_| {});
-    let answered = server
-        .get("/ows/?SERVICE=WMS&REQUEST=GetCapabilities&MAP=city")
-        .await;
+async fn a_document_has_a_tag_and_a_date_and_is_asked_for_again() {
+    let server = Server::start(&keeping(200, false), |_| {});
+    for method in ["GET", "HEAD"] {
+        let answered = server.send(method, GET_CAPABILITIES, "", "").await;
+        assert_eq!(answered.header("etag"), "\"t\"");
+        assert_eq!(answered.header("cache-control"), "no-cache");
+        assert_eq!(
+            answered.header("last-modified"),
+            "Sun, 06 Nov 1994 08:49:37 GMT"
+        );
+        assert_eq!(answered.header("content-length"), "1", "{method}");
+        assert_eq!(answered.header("vary"), "");
+    }
+    let page = server.get("/wfs3/collections?MAP=city").await;
     assert_eq!(
-        answered.header("last-modified"),
-        "Thu, 01 Jan 1970 00:00:00 GMT"
+        (page.header("etag"), page.header("vary")),
+        ("\"t\"", "Accept")
     );
+    let server = Server::start(&keeping(200, true), |_| {});
+    let answered = server.get(GET_CAPABILITIES).await;
+    assert_eq!(answered.header("cache-control"), "private, no-cache");
+    assert_eq!(answered.header("last-modified"), "");
+}
+
+#[tokio::test]
+async fn a_client_that_has_a_document_gets_its_headers_and_no_body() {
+    let server = Server::start(&keeping(304, false), |config| config.cross_origin = false);
+    for path in [GET_CAPABILITIES, "/wfs3/collections?MAP=city"] {
+        let answered = server.send("GET", path, "Origin: http://o\r\n", "").await;
+        assert_eq!((answered.status, &*answered.body), (304, ""), "{path}");
+        assert_eq!(answered.header("etag"), "\"t\"");
+        assert_eq!(answered.header("cache-control"), "no-cache");
+        assert!(answered.header("vary").contains("Origin"));
+        assert_eq!(answered.header("access-control-allow-origin"), "http://o");
+        assert_eq!(answered.header("content-length"), "");
+    }
+    let answered = server.get(GET_CAPABILITIES).await;
+    assert_eq!(answered.header("x-map-id"), "city");
+}
+
+#[tokio::test]
+async fn a_worker_is_told_what_the_client_has_of_a_document_and_of_nothing_else() {
+    let broker = Broker::saying("x");
+    let server = Server::start(&broker, |_| {});
+    let lines =
+        "If-None-Match: \"a\", W/\"b\"\r\nIf-Modified-Since: Sun, 06 Nov 1994 08:49:37 GMT\r\n";
+    for (method, path, is_document) in [
+        ("GET", GET_CAPABILITIES, true),
+        ("HEAD", GET_CAPABILITIES, true),
+        ("POST", GET_CAPABILITIES, false),
+        ("GET", GET_MAP, false),
+        ("GET", "/wfs3/collections?MAP=city", true),
+        ("GET", "/wfs3/collections/a/items?MAP=city", false),
+        ("DELETE", "/wfs3/collections?MAP=city", false),
+    ] {
+        server.send(method, path, lines, "").await;
+        let calls = broker.calls();
+        let document = calls.last().expect("a call").document.as_ref();
+        let tags = document.map(|document| document.held.tags.clone());
+        let expected = is_document.then(|| vec!["a".to_owned(), "b".to_owned()]);
+        assert_eq!(tags, expected, "{method} {path}");
+    }
 }
 
 #[tokio::test]
@@ -687,7 +756,7 @@ async fn a_get_with_a_body_is_a_get() {
 async fn an_api_keeps_its_path_query_method_and_body() {
     let broker = Broker::saying("{}");
     let server = Server::start(&broker, |http| {
-        http.apis = vec![("landing_page".into(), "/catalog".into())]
+        http.apis.push(("landing_page".into(), "/catalog".into()))
     });
     let target = "/wfs3/collections/Z%C3%BCrich/items/a-1.json?map=city&bbox=1,2&f=a&f=b";
     let answered = server
@@ -753,7 +822,7 @@ async fn a_path_that_no_api_takes_does_not_exist() {
         Ok((head(400), FakeBody::whole(text)))
     });
     let server = Server::start(&broker, |_| {});
-    let answered = server.get("/ogcapi/x?MAP=city").await;
+    let answered = server.get("/ogcapi/collections?MAP=city").await;
     assert_eq!(
         (answered.status, answered.header("content-type")),
         (404, "application/problem+json")

@@ -76,11 +76,13 @@ const REFUSED: [&str; 4] = [
 
 /// What QGIS needs to run without a screen and without threads before the fork;
 /// `false`: only where nobody set it.
-const FIXED: [(&str, &str, bool); 5] = [
+const FIXED: [(&str, &str, bool); 6] = [
     ("OPENBLAS_NUM_THREADS", "1", true),
     ("QGIS_NO_OVERRIDE_IMPORT", "1", true),
     ("QGIS_DISABLE_MESSAGE_HOOKS", "1", true),
     ("QGIS_SERVER_PROJECT_CACHE_STRATEGY", "off", true),
+    // All workers write a document in the same bytes, as long as its tag is the same.
+    ("QT_HASH_SEED", "0", true),
     ("QT_QPA_PLATFORM", "offscreen", false),
 ];
 

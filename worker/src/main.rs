@@ -3,6 +3,7 @@
 mod board;
 mod companions;
 mod dealer;
+mod documents;
 mod drive;
 mod environment;
 mod link;

@@ -460,6 +460,11 @@ impl<P> Copy<P> {
         }
     }
 
+    /// Of the project, what lies beside it, and which of its layers are invalid.
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
     pub fn project(&self) -> &P {
         &self.loaded.project
     }

@@ -22,6 +22,7 @@ use pyo3::types::{PyBytes, PyDict};
 use qgisserver::config::{self, OnBadLayers};
 use qgisserver::protocol::{Failure, Head, Plugin, PluginStatus, Request, Seen, Versions};
 
+use crate::documents::Asked;
 use crate::link::{Outlet, Unwanted};
 use crate::memory;
 use crate::places::{Source, Stamp};
@@ -52,7 +53,7 @@ impl From<PyErr> for Error {
 }
 
 /// The Python half, compiled in: the worker is one file that cannot miss a part.
-const MODULES: [(&CStr, &CStr, &str); 10] = [
+const MODULES: [(&CStr, &CStr, &str); 11] = [
     (
         c"qgisserver",
         c"qgisserver/__init__.py",
@@ -97,6 +98,11 @@ const MODULES: [(&CStr, &CStr, &str); 10] = [
         c"qgisserver.plugins",
         c"qgisserver/plugins.py",
         include_str!("../../python/qgisserver/plugins.py"),
+    ),
+    (
+        c"qgisserver.hands",
+        c"qgisserver/hands.py",
+        include_str!("../../python/qgisserver/hands.py"),
     ),
     (
         c"qgisserver.exchange",
@@ -302,7 +308,32 @@ pub struct Unread {
 pub struct Served {
     /// Head and bytes that the outlet did not get yet, or why there are none.
     pub answer: Result<(Option<Head>, Bytes), Failure>,
+    /// For whom access control let a document be made.
+    pub keys: Vec<String>,
     pub render: Duration,
+}
+
+impl Served {
+    /// What needed no QGIS.
+    pub fn without_qgis(head: Head) -> Self {
+        Self {
+            answer: Ok((Some(head), Bytes::new())),
+            keys: Vec::new(),
+            render: Duration::ZERO,
+        }
+    }
+
+    /// The same as a document. A stream whose head has left is none.
+    pub fn settled(self, document: &Asked<'_>) -> Self {
+        let answer = match self.answer {
+            Ok((Some(head), bytes)) => {
+                let (head, bytes) = document.settle(&self.keys, head, bytes);
+                Ok((Some(head), bytes))
+            }
+            other => other,
+        };
+        Self { answer, ..self }
+    }
 }
 
 /// The one QgsServer of a worker process.
@@ -315,6 +346,8 @@ pub struct Qgis {
     /// Of the access policies, where they are enabled.
     judge: Option<Py<PyAny>>,
     log: Py<Log>,
+    /// What plugins have to do with answers.
+    hands: Py<PyAny>,
     /// A server filter is loaded: it must see every flush.
     eager: bool,
     chunk_bytes: usize,
@@ -360,8 +393,11 @@ impl Qgis {
             )?;
             let recorder = package("exchange")?.call_method1("Recorder", (&log,))?;
             recorder.call_method0("install")?;
+            let interface = application.getattr("interface")?;
+            let hands = package("hands")?.call_method1("Hands", (interface,))?;
             Ok(Self {
                 server: application.getattr("server")?.unbind(),
+                hands: hands.unbind(),
                 application: application.unbind(),
                 recorder: recorder.unbind(),
                 serve: package("exchange")?.getattr("serve")?.unbind(),
@@ -439,6 +475,10 @@ impl Qgis {
             self.plugins_answer = n_filters > 0 || services.len()? > 0;
             let loaded = |it: &Plugin| it.status == PluginStatus::Loaded;
             self.may_cache = n_filters == 0 && !self.plugins.iter().any(loaded);
+            if let Some(limit) = self.rules.feature_limit {
+                py.import("qgisserver.hands")?
+                    .call_method1("limit_features", (&interface, limit))?;
+            }
             Ok(())
         })
         .map_err(Error::from)
@@ -501,6 +541,14 @@ impl Qgis {
         })
     }
 
+    /// A server filter, access control of a plugin or an access policy may have a hand in answers.
+    pub fn has_hands(&self) -> bool {
+        let restrict =
+            || Python::attach(|py| self.hands.getattr(py, "restrict")?.extract::<bool>(py));
+        // Who does not know has to think that there is one.
+        self.eager || self.judge.is_some() || restrict().unwrap_or(true)
+    }
+
     /// Renders one map of nothing: fonts and symbols are loaded before the first client
     /// waits, and before there are plugins that would take it for a client's.
     pub fn warm(&mut self) {
@@ -552,8 +600,13 @@ impl Qgis {
                     .map(Bound::unbind),
             };
             let read = read.and_then(|read| read.extract(py));
-            let (object, bad_layers, embedded) =
+            let (object, bad_layers, embedded): (Py<PyAny>, _, _) =
                 read.map_err(|error: PyErr| unread(py, source, &error))?;
+            if self.rules.disable_owsurls {
+                py.import("qgisserver.projects")
+                    .and_then(|projects| projects.call_method1("forget_addresses", (&object,)))
+                    .map_err(|error| unread(py, source, &error))?;
+            }
             Ok(Read {
                 project: Project { object },
                 bad_layers,
@@ -646,6 +699,7 @@ impl Qgis {
         outlet: Arc<Outlet>,
     ) -> Served {
         let start = Instant::now();
+        let mut keys = Vec::new();
         let answer = Python::attach(|py| {
             let sink = Bound::new(py, Sink::new(outlet, self.chunk_bytes))
                 .map_err(|_| Failure::QgisFailed)?;
@@ -655,7 +709,8 @@ impl Qgis {
             match outcome {
                 // What QGIS made after it was asked to stop is not whole.
                 Ok(Some(_)) if sink.borrow().was_stopped() => Err(Failure::Cancelled),
-                Ok(Some(answer)) => {
+                Ok(Some((answer, found))) => {
+                    keys = found;
                     let (head, bytes) = finish(&sink.borrow(), answer)?;
                     let speaks = !body.is_empty() || names_service(&request.url);
                     let lack = head.as_ref();
@@ -669,6 +724,7 @@ impl Qgis {
         });
         Served {
             answer,
+            keys,
             render: start.elapsed(),
         }
     }
@@ -692,7 +748,8 @@ impl Qgis {
         }
     }
 
-    /// The whole answer or the rest of a stream; None if it is not to be trusted.
+    /// The whole answer or the rest of a stream, and for whom a document was made; None if
+    /// it is not to be trusted.
     fn call(
         &self,
         py: Python<'_>,
@@ -700,7 +757,7 @@ impl Qgis {
         body: &[u8],
         project: Option<&Project>,
         sink: &Bound<'_, Sink>,
-    ) -> PyResult<Option<(Head, Bytes)>> {
+    ) -> PyResult<Option<((Head, Bytes), Vec<String>)>> {
         let headers = PyDict::new(py);
         for (name, value) in &request.headers {
             headers.set_item(name, value)?;
@@ -717,14 +774,15 @@ impl Qgis {
                 headers,
                 PyBytes::new(py, body),
                 project.map(|project| &project.object),
+                request.document.is_some().then_some(&self.hands),
             ),
         )?;
         if answer.is_none(py) {
             return Ok(None);
         }
-        let (status, headers, data): (u16, Bound<'_, PyDict>, Bound<'_, PyAny>) =
+        let (status, headers, data, keys): (u16, Bound<'_, PyDict>, Bound<'_, PyAny>, _) =
             answer.extract(py)?;
-        Ok(Some((head(status, &headers)?, bytes(&data)?)))
+        Ok(Some(((head(status, &headers)?, bytes(&data)?), keys)))
     }
 }
 
@@ -898,7 +956,7 @@ fn head(status: u16, headers: &Bound<'_, PyDict>) -> PyResult<Head> {
     Ok(Head {
         status,
         headers,
-        length: None,
+        ..Head::default()
     })
 }
 
@@ -1182,7 +1240,7 @@ mod tests {
             let head = Head {
                 status: 200,
                 headers,
-                length: None,
+                ..Head::default()
             };
             is_cut_off(&head, bytes)
         };

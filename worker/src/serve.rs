@@ -20,6 +20,7 @@ use qgisserver::protocol::{
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::board::{Board, Farewell};
+use crate::documents::{Asked, Documents};
 use crate::drive::Drive;
 use crate::link::{self, Job, Last, Outlet};
 use crate::loading::{Loading, first};
@@ -68,7 +69,7 @@ pub fn run(birth: Birth<'_>) -> ! {
         }
     };
     let places = places(&birth, &qgis);
-    let mut server = Server::new(qgis, places, birth.pool);
+    let mut server = Server::new(qgis, places, birth.pool, birth.versions);
     let projects = server.preload(&birth);
     let (drive, mut jobs) = start_link(&birth, &server.qgis, instance, projects);
     server.run(&drive, &mut jobs)
@@ -173,6 +174,7 @@ struct Server {
     places: Places,
     projects: Projects<Project>,
     loading: Loading,
+    documents: Documents,
     memory: Resident,
     chunk_bytes: usize,
 }
@@ -181,12 +183,13 @@ struct Server {
 const NAMED_MAX: usize = 256;
 
 impl Server {
-    fn new(qgis: Qgis, places: Places, pool: &config::Pool) -> Self {
+    fn new(qgis: Qgis, places: Places, pool: &config::Pool, versions: &Versions) -> Self {
         Self {
             qgis,
             places,
             projects: Projects::new(rules(pool)),
             loading: Loading::new(pool),
+            documents: Documents::new(pool, versions),
             memory: Resident::default(),
             chunk_bytes: pool.chunk_bytes,
         }
@@ -336,11 +339,19 @@ impl Server {
             outlet.tell(edition.clone(), of_bad_layers(copy.bad_layers()));
         }
         let project = copy.map(Copy::project);
-        let served = self.qgis.serve(request, body, project, outlet.clone());
+        let document = document(&self.documents, &self.qgis, request, copy);
+        let served = match document.as_ref().and_then(Asked::known) {
+            Some(head) => Served::without_qgis(head),
+            None => self.qgis.serve(request, body, project, outlet.clone()),
+        };
         if let Err(Failure::TooLarge) = served.answer {
             // Its parts were made; the next request wants to find room.
             memory::give_back();
         }
+        let served = match document {
+            Some(document) => served.settled(&document),
+            None => served,
+        };
         let timings = Timings {
             load_us,
             render_us: micros(served.render),
@@ -434,8 +445,8 @@ impl Server {
             Ok((edition, found)) => Final {
                 head: Some(Head {
                     status: 204,
-                    headers: Vec::new(),
                     length: Some(0),
+                    ..Head::default()
                 }),
                 edition: Some(edition),
                 found: Some(found),
@@ -482,6 +493,20 @@ fn of_bad_layers(names: &[String]) -> Option<(String, String)> {
 }
 
 const BAD_LAYERS: &str = "X-Qgisserver-Bad-Layers";
+
+/// What is known of the document that the request is for; None if it is for none.
+fn document<'a>(
+    documents: &Documents,
+    qgis: &Qgis,
+    request: &'a Request,
+    copy: Option<&Copy<Project>>,
+) -> Option<Asked<'a>> {
+    let document = request.document.as_ref()?;
+    let state = copy.map(Copy::version).unwrap_or_default();
+    let modified = copy.map(Copy::modified);
+    let has_plugins = qgis.has_hands();
+    Some(documents.asked(document, &request.url, state, modified, has_plugins))
+}
 
 /// What is left for FINAL; of much that is left, all but the last chunk is sent here.
 fn finish(outlet: &Outlet, served: Served, report: Final, chunk_bytes: usize) -> (Final, Bytes) {

@@ -132,6 +132,16 @@ class QgsService:
     """What a plugin may bring."""
 
 
+class QgsServerFilter:
+    """Nobody calls it here."""
+
+    def __init__(self, interface):
+        self._interface = interface
+
+    def serverInterface(self):
+        return self._interface
+
+
 class _Registry:
     def __init__(self):
         self.services = {}
