@@ -343,9 +343,11 @@ impl Refusal {
     }
 }
 
-/// RFC 9457.
+/// RFC 9457; and as clients of py-qgis-server look for it.
 pub fn problem(status: StatusCode, detail: &str) -> String {
     serde_json::json!({
+        "error": { "message": detail },
+        "httpcode": status.as_u16(),
         "type": "about:blank",
         "title": status.canonical_reason().unwrap_or("Error"),
         "status": status.as_u16(),
@@ -425,6 +427,20 @@ pub fn from_qgis<C: Chunks>(
     }
     response.extensions_mut().insert(known);
     Ok(response)
+}
+
+/// QGIS puts the id of a new feature behind the query of the URL that it was sent to.
+pub fn mend_location(headers: &mut HeaderMap, url: &str) {
+    let location = headers
+        .get(header::LOCATION)
+        .and_then(|it| it.to_str().ok());
+    let id = location.and_then(|it| it.strip_prefix(url)?.strip_prefix('/'));
+    let mended = id
+        .zip(url.split_once('?'))
+        .and_then(|(id, (path, query))| format!("{path}/{id}?{query}").parse().ok());
+    if let Some(mended) = mended {
+        headers.insert(header::LOCATION, mended);
+    }
 }
 
 /// Whether no API of QGIS took the path: then QGIS reads the request as one for
@@ -652,6 +668,27 @@ mod tests {
                 ("set-cookie", "b=2")
             ]
         );
+    }
+
+    #[test]
+    fn a_new_feature_is_where_its_id_is_part_of_the_path() {
+        let url = "http://h/wfs3/collections/a/items?MAP=b/c";
+        let mended = |location: &str, url| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::LOCATION, location.parse().expect("a value"));
+            mend_location(&mut headers, url);
+            headers[header::LOCATION]
+                .to_str()
+                .expect("ASCII")
+                .to_owned()
+        };
+        assert_eq!(
+            mended(&format!("{url}/7"), url),
+            "http://h/wfs3/collections/a/items/7?MAP=b/c"
+        );
+        for (location, url) in [("http://h/x/7", "http://h/x"), ("http://h/y?a=/b", url)] {
+            assert_eq!(mended(location, url), location);
+        }
     }
 
     #[test]

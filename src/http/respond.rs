@@ -336,6 +336,7 @@ impl<B: Backend> Front<B> {
         };
         (line.kind, line.form, line.called) = (kind, form, Some(Instant::now()));
         let has_project = call.project.is_some();
+        let posted = (parts.method == Method::POST).then(|| call.url.clone());
         let replied = self.backend.call(call).await;
         line.failure = replied.as_ref().err().map(broker::Error::reason);
         let replied = replied.map_err(Refusal::from);
@@ -354,6 +355,9 @@ impl<B: Backend> Front<B> {
             }
             Ok(mut response) => {
                 caching::vary_by_accept(response.headers_mut());
+                if let Some(url) = posted {
+                    reply::mend_location(response.headers_mut(), &url);
+                }
                 response
             }
         };

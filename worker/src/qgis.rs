@@ -304,11 +304,18 @@ pub struct Unread {
     pub bad_layers: Vec<String>,
 }
 
+/// What Python says of one request.
+struct Answer {
+    whole: (Head, Bytes),
+    /// For whom access control let a document be made.
+    keys: Vec<String>,
+}
+
 /// What one request came to.
 pub struct Served {
     /// Head and bytes that the outlet did not get yet, or why there are none.
     pub answer: Result<(Option<Head>, Bytes), Failure>,
-    /// For whom access control let a document be made.
+    /// See [`Answer::keys`].
     pub keys: Vec<String>,
     pub render: Duration,
 }
@@ -709,9 +716,9 @@ impl Qgis {
             match outcome {
                 // What QGIS made after it was asked to stop is not whole.
                 Ok(Some(_)) if sink.borrow().was_stopped() => Err(Failure::Cancelled),
-                Ok(Some((answer, found))) => {
-                    keys = found;
-                    let (head, bytes) = finish(&sink.borrow(), answer)?;
+                Ok(Some(answer)) => {
+                    keys = answer.keys;
+                    let (head, bytes) = finish(&sink.borrow(), answer.whole)?;
                     let speaks = !body.is_empty() || names_service(&request.url);
                     let lack = head.as_ref();
                     let lack = lack.and_then(|head| self.lack(head, &bytes, speaks));
@@ -757,7 +764,7 @@ impl Qgis {
         body: &[u8],
         project: Option<&Project>,
         sink: &Bound<'_, Sink>,
-    ) -> PyResult<Option<((Head, Bytes), Vec<String>)>> {
+    ) -> PyResult<Option<Answer>> {
         let headers = PyDict::new(py);
         for (name, value) in &request.headers {
             headers.set_item(name, value)?;
@@ -782,7 +789,10 @@ impl Qgis {
         }
         let (status, headers, data, keys): (u16, Bound<'_, PyDict>, Bound<'_, PyAny>, _) =
             answer.extract(py)?;
-        Ok(Some(((head(status, &headers)?, bytes(&data)?), keys)))
+        Ok(Some(Answer {
+            whole: (head(status, &headers)?, bytes(&data)?),
+            keys,
+        }))
     }
 }
 
