@@ -1,5 +1,6 @@
 # make serve   build, serve the example projects on 127.0.0.1:8080 (or PORT=…), say what to try
 # make test    everything that must pass before a change lands
+# make replay  QGIS's own tests of its server, each request sent to qgisserver
 # make soak    faults and loads for longer: a million requests, minutes of fuzzing
 # make bench   in-process QGIS, nginx + FastCGI and qgisserver, side by side
 #
@@ -15,7 +16,7 @@ QGIS  := python3-qgis python3-gdal qgis-server qgis-providers
 TEST  := procps systemd supervisor slowhttptest postgresql postgresql-postgis
 BENCH := nginx-light spawn-fcgi
 
-.PHONY: help serve test soak check bench cargo
+.PHONY: help serve test replay soak check bench cargo
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -33,6 +34,12 @@ test: cargo
 	@$(MAKE) --no-print-directory check
 	cargo test --workspace
 	@.ci/fuzz 10
+	@.ci/replay wfs wfst wms wmts
+
+replay: cargo
+	@.ci/need $(BUILD) $(QGIS)
+	cargo build --workspace --bins
+	tests/replay/replay.py
 
 # One test at a time: each wants the whole machine.
 soak: cargo

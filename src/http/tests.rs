@@ -343,7 +343,7 @@ fn header<'a>(call: &'a Call, name: &str) -> Option<&'a str> {
 async fn a_request_reaches_the_broker_and_its_reply_the_client() {
     let broker = Broker::saying("a picture");
     let server = Server::start(&broker, |_| {});
-    let target = "/ows/?service=WMS&Request=GetMap&map=a%2Fcity&MAP=other&styles=";
+    let target = "/ows/?service=WMS&Request=GetMap&map=other&MAP=a%2Fcity&styles=";
     let headers =
         "X-Request-Id: abc\r\nX-Qgis-Role: r\r\nX-Other: o\r\nAccept: image/png\r\nCookie: c=1\r\n";
     let answered = server.send("GET", target, headers, "").await;

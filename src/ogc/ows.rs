@@ -1,10 +1,10 @@
 //! OWS parameters: key-value pairs as OGC services read them.
 //!
-//! Keys are upper-case and unique: of a repeated key the first value counts, for
+//! Keys are upper-case and unique: of a repeated key the last value counts, for
 //! us as for QGIS. Values stay percent-encoded as the client wrote them, so the
 //! URLs that QGIS derives from the query are the client's own.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, percent_encode};
 
@@ -43,25 +43,33 @@ pub struct Kvp(Vec<(String, String)>);
 impl Kvp {
     /// The parameters of a query, in upper case.
     pub fn parse(query: &str) -> Self {
-        let mut kvp = Self::default();
-        kvp.merge(query.as_bytes());
-        kvp
+        Self::of(query.as_bytes())
     }
 
     /// Adds the parameters of `form` that are not there yet.
     pub fn merge(&mut self, form: &[u8]) {
-        let mut known: HashSet<String> = self.0.iter().map(|(key, _)| key.clone()).collect();
+        let known: HashSet<String> = self.0.iter().map(|(key, _)| key.clone()).collect();
+        let others = Self::of(form).0.into_iter();
+        self.0
+            .extend(others.filter(|(key, _)| !known.contains(key)));
+    }
+
+    fn of(form: &[u8]) -> Self {
+        let (mut pairs, mut places) = (Vec::new(), HashMap::new());
         for pair in form
             .split(|byte| *byte == b'&')
             .filter(|pair| !pair.is_empty())
         {
             let mut halves = pair.splitn(2, |byte| *byte == b'=');
             let key = decode(halves.next().unwrap_or_default()).to_uppercase();
-            let value = halves.next().unwrap_or_default();
-            if known.insert(key.clone()) {
-                self.0.push((key, tidy(value)));
+            let value = tidy(halves.next().unwrap_or_default());
+            let place = *places.entry(key.clone()).or_insert(pairs.len());
+            match pairs.get_mut(place) {
+                Some(known) => *known = (key, value),
+                None => pairs.push((key, value)),
             }
         }
+        Self(pairs)
     }
 
     /// The decoded value of `key`; None when it is absent or empty.
@@ -151,11 +159,11 @@ fn is_service(key: &[u8]) -> bool {
     }
 }
 
-/// The first MAP of a query whose other keys keep their case.
+/// The last MAP of a query whose other keys keep their case.
 pub fn map_of(query: &str) -> Option<String> {
     let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
     let value = pairs
-        .into_iter()
+        .rev()
         .find(|(key, _)| is_map(key))
         .map(|(_, value)| decode(value.as_bytes()));
     value.filter(|value| !value.is_empty())
@@ -300,10 +308,10 @@ mod tests {
     }
 
     #[test]
-    fn the_first_of_a_repeated_key_wins_for_us_and_for_qgis() {
-        let mut kvp = Kvp::parse("MAP=a&map=b&%6Dap=c");
-        kvp.merge(b"Map=d&LAYERS=x");
-        assert_eq!(kvp.to_query(), "MAP=a&LAYERS=x");
+    fn the_last_of_a_repeated_key_wins_for_us_and_for_qgis() {
+        let mut kvp = Kvp::parse("MAP=a&map=b&X=1&%6Dap=c");
+        kvp.merge(b"Map=d&LAYERS=x&LAYERS=y");
+        assert_eq!(kvp.to_query(), "MAP=c&X=1&LAYERS=y");
     }
 
     #[test]
@@ -325,7 +333,7 @@ mod tests {
         assert_eq!(api_query("Service=WMS&a=1&%73ervice&b"), "a=1&b");
         assert_eq!(api_query(""), "");
         assert_eq!(api_query("a=1&Map=x%2Fy&a=2&f"), "a=1&MAP=x%2Fy&a=2&f");
-        assert_eq!(map_of("a=1&Map=x%2Fy&MAP=z").as_deref(), Some("x/y"));
+        assert_eq!(map_of("a=1&Map=z&MAP=x%2Fy").as_deref(), Some("x/y"));
     }
 
     #[test]
