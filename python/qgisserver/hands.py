@@ -1,5 +1,6 @@
 """Who has a hand in answers besides QGIS: access control of plugins, and the operator."""
 
+import qgis.server
 from qgis.server import QgsServerFilter
 
 
@@ -21,8 +22,13 @@ class Hands:
 
     @property
     def restrict(self):
-        """Answers may differ from client to client."""
-        return bool(self._controls)
+        """Answers may differ from client to client.
+
+        Plugins have more than one way to register what they wrote, so that they wrote it
+        is enough.
+        """
+        kind = getattr(qgis.server, "QgsAccessControlFilter", None)
+        return bool(self._controls) or kind is not None and bool(kind.__subclasses__())
 
     def keys(self):
         """For whom the present request is answered, in the words of each access control.

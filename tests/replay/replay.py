@@ -46,6 +46,9 @@ WITH_DATABASE = ("postgres",)
 
 LEFT_OUT = WITH_PLUGINS + WITHOUT_REQUESTS + WITH_DATABASE
 
+# QGIS itself places some labels now here, now there.
+TRIES = 3
+
 # The exit status for want of them.
 NO_SOURCE = 75
 
@@ -166,9 +169,18 @@ class Server:
 def replay(program, url, tmp):
     """The module, and what each of its tests came to, in the process and over HTTP."""
     module = program.stem.removeprefix("test_qgsserver").lstrip("_") or "server"
-    inside, outside = (run(program, server, tmp / module) for server in ("-", url))
+    inside = run(program, "-", tmp / module)
     passed = [name for name, said in inside.items() if said == "ok"]
-    failed = {name: outside.get(name, "it did not end") for name in passed if outside.get(name) != "ok"}
+    failed = dict.fromkeys(passed, "it did not end")
+    known = differences()
+    for _ in range(TRIES):
+        for name, said in run(program, url, tmp / module).items():
+            if said == "ok":
+                failed.pop(name, None)
+            elif name in failed:
+                failed[name] = said
+        if all(f"{module}.{name}" in known for name in failed):
+            break
     print(f"{module}: {len(passed)} of {len(inside)} pass, {len(passed) - len(failed)} over HTTP", flush=True)
     return module, passed, failed
 

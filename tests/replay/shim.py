@@ -21,6 +21,7 @@ os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 # As in workers: by it QGIS chooses the colours of images that have 256 of them.
 os.environ["QT_HASH_SEED"] = "0"
 
+import numpy
 from qgis.PyQt.QtGui import QImage
 from qgis.server import QgsServer, QgsServerRequest
 
@@ -122,7 +123,8 @@ class Replay:
         data = bytes(request.data() or b"") or None
         question = urllib.request.Request(self._server + path, data, headers, method=method)
         if data is not None and "Content-Type" not in headers:
-            question.add_header("Content-Type", "text/xml" if data.lstrip()[:1] == b"<" else "text/plain")
+            kind = "text/xml" if data.lstrip()[:1] == b"<" else "application/x-www-form-urlencoded"
+            question.add_header("Content-Type", kind)
         try:
             answer = self._open(question, timeout=60)
         except urllib.error.HTTPError as error:
@@ -162,8 +164,8 @@ class Images:
         self._folder, self._keep = folder, keep
         self._test, self._n = None, 0
 
-    def check(self, test, image, name, *_, outputFormat="PNG", **__):
-        """As the tests want it: whether it is as it should be, and a report."""
+    def check(self, test, image, name, max_diff, *_, outputFormat="PNG", **__):
+        """As the tests want it: whether no more than ``max_diff`` pixels are others, and a report."""
         if test.id() != self._test:
             self._test, self._n = test.id(), 0
         self._n += 1
@@ -176,12 +178,17 @@ class Images:
             with open(path, "wb") as file:
                 file.write(image)
             return QImage.fromData(image).width() > 0, "no image"
-        return self._is_same(QImage(path), QImage.fromData(image)), f"not as in {path}"
+        one, other = pixels(QImage(path)), pixels(QImage.fromData(image))
+        if one.size == 0 or one.shape != other.shape:
+            return False, f"another size than {path}"
+        n = numpy.count_nonzero(one != other)
+        return n <= max_diff, f"{n} pixels are others than in {path}"
 
-    @staticmethod
-    def _is_same(one, other):
-        kind = QImage.Format_ARGB32
-        return one.width() > 0 and one.convertToFormat(kind) == other.convertToFormat(kind)
+
+def pixels(image):
+    image = image.convertToFormat(QImage.Format_ARGB32)
+    data = image.constBits().asstring(image.sizeInBytes()) if image.width() else b""
+    return numpy.frombuffer(data, numpy.uint32).reshape(image.height(), image.width())
 
 
 class Lines(unittest.TestResult):
