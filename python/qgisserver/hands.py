@@ -64,7 +64,11 @@ class FeatureLimit(QgsServerFilter):
         asked = {name.upper(): text for name, text in handler.parameterMap().items()}
         operation = asked.get("REQUEST", "").rpartition(":")[2]
         if asked.get("SERVICE", "").upper() == "WFS" and operation.upper() == "GETFEATURE":
-            handler.setParameter("MAXFEATURES", str(self._allowed(asked)))
+            allowed = str(self._allowed(asked))
+            handler.setParameter("MAXFEATURES", allowed)
+            if asked.get("VERSION", "").startswith("2"):
+                # So it is called there; QGIS knows no such version yet.
+                handler.setParameter("COUNT", allowed)
 
     def _allowed(self, asked):
         wanted = (_count(asked.get(name, "")) for name in ("COUNT", "MAXFEATURES"))

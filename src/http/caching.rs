@@ -46,6 +46,12 @@ pub enum Kind {
     Other,
 }
 
+/// What a web service answers, if it is a document.
+pub fn of_ows(operation: &str) -> Option<Kind> {
+    let is_it = operation.eq_ignore_ascii_case("GetCapabilities");
+    is_it.then_some(Kind::Capabilities)
+}
+
 /// What an API has at `path`; None for features, which change with their data and bear
 /// the time of the answer.
 pub fn of_api(path: &str, apis: &[(String, String)], has_project: bool) -> Option<Kind> {

@@ -284,11 +284,7 @@ impl Incomplete<'_> {
         let form = is_form.then(|| query.clone());
         let mut call = self.call(method, query, body, project, operation);
         self.add(&mut call, granted.request_headers, granted.visitor);
-        let kind_of_document = call
-            .operation
-            .eq_ignore_ascii_case("GetCapabilities")
-            .then_some(caching::Kind::Capabilities);
-        call.document = self.document(kind_of_document, &call);
+        call.document = self.document(caching::of_ows(&call.operation), &call);
         call.work = work;
         call.retry = !is_post && may_cancel;
         call.cancel = self.ends_with_client(&call.operation, may_cancel);
