@@ -262,16 +262,19 @@ impl Outlet {
             mem::swap(&mut lines.waiting, &mut batch);
             lines.writing = true;
             drop(lines);
-            let write = |lines: &[u8]| self.out.write(lines, None);
+            let mut write =
+                |lines: &[u8]| write_after(&mut torn, lines, |it| self.out.write(it, None));
             let written = write(&batch);
             match written == batch.len() {
-                true => self.confess(|line| write(line) > 0),
-                // Its reader has gone for good.
+                true => self.confess(|line| write(line) == line.len()),
+                // Its reader has gone for good, or its disk is full for now.
                 false => self.lose(n_lines(&batch[written..])),
             }
             batch.clear();
             batch.shrink_to(WHOLE);
-            self.lock().writing = false;
+            let mut lines = self.lock();
+            (lines.writing, lines.torn) = (false, torn);
+            drop(lines);
             self.emptied.notify_all();
             std::thread::sleep(NAP);
         }
@@ -287,6 +290,7 @@ impl Drop for Aside {
         self.0.lock().aside = false;
     }
 }
+        let mut torn = self.lock().torn;
 
 impl Lines {
     /// False if nobody takes `line`.
@@ -296,15 +300,8 @@ impl Lines {
             false => PATIENCE,
         };
         let end = Some(Instant::now() + patience);
-        if self.torn {
-            self.torn = out.write(b"\n", end) == 0;
-        }
-        let written = match self.torn {
-            true => 0,
-            false => out.write(line, end),
-        };
+        let written = write_after(&mut self.torn, line, |it| out.write(it, end));
         self.stalled = written < line.len();
-        self.torn |= self.stalled && written > 0;
         !self.stalled
     }
 }
@@ -346,6 +343,16 @@ mod tests {
 
     /// Nothing here takes longer unless it hangs.
     const BOUND: Duration = Duration::from_secs(10);
+/// How much of `lines` was taken. Where the last one was `torn`, its end comes first.
+fn write_after(torn: &mut bool, lines: &[u8], mut write: impl FnMut(&[u8]) -> usize) -> usize {
+    if *torn && write(b"\n") == 0 {
+        return 0;
+    }
+    let written = write(lines);
+    *torn = written < lines.len() && !matches!(lines[..written], [] | [.., b'\n']);
+    written
+}
+
 
     fn outlet() -> (Arc<Outlet>, File) {
         let (reader, writer) = pipe2(OFlag::O_NONBLOCK | OFlag::O_CLOEXEC).unwrap();
