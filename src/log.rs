@@ -6,14 +6,16 @@
 
 mod stderr;
 
-use std::fmt::{self, Debug, Write};
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::fmt::{self, Debug, Display, Write};
 use std::io::{self, IsTerminal};
+use std::panic::PanicHookInfo;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::Duration;
 
 use serde_json::{Map, Value};
-use tracing::field::{Field, Visit};
+use tracing::field::{Field, Visit, display};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -66,6 +68,24 @@ pub fn aside() -> io::Result<Aside> {
 /// For those who end the process themselves: waits, not for long, until what was said is out.
 pub fn flush() {
     STDERR.flush(LAST_LINES);
+}
+
+/// For a child that was forked: what its parent could not say is not its own to confess.
+pub fn forked() {
+    STDERR.forked();
+}
+
+/// For a panic hook: what happened, and where if that is known. It is out, or nobody
+/// takes it, before the process ends of it.
+pub fn panicked(panic: &PanicHookInfo<'_>, what: &str) {
+    tell_of_panic(panic, &Backtrace::capture(), what);
+    flush();
+}
+
+fn tell_of_panic(panic: &dyn Display, backtrace: &Backtrace, what: &str) {
+    let is_known = backtrace.status() == BacktraceStatus::Captured;
+    let backtrace = is_known.then(|| display(backtrace));
+    tracing::error!(%panic, backtrace, "{what}");
 }
 
 /// Lines that nobody took.
@@ -496,6 +516,21 @@ mod tests {
             (&object["n"], &object["ok"], &object["message"]),
             (&3.into(), &true.into(), &"no".into())
         );
+    }
+
+    #[test]
+    fn a_panic_has_a_backtrace_only_if_there_is_one() {
+        let without = logged(Level::INFO, false, || {
+            tell_of_panic(&"at x.rs:1", &Backtrace::disabled(), "a mistake")
+        });
+        assert!(
+            without.ends_with("] panic=at x.rs:1 a mistake\n"),
+            "{without}"
+        );
+        let with = logged(Level::INFO, false, || {
+            tell_of_panic(&"at x.rs:1", &Backtrace::force_capture(), "a mistake")
+        });
+        assert!(with.contains(" backtrace="), "{with}");
     }
 
     #[test]

@@ -46,11 +46,10 @@ fn main() -> ExitCode {
     }
 }
 
-/// As everything else: nobody waits for who reads it.
+/// As everything else: nobody waits long for who reads it.
 fn log_panics() {
     std::panic::set_hook(Box::new(|panic| {
-        let backtrace = std::backtrace::Backtrace::capture();
-        tracing::error!(%panic, %backtrace, "a thread panicked, which is a mistake of qgisserver");
+        log::panicked(panic, "a thread panicked, which is a mistake of qgisserver");
     }));
 }
 

@@ -17,7 +17,8 @@ use std::mem;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -194,7 +195,9 @@ impl Outlet {
 
     /// Writes one line, or loses it.
     pub fn say(&self, line: &[u8]) {
-        let mut lines = self.lock();
+        let Some(mut lines) = self.try_lock() else {
+            return self.lose(1);
+        };
         if !lines.aside {
             let mut write = |line: &[u8]| lines.write(&self.out, line);
             return match write(line) {
@@ -218,9 +221,24 @@ impl Outlet {
 
     /// Waits until everything is out, but not for longer than `bound`.
     pub fn flush(&self, bound: Duration) {
+        drop(self.emptied(bound));
+    }
+
+    /// The lines when everything is out, or after `bound`.
+    fn emptied(&self, bound: Duration) -> Option<MutexGuard<'_, Lines>> {
         let is_busy = |lines: &mut Lines| lines.writing || !lines.waiting.is_empty();
-        let waited = self.emptied.wait_timeout_while(self.lock(), bound, is_busy);
-        drop(waited);
+        let lines = self.try_lock()?;
+        let waited = self.emptied.wait_timeout_while(lines, bound, is_busy);
+        let (lines, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        Some(lines)
+    }
+
+    /// What was lost before a fork is for the parent to say, and a child finds out by
+    /// itself who reads. The end of a torn line is missing for both.
+    pub fn forked(&self) {
+        self.lost.store(0, Ordering::Relaxed);
+        self.lost_ever.store(0, Ordering::Relaxed);
+        self.lock().stalled = false;
     }
 
     fn lose(&self, n: u64) {
@@ -237,14 +255,31 @@ impl Outlet {
     }
 
     fn lock(&self) -> MutexGuard<'_, Lines> {
-        // Whoever panicked was about to log it.
+        // A panic in the middle of a line leaves no more than half a line.
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As [`lock`](Self::lock), but who panics does not wait for ever: it may have panicked
+    /// in here, and would wait for itself.
+    fn try_lock(&self) -> Option<MutexGuard<'_, Lines>> {
+        if !thread::panicking() {
+            return Some(self.lock());
+        }
+        let end = Instant::now() + PATIENCE;
+        loop {
+            match self.lines.try_lock() {
+                Ok(lines) => return Some(lines),
+                Err(TryLockError::Poisoned(lines)) => return Some(lines.into_inner()),
+                Err(TryLockError::WouldBlock) if Instant::now() >= end => return None,
+                Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_millis(1)),
+            }
+        }
     }
 
     /// Gives the lines to a thread from now on, until what is returned goes.
     pub fn aside(self: &Arc<Self>) -> io::Result<Aside> {
         let own = self.clone();
-        let thread = std::thread::Builder::new().name("log".into());
+        let thread = thread::Builder::new().name("log".into());
         thread.spawn(move || own.write_for_ever())?;
         self.lock().aside = true;
         Ok(Aside(self.clone()))
@@ -252,6 +287,7 @@ impl Outlet {
 
     fn write_for_ever(&self) {
         let mut batch = Vec::new();
+        let mut torn = self.lock().torn;
         loop {
             let nothing = |lines: &mut Lines| {
                 lines.asleep = lines.waiting.is_empty();
@@ -276,7 +312,7 @@ impl Outlet {
             (lines.writing, lines.torn) = (false, torn);
             drop(lines);
             self.emptied.notify_all();
-            std::thread::sleep(NAP);
+            thread::sleep(NAP);
         }
     }
 }
@@ -286,11 +322,12 @@ pub struct Aside(Arc<Outlet>);
 
 impl Drop for Aside {
     fn drop(&mut self) {
-        self.0.flush(super::LAST_LINES);
-        self.0.lock().aside = false;
+        // Before anybody else says a line, or that would be for a thread that is given up.
+        if let Some(mut lines) = self.0.emptied(super::LAST_LINES) {
+            lines.aside = false;
+        }
     }
 }
-        let mut torn = self.lock().torn;
 
 impl Lines {
     /// False if nobody takes `line`.
@@ -304,6 +341,16 @@ impl Lines {
         self.stalled = written < line.len();
         !self.stalled
     }
+}
+
+/// How much of `lines` was taken. Where the last one was `torn`, its end comes first.
+fn write_after(torn: &mut bool, lines: &[u8], mut write: impl FnMut(&[u8]) -> usize) -> usize {
+    if *torn && write(b"\n") == 0 {
+        return 0;
+    }
+    let written = write(lines);
+    *torn = written < lines.len() && !matches!(lines[..written], [] | [.., b'\n']);
+    written
 }
 
 /// As many lines as are written at once, or the first alone.
@@ -343,16 +390,6 @@ mod tests {
 
     /// Nothing here takes longer unless it hangs.
     const BOUND: Duration = Duration::from_secs(10);
-/// How much of `lines` was taken. Where the last one was `torn`, its end comes first.
-fn write_after(torn: &mut bool, lines: &[u8], mut write: impl FnMut(&[u8]) -> usize) -> usize {
-    if *torn && write(b"\n") == 0 {
-        return 0;
-    }
-    let written = write(lines);
-    *torn = written < lines.len() && !matches!(lines[..written], [] | [.., b'\n']);
-    written
-}
-
 
     fn outlet() -> (Arc<Outlet>, File) {
         let (reader, writer) = pipe2(OFlag::O_NONBLOCK | OFlag::O_CLOEXEC).unwrap();
@@ -429,6 +466,64 @@ fn write_after(torn: &mut bool, lines: &[u8], mut write: impl FnMut(&[u8]) -> us
         assert!(!read_all(&reader).contains('\n'));
         outlet.say(b"next\n");
         assert_eq!(read_all(&reader), "\nnext\nlost 1\n");
+    }
+
+    /// As on a disk that is full for a while.
+    #[test]
+    fn what_could_not_be_written_to_its_end_gets_one_before_the_next_line() {
+        let (mut torn, mut disk) = (false, Vec::new());
+        let mut write = |lines: &[u8], room: usize| {
+            let mut room = room;
+            write_after(&mut torn, lines, |bytes| {
+                let n = bytes.len().min(room);
+                room -= n;
+                disk.extend_from_slice(&bytes[..n]);
+                n
+            })
+        };
+        assert_eq!(write(b"one\ntwo\n", 6), 6);
+        assert_eq!(write(b"lost\n", 0), 0);
+        assert_eq!(write(b"lost, too\n", 1), 0);
+        assert_eq!(write(b"three\nfour\n", 6), 6);
+        assert_eq!(write(b"five\n", 9), 5);
+        assert_eq!(disk, b"one\ntw\nthree\nfive\n");
+    }
+
+    #[test]
+    fn a_child_confesses_only_what_it_lost_itself() {
+        let (outlet, reader) = outlet();
+        (0..2000).for_each(|n| outlet.say(&line(n)));
+        assert!(outlet.n_lost() > 0);
+        outlet.forked();
+        read_all(&reader);
+        outlet.say(b"born\n");
+        assert_eq!((read_all(&reader).as_str(), outlet.n_lost()), ("born\n", 0));
+    }
+
+    #[test]
+    fn who_panics_while_it_writes_a_line_does_not_wait_for_itself_to_log_that() {
+        struct Hook(Arc<Outlet>);
+        impl Drop for Hook {
+            fn drop(&mut self) {
+                self.0.say(b"it panicked\n");
+                self.0.flush(BOUND);
+            }
+        }
+        let (outlet, reader) = outlet();
+        let own = outlet.clone();
+        let panicking = thread::spawn(move || {
+            let _lines = own.lock();
+            let _hook = Hook(own.clone());
+            panic!("a test of ours");
+        });
+        let end = Instant::now() + BOUND;
+        while !panicking.is_finished() {
+            assert!(Instant::now() < end, "it waits for itself");
+            thread::yield_now();
+        }
+        assert_eq!(outlet.n_lost(), 1);
+        outlet.say(b"the others go on\n");
+        assert!(read_all(&reader).starts_with("the others go on\n"));
     }
 
     #[test]

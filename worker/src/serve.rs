@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use qgisserver::config;
+use qgisserver::log;
 use qgisserver::protocol::{
     Born, Edition, Failure, Final, Found, Head, PluginStatus, ProjectRef, Ready, Request, Seen,
     Timings, Trace, Versions,
@@ -110,8 +111,7 @@ fn places(birth: &Birth<'_>, qgis: &Qgis) -> Places {
 fn die_of_panics(board: Arc<Board>) {
     std::panic::set_hook(Box::new(move |panic| {
         board.say_farewell(Farewell::Panicked);
-        let backtrace = std::backtrace::Backtrace::capture();
-        tracing::error!(%panic, %backtrace, "the worker panicked");
+        log::panicked(panic, "the worker panicked");
         // SAFETY: ends the process, without destructors that may trust what is broken.
         unsafe { libc::_exit(1) }
     }));

@@ -275,6 +275,7 @@ impl Parent {
         memory::volunteer().unwrap_or_else(
             |error| tracing::debug!(%error, "no better one to kill for want of memory than others"),
         );
+        qgisserver::log::forked();
         // A worker knows its settings; what else was set may be a secret.
         self.sources.wipe();
         // Siblings' sockets: their parent's end must be the parent's alone.
