@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use common::http::{read_all, send_get};
 use common::load::Load;
-use common::process::is_alive;
+use common::process::{is_alive, is_log_full};
 use common::wire::Peer;
 use common::{Pool, SOON, Server, World, eventually, free_address, kill, path_of, timed};
 use nix::sys::signal::Signal;
@@ -605,6 +605,29 @@ fn a_pool_whose_imports_hang_is_ended_and_started_again() {
     server.world.untell("hang-at-import");
     server.wait_ready();
     assert_eq!(server.act("DO=echo").status, 200);
+}
+
+/// Its last words would wait for a reader.
+#[test]
+fn a_pool_whose_imports_hang_is_started_again_though_nobody_reads_its_log() {
+    let world = World::stub();
+    world.tell("hang-at-import");
+    let settings =
+        "worker.start_timeout = 1\nworker.backoff_max = 1\nlogging.slow_seconds = 0.000001";
+    let server = Server::start(world, settings);
+    let log = server.process.log.clone();
+    let stalled = log.stall();
+    let long = format!("/ows/?MAP=city&X={}", "x".repeat(30_000));
+    eventually("its log is full", || {
+        assert_eq!(server.get(&long).status, 400);
+        is_log_full(server.process.pid()).then_some(())
+    });
+    // One may have hung before the log was full, the next one has not.
+    let n = server.world.count("importing");
+    server.world.wait_count("importing", n + 2);
+    drop(stalled);
+    server.world.untell("hang-at-import");
+    server.wait_ready();
 }
 
 // Proxy mode.

@@ -5,6 +5,7 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
 
+use common::process::is_log_full;
 use common::{Server, World, eventually, http, path_of};
 use nix::sys::signal::Signal;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
@@ -325,9 +326,9 @@ fn nobody_reads_the_log_and_all_is_served_and_what_was_lost_is_told_later() {
     all_log();
     assert_eq!(server.act("DO=segfault&ONCE=died").status, 200);
     server.wait_workers(2);
-    drop(stalled);
     all_log();
     let workers = server.workers();
+    drop(stalled);
     let told = "log lines were lost: nobody read standard error";
     log.wait_for(told, |line| line.contains(told).then_some(()));
     eventually("a worker says so, too", || {
@@ -354,6 +355,8 @@ fn a_server_stops_though_nobody_reads_its_last_lines() {
     for _ in 0..10 {
         assert_eq!(server.act(&format!("DO=echo&X={long}")).status, 200);
     }
+    let pid = server.process.pid();
+    eventually("its log is full", || is_log_full(pid).then_some(()));
     assert!(server.process.stop().success());
     drop(stalled);
 }

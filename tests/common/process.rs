@@ -1,13 +1,17 @@
 //! A program under test: its log, its end, and what it may not leave behind.
 
 use std::collections::BTreeMap;
+use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader};
+use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -241,6 +245,15 @@ pub fn open_files(pid: i32) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
     let targets = entries.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
     targets.filter(|target| target.is_file()).collect()
+}
+
+/// A write to its standard error would wait.
+pub fn is_log_full(pid: i32) -> bool {
+    let mut options = OpenOptions::new();
+    let options = options.write(true).custom_flags(libc::O_NONBLOCK);
+    let log = options.open(format!("/proc/{pid}/fd/2")).unwrap();
+    let mut fds = [PollFd::new(log.as_fd(), PollFlags::POLLOUT)];
+    nix::poll::poll(&mut fds, PollTimeout::ZERO) == Ok(0)
 }
 
 pub fn is_alive(pid: i32) -> bool {
