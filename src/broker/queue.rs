@@ -771,8 +771,9 @@ impl Queue {
         self.wake = earlier_of(self.wake, alarm);
         for id in overdue {
             let request = self.assigned.remove(&id).expect("it was found above");
-            // What it waited before is not its own fault.
+            // What it waited before is not its own fault, nor is a client that reads slowly.
             let ran = now.duration_since(request.began);
+            let ran = ran.min(request.ticket.timeout);
             self.pace.took(ran);
             self.costs.learn_at_least(&request.ticket.kind, ran);
             self.cancel(&request, self.limits.cancel_grace, now);
@@ -2042,6 +2043,21 @@ mod tests {
         bench.pass(2 * S, &["a"]);
         let estimate = bench.queue.costs.estimate(&ticket("village").kind);
         assert_eq!(estimate, 2000, "of five seconds it waited three");
+    }
+
+    #[test]
+    fn what_a_client_took_to_read_is_not_thought_to_be_work() {
+        let mut bench = Bench::with_workers(&["a"]);
+        let kind = Kind::of("city", "GetFeature", &Work::default());
+        let ticket = Ticket { kind, ..ticket() };
+        bench.submit_as(1, ticket);
+        bench.partial("a", 1);
+        bench.partial("a", 1);
+        assert_eq!(bench.pass(60 * S, &["a"]), []);
+        bench.took(1, 2);
+        assert_eq!(bench.pass(5 * S, &["a"]), [cancelled(1, "a"), timed_out(1)]);
+        let estimate = bench.queue.costs.estimate(&kind);
+        assert_eq!(estimate, 5000, "its timeout, and not the minute before");
     }
 
     #[test]
