@@ -55,15 +55,17 @@ fn a_pool_whose_workers_all_ask_it_for_layers_answers_them_all() {
         // The picture is there, not a blank one.
         assert!(reply.1 * 2 > direct.1, "{replies:?} and {direct:?}");
     }
-    // One stepped back. From now on it is known, and nobody has to step back.
+    // One stepped back, or none if the first two maps did not meet. From now on it is
+    // known, and nobody has to step back.
     let n_stepped_back = || server.process.log.count("waited for layers of this server");
-    assert_eq!(n_stepped_back(), 1, "and not because of a deadline");
+    let n_before = n_stepped_back();
+    assert!(n_before <= 1, "and not because of a deadline");
     let replies = maps(&server, "cascade", "cascaded", 6);
     assert!(
         replies.iter().all(|(status, _)| *status == 200),
         "{replies:?}"
     );
-    assert_eq!(n_stepped_back(), 1);
+    assert_eq!(n_stepped_back(), n_before);
 }
 
 #[test]

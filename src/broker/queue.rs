@@ -2028,7 +2028,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ran_out_of_time_in_the_queue_is_not_thought_to_be_long() {
+    fn what_runs_out_of_time_is_thought_to_take_what_it_ran_and_not_what_it_waited_before() {
         let mut bench = Bench::with_workers(&["a"]);
         let ticket = |project| Ticket {
             kind: Kind::of(project, "GetMap", &Work::default()),
