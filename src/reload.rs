@@ -38,19 +38,27 @@ pub struct Reload {
 /// Reloads at every SIGHUP and every change of `server.restartmon`.
 pub async fn watch(mut reload: Reload) {
     let mut hangups = signal(SignalKind::hangup()).expect("SIGHUP can be handled");
-    let (mut seen, mut reading) = (None, None);
+    let (mut seen, mut reading) = (Seen::default(), None);
     loop {
         let config = reload.config.borrow().clone();
-        tokio::select! {
-            _ = hangups.recv() => tracing::info!("SIGHUP: reading the settings again"),
-            // Dropping it loses one look at a file.
+        let was_touched = tokio::select! {
+            _ = hangups.recv() => {
+                tracing::info!("SIGHUP: reading the settings again");
+                false
+            }
+            // Dropping it loses nothing: `seen` has what it waited for.
             file = changed(&config, &mut seen) => {
                 let file = file.display();
                 tracing::info!(%file, "changed: reading the settings again (server.restartmon)");
+                true
             }
-        }
-        if let Some(news) = read(&reload.sources, config.reload_timeout, &mut reading).await {
-            reload.take_up(news);
+        };
+        match read(&reload.sources, config.reload_timeout, &mut reading).await {
+            Ok(Some(news)) => reload.take_up(news),
+            Ok(None) => {}
+            // Nobody stands by to touch it once more.
+            Err(Late) if was_touched => seen.forget(),
+            Err(Late) => {}
         }
     }
 }
@@ -77,24 +85,27 @@ impl News {
 
 type Reading = JoinHandle<Result<News, Exit>>;
 
-/// What the files say now, if they can be read within `bound`. One thread at most is left
-/// waiting for them: `unfinished`.
+/// They may be read well another time.
+struct Late;
+
+/// What the files say now, if they can be read within `bound`; None if that is wrong. One
+/// thread at most is left waiting for them: `unfinished`.
 async fn read(
     sources: &Sources,
     bound: Duration,
     unfinished: &mut Option<Reading>,
-) -> Option<News> {
+) -> Result<Option<News>, Late> {
     if let Some(old) = unfinished
         && timeout(bound, old).await.is_err()
     {
         tracing::error!("settings and certificates are still being read: nothing changes");
-        return None;
+        return Err(Late);
     }
     *unfinished = None;
     let sources = sources.clone();
     let mut reading = spawn_blocking(|| News::read(sources));
     match timeout(bound, &mut reading).await {
-        Ok(Ok(Ok(news))) => return Some(news),
+        Ok(Ok(Ok(news))) => return Ok(Some(news)),
         Ok(Ok(Err(exit))) => log_mistakes(&exit),
         Ok(Err(error)) => tracing::error!(%error, "the settings cannot be read: nothing changes"),
         Err(_) => {
@@ -103,9 +114,10 @@ async fn read(
                  (server.reload_timeout): nothing changes"
             );
             *unfinished = Some(reading);
+            return Err(Late);
         }
     }
-    None
+    Ok(None)
 }
 
 impl Reload {
@@ -141,51 +153,127 @@ impl Reload {
     }
 }
 
+type Modified = Option<SystemTime>;
+
 /// `server.restartmon` as it was when we last looked.
+#[derive(Default)]
 struct Seen {
     path: PathBuf,
-    modified: Option<SystemTime>,
+    /// None before the first look.
+    modified: Option<Modified>,
+    /// Before its last change.
+    before: Modified,
+    /// A look that is not over. Where a file system hangs, one thread at most waits for it.
+    look: Option<JoinHandle<Modified>>,
 }
 
 impl Seen {
-    async fn now(path: &Path) -> Self {
-        Self {
-            modified: modified(path).await,
-            path: path.to_owned(),
+    /// Looks at the file with `stat`.
+    async fn has_changed(&mut self, stat: fn(&Path) -> Modified) -> bool {
+        let path = &self.path;
+        let look = self.look.get_or_insert_with(|| {
+            let path = path.clone();
+            spawn_blocking(move || stat(&path))
+        });
+        // Dropped here, it is waited for the next time.
+        let now = look.await.ok().flatten();
+        self.look = None;
+        let Some(before) = self.modified else {
+            self.modified = Some(now);
+            return false;
+        };
+        // A file that goes away is being replaced; its successor counts.
+        let has_changed = now.is_some() && now != before;
+        if has_changed {
+            self.before = before;
         }
+        self.modified = Some(now.or(before));
+        has_changed
     }
 
-    async fn has_changed(&mut self) -> bool {
-        let now = modified(&self.path).await;
-        // A file that goes away is being replaced; its successor counts.
-        let has_changed = now.is_some() && now != self.modified;
-        self.modified = now.or(self.modified);
-        has_changed
+    /// The last change is still to be seen.
+    fn forget(&mut self) {
+        self.modified = Some(self.before);
     }
 }
 
 /// Resolves when `server.restartmon` is another than was `seen`, with its path.
-async fn changed(config: &Config, seen: &mut Option<Seen>) -> PathBuf {
+async fn changed(config: &Config, seen: &mut Seen) -> PathBuf {
     let Some(path) = &config.restartmon else {
         return pending().await;
     };
     let mut look = interval(config.restartmon_interval.max(Duration::from_millis(10)));
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    // Another file begins anew.
-    let seen = match seen {
-        Some(seen) if seen.path == *path => seen,
-        _ => seen.insert(Seen::now(path).await),
-    };
+    if seen.path != *path {
+        // Another file begins anew.
+        *seen = Seen {
+            path: path.clone(),
+            ..Seen::default()
+        };
+    }
     loop {
         look.tick().await;
-        if seen.has_changed().await {
+        if seen.has_changed(modified).await {
             return seen.path.clone();
         }
     }
 }
 
-/// On a file system that hangs, nobody else waits for it.
-async fn modified(path: &Path) -> Option<SystemTime> {
-    let metadata = tokio::fs::metadata(path).await.ok()?;
-    metadata.modified().ok()
+fn modified(path: &Path) -> Modified {
+    std::fs::metadata(path).ok()?.modified().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    fn runtime() -> tokio::runtime::Runtime {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_all().build().unwrap()
+    }
+
+    #[test]
+    fn a_look_that_hangs_is_waited_for_again_and_none_is_begun_beside_it() {
+        static N_LOOKS: AtomicUsize = AtomicUsize::new(0);
+        static AWAY: Mutex<()> = Mutex::new(());
+        fn hanging(_: &Path) -> Modified {
+            N_LOOKS.fetch_add(1, Ordering::SeqCst);
+            drop(AWAY.lock());
+            Some(SystemTime::UNIX_EPOCH)
+        }
+        let mut seen = Seen {
+            modified: Some(None),
+            ..Seen::default()
+        };
+        let runtime = runtime();
+        let away = AWAY.lock().unwrap();
+        for _ in 0..5 {
+            let turn =
+                async { timeout(Duration::from_millis(20), seen.has_changed(hanging)).await };
+            assert!(runtime.block_on(turn).is_err(), "it hangs");
+        }
+        drop(away);
+        assert!(runtime.block_on(seen.has_changed(hanging)));
+        assert_eq!(N_LOOKS.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn a_change_is_seen_once_and_again_when_it_is_forgotten() {
+        fn later(_: &Path) -> Modified {
+            Some(SystemTime::UNIX_EPOCH)
+        }
+        let mut seen = Seen::default();
+        runtime().block_on(async {
+            assert!(!seen.has_changed(|_| None).await, "it is not there yet");
+            assert!(seen.has_changed(later).await);
+            assert!(!seen.has_changed(later).await);
+            seen.forget();
+            assert!(seen.has_changed(later).await);
+            assert!(!seen.has_changed(|_| None).await, "it is being replaced");
+            assert!(!seen.has_changed(later).await);
+        });
+    }
 }
