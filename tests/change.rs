@@ -9,6 +9,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, SystemTime};
 
 use common::load::{EVERY_MANNER, Load};
 use common::process::{is_alive, parent, user_of};
@@ -38,6 +39,18 @@ impl Files {
 
     fn write(&self, settings: &str) {
         std::fs::write(&self.file, settings).unwrap();
+    }
+
+    /// Reading a pipe into which nobody writes is like reading from a server that is gone.
+    fn hang(&self) {
+        std::fs::remove_file(&self.file).unwrap();
+        nix::unistd::mkfifo(&self.file, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    }
+
+    /// Whoever waits for it gets `settings`, too late; from now on it is as it was.
+    fn come_back(&self, settings: &str) {
+        self.write(settings);
+        std::fs::remove_file(&self.file).unwrap();
     }
 
     /// As a package manager does it: the running program's file goes, another has its name.
@@ -257,14 +270,12 @@ fn renew_the_certificate(section: &str, more: &str, address: impl Fn(&Server) ->
     });
 }
 
-/// Reading a pipe into which nobody writes is like reading from a server that is gone.
 #[test]
 fn a_file_system_that_hangs_holds_up_no_request_and_no_stop() {
     let (mut server, files) = start("[server]\nreload_timeout = 0.2\n", "");
     let before = server.workers();
     let hang = || {
-        std::fs::remove_file(&files.file).unwrap();
-        nix::unistd::mkfifo(&files.file, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        files.hang();
         server.signal(Signal::SIGHUP);
     };
     hang();
@@ -278,9 +289,7 @@ fn a_file_system_that_hangs_holds_up_no_request_and_no_stop() {
     );
     server.signal(Signal::SIGHUP);
     log.wait_line("still being read");
-    // It comes back, too late for this time.
-    std::fs::write(&files.file, "[server]\nworkers = 1\n").unwrap();
-    std::fs::remove_file(&files.file).unwrap();
+    files.come_back("[server]\nworkers = 1\n");
     files.write("[server]\nuri_max = 256\nreload_timeout = 0.2\n");
     assert_eq!(server.workers(), before);
     let long = format!("/ows/?MAP=city&X={}", "x".repeat(300));
@@ -295,6 +304,82 @@ fn a_file_system_that_hangs_holds_up_no_request_and_no_stop() {
         (log.count("(server.reload_timeout)") == 2).then_some(())
     });
     assert!(server.process.stop().success());
+}
+
+/// Nobody stands by to touch it a second time.
+#[test]
+fn a_touch_while_the_file_system_hangs_counts_when_that_is_back() {
+    let world = World::stub();
+    let files = Files::of(&world, "[server]\nreload_timeout = 0.2\n");
+    let touched = world.path("restartmon");
+    std::fs::write(&touched, "").unwrap();
+    let flags = format!(
+        "server.restartmon = {}\nserver.restartmon_check_time = 100",
+        touched.display()
+    );
+    let server = Server::start_from(world, &files.program, &files.file, &flags).ready();
+    files.hang();
+    let file = std::fs::File::options().write(true).open(&touched).unwrap();
+    let later = SystemTime::now() + Duration::from_secs(5);
+    file.set_modified(later).unwrap();
+    server.process.log.wait_line("(server.reload_timeout)");
+    files.come_back("");
+    files.write("[server]\nuri_max = 256\n");
+    let long = format!("/ows/?MAP=city&X={}", "x".repeat(300));
+    eventually("the touch counts", || {
+        (server.get(&long).status == 414).then_some(())
+    });
+}
+
+/// Their server could read them a moment ago.
+#[test]
+fn a_pool_whose_settings_hang_goes_on_to_replace_workers_and_to_end() {
+    let settings = "[server]\nreload_timeout = 1000\n[logging]\nlevel = debug\n";
+    let (mut server, files) = start(settings, "");
+    let before = server.workers();
+    files.hang();
+    kill(parent(before[0]), Signal::SIGHUP);
+    let log = server.process.log.clone();
+    log.wait_line("a child reads the pool's settings");
+    kill(before[0], Signal::SIGKILL);
+    server.wait_replaced(&before[..1], 2);
+    assert_eq!(server.act("DO=echo").status, 200);
+    assert!(server.process.stop().success());
+    assert_eq!(log.count("settings cannot be read"), 0);
+}
+
+#[test]
+fn a_pool_gives_up_settings_that_hang_and_reads_them_when_they_are_back() {
+    let settings = "[server]\nreload_timeout = 0.2\n[logging]\nlevel = debug\n";
+    let (server, files) = start(settings, "");
+    let before = server.workers();
+    let pool = parent(before[0]);
+    files.hang();
+    kill(pool, Signal::SIGHUP);
+    let log = &server.process.log;
+    let line = log.wait_line("the pool's settings cannot be read within 200ms");
+    assert!(
+        line.contains("ERROR") && line.contains("server.reload_timeout"),
+        "{line}"
+    );
+    // Told twice, it reads twice.
+    kill(pool, Signal::SIGHUP);
+    let n_tries = || log.count("a child reads the pool's settings");
+    eventually("another try", || (n_tries() == 2).then_some(()));
+    kill(pool, Signal::SIGHUP);
+    eventually("one more", || (n_tries() == 3).then_some(()));
+    assert_eq!(server.workers(), before);
+    std::fs::remove_file(&files.file).unwrap();
+    files.write("[server]\nworkers = 3\n[worker]\nrecycle_requests = lots\n");
+    kill(pool, Signal::SIGHUP);
+    let line = log.wait_line("worker.recycle_requests");
+    assert!(
+        line.contains("ERROR") && line.contains("q.conf:4"),
+        "{line}"
+    );
+    files.write("[server]\nworkers = 3\n");
+    kill(pool, Signal::SIGHUP);
+    server.wait_replaced(&before, 3);
 }
 
 // Restarts.

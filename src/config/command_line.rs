@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf, absolute};
 
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Command};
+use serde::{Deserialize, Serialize};
 
 use super::check::{self, Moment};
 use super::keys::{Flag, Program, SETTINGS, Setting, Takes};
@@ -33,7 +34,7 @@ pub enum Action {
 }
 
 /// Why the program ends before it begins.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exit {
     pub code: i32,
     /// One mistake a line, each with the name of its setting or flag.

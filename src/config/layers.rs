@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 use super::keys::{self, FAMILIES, SETTINGS, State};
 use super::kind::{Kind, Value};
 
@@ -42,7 +44,7 @@ pub const SECRET_WORDS: [&str; 9] = [
 pub type Environment = BTreeMap<String, String>;
 
 /// Where a text came from.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Origin {
     Default,
     Environment(String),
@@ -124,10 +126,27 @@ impl Settings {
             .unwrap_or_else(|| panic!("{name} is a row of the table"))
     }
 
+    /// Name, text and origin of each.
+    pub fn texts(self) -> impl Iterator<Item = (String, String, Origin)> {
+        let all = self.0.into_iter();
+        all.map(|(name, entry)| (name, entry.text, entry.origin))
+    }
+
     /// The given members of a family: their keys and texts.
     pub fn members<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a str, &'a Entry)> {
         let all = self.0.iter();
         all.filter_map(move |(name, entry)| Some((name.strip_prefix(prefix)?, entry)))
+    }
+}
+
+impl Entry {
+    /// None unless `text` is what the setting `name` accepts.
+    pub fn understood(name: &str, text: String, origin: Origin) -> Option<Self> {
+        Some(Self {
+            value: kind(name)?.parse(&text)?,
+            text,
+            origin,
+        })
     }
 }
 

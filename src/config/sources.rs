@@ -6,12 +6,14 @@
 
 use std::ffi::OsString;
 
+use serde::{Deserialize, Serialize};
+
 use super::Config;
 use super::check::{self, Moment};
 use super::command_line::{Action, Exit, command_line, fail_or};
 use super::keys::{self, Program};
 use super::kind::Value;
-use super::layers::{Entry, Environment, Mistake, Settings, shown};
+use super::layers::{Entry, Environment, Mistake, Origin, Settings, shown};
 
 /// The command line and the environment of a program, and the settings in force.
 #[derive(Debug, Clone)]
@@ -32,6 +34,17 @@ pub struct Changed {
     pub applied: Vec<String>,
     /// A line for each setting whose new value waits for a restart.
     pub waiting: Vec<String>,
+}
+
+/// What one process read for another: [`Changed`], and the settings that it was made of.
+#[derive(Serialize, Deserialize)]
+struct Told {
+    /// Name, text and origin.
+    settings: Vec<(String, String, Origin)>,
+    forwarded: Vec<OsString>,
+    warnings: Vec<String>,
+    applied: Vec<String>,
+    waiting: Vec<String>,
 }
 
 impl Changed {
@@ -130,6 +143,46 @@ impl Sources {
             applied,
             waiting,
         })
+    }
+
+    /// What [`read_again`](Self::read_again) says, for another process that has the same
+    /// settings in force and cannot wait for files: see [`hear`](Self::hear).
+    pub fn tell(&self) -> Vec<u8> {
+        let mut sources = self.clone();
+        let read = sources.read_again();
+        let told = read.map(|changed| Told {
+            settings: sources.settings.texts().collect(),
+            forwarded: changed.config.forwarded,
+            warnings: changed.warnings,
+            applied: changed.applied,
+            waiting: changed.waiting,
+        });
+        serde_json::to_vec(&told).unwrap_or_default()
+    }
+
+    /// Takes up what another process told, without opening a file. None if it did not
+    /// end its sentence.
+    pub fn hear(&mut self, told: &[u8]) -> Option<Result<Changed, Exit>> {
+        let told = match serde_json::from_slice::<Result<Told, Exit>>(told).ok()? {
+            Ok(told) => told,
+            Err(exit) => return Some(Err(exit)),
+        };
+        let entries = told.settings.into_iter().map(|(name, text, origin)| {
+            let entry = Entry::understood(&name, text, origin)?;
+            Some((name, entry))
+        });
+        let settings = Settings(entries.collect::<Option<_>>()?);
+        let config = Config {
+            forwarded: told.forwarded,
+            ..Config::read(&settings)
+        };
+        self.settings = settings;
+        Some(Ok(Changed {
+            config,
+            warnings: told.warnings,
+            applied: told.applied,
+            waiting: told.waiting,
+        }))
     }
 
     /// Says of `setting` what is wrong with it, and where it was set.
@@ -287,6 +340,35 @@ mod tests {
         fs::write(&file, "[monitor:x]\npassword = hush\n").unwrap();
         let changed = format!("{:?}", sources.read_again().unwrap());
         assert!(changed.contains("monitor:x.password") && !changed.contains("hush"));
+    }
+
+    #[test]
+    fn what_one_process_reads_for_another_is_what_that_would_have_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("q.conf");
+        fs::write(&file, "[server]\nport = 81\n").unwrap();
+        let mut sources = server(&file, &["--set=zmq.window=4"]);
+        sources.read().unwrap();
+        let changes = [
+            "[server]\nport = 82\nbody_max = 1M\nuri_max = ${body_max}\n[api:own]\nKEY = é\n[metadata]\ntitle = A b\n",
+            "[server]\nbody_max = lots\n",
+            "[worker]\nrecycle_requests = 7\n[zmq]\nbindaddr = localhost\n",
+            "",
+        ];
+        for change in changes {
+            fs::write(&file, change).unwrap();
+            let told = sources.tell();
+            let mut other = sources.clone();
+            // Nobody may look for it now.
+            fs::remove_file(&file).unwrap();
+            let heard = other.hear(&told).unwrap();
+            fs::write(&file, change).unwrap();
+            assert_eq!(heard, sources.read_again(), "{change}");
+            assert_eq!(other.settings, sources.settings, "{change}");
+        }
+        let told = sources.tell();
+        assert_eq!(sources.hear(&told[..told.len() - 1]), None);
+        assert_eq!(sources.hear(b""), None);
     }
 
     /// Whatever a row says, the settings in force follow it: changed alone, a live one

@@ -5,6 +5,7 @@
 //! and exit statuses and nothing about requests.
 
 mod obituary;
+mod reading;
 pub mod state;
 mod temporary;
 
@@ -34,6 +35,7 @@ use crate::preload::Preload;
 use crate::qgis::Zygote;
 use crate::serve;
 use obituary::{Obituary, megabytes};
+use reading::Reading;
 use state::{Alarm, Effect, Pool, Recycle, Rules, State, Verdict};
 pub use temporary::Folder;
 
@@ -78,6 +80,12 @@ pub fn run(
 struct Parent {
     config: Config,
     sources: Sources,
+    /// Of new settings.
+    reading: Option<Reading>,
+    /// A reader that was given up and is not gone yet.
+    stuck: Option<Pid>,
+    /// They may have changed since one of these began.
+    again: bool,
     /// Of the environment, what changed since Python began.
     variables: BTreeMap<String, Option<String>>,
     zygote: Zygote,
@@ -179,6 +187,9 @@ impl Parent {
             variables: BTreeMap::new(),
             config,
             sources,
+            reading: None,
+            stuck: None,
+            again: false,
             zygote,
         })
     }
@@ -190,6 +201,7 @@ impl Parent {
             self.wait()?;
             self.read_boards();
             self.weigh();
+            self.give_up_reading();
         }
         Ok(())
     }
@@ -263,6 +275,7 @@ impl Parent {
             // SAFETY: it died before we asked.
             unsafe { libc::_exit(1) };
         }
+        qgisserver::log::forked();
         // What reaches a whole terminal group is the parent's to understand.
         for signal in [libc::SIGINT, libc::SIGHUP] {
             // SAFETY: no handler of ours is replaced.
@@ -275,11 +288,11 @@ impl Parent {
         memory::volunteer().unwrap_or_else(
             |error| tracing::debug!(%error, "no better one to kill for want of memory than others"),
         );
-        qgisserver::log::forked();
         // A worker knows its settings; what else was set may be a secret.
         self.sources.wipe();
         // Siblings' sockets: their parent's end must be the parent's alone.
         self.workers.clear();
+        self.reading = None;
         self.lifeline = None;
         if let Ok(null) = std::fs::File::open("/dev/null") {
             // SAFETY: both descriptors are ours.
@@ -320,7 +333,8 @@ impl Parent {
         }
     }
 
-    /// Waits for a signal, a word of a worker, the end of the server or the next deadline.
+    /// Waits for a signal, a word of a worker or of a reader, the end of the server or
+    /// the next deadline.
     fn wait(&mut self) -> nix::Result<()> {
         let now = Instant::now();
         let wake = self
@@ -330,19 +344,23 @@ impl Parent {
         let pause = wake
             .saturating_duration_since(now)
             .min(self.config.pool.heartbeat)
-            .min(self.config.pool.memory_check);
+            .min(self.config.pool.memory_check)
+            .min(self.reading_lasts(now));
         // Rounded up, or the last millisecond would be spent spinning.
         let pause =
             PollTimeout::try_from(pause + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
-        let (signalled, cut, spoke) = {
+        let (signalled, cut, read, spoke) = {
             let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
             fds.extend(self.workers.values().map(|worker| {
                 let wanted = PollFlags::POLLIN;
                 PollFd::new(worker.control.as_fd(), wanted)
             }));
-            if let Some(lifeline) = &self.lifeline {
-                fds.push(PollFd::new(lifeline.as_fd(), PollFlags::POLLIN));
-            }
+            let reading = self.reading.as_ref().map(Reading::pipe);
+            let lifeline = self.lifeline.as_ref().map(AsFd::as_fd);
+            let [reading, lifeline] = [reading, lifeline].map(|fd| {
+                fds.push(PollFd::new(fd?, PollFlags::POLLIN));
+                Some(fds.len() - 1)
+            });
             match poll(&mut fds, pause) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(error) => return Err(error),
@@ -354,13 +372,16 @@ impl Parent {
                 .zip(&fds[1..])
                 .filter_map(|(number, fd)| hot(fd).then_some(number))
                 .collect();
-            let cut = self.lifeline.is_some() && fds.last().is_some_and(hot);
-            (hot(&fds[0]), cut, spoke)
+            let is_hot = |at: Option<usize>| at.is_some_and(|at| hot(&fds[at]));
+            (hot(&fds[0]), is_hot(lifeline), is_hot(reading), spoke)
         };
         if signalled {
             self.read_signals()?;
         }
         spoke.into_iter().for_each(|number| self.listen(number));
+        if read {
+            self.listen_to_reader();
+        }
         if cut {
             self.cut();
         }
@@ -382,11 +403,77 @@ impl Parent {
         Ok(())
     }
 
-    /// With a mistake in the settings nothing changes, and nobody is replaced.
+    /// A child reads the settings again, because their file system may hang.
     fn reload(&mut self) {
-        let changed = match self.sources.read_again() {
-            Ok(changed) => changed,
-            Err(exit) => return config::log_mistakes(&exit),
+        if self.reading.is_some() || self.stuck.is_some() {
+            self.again = true;
+            return tracing::warn!(
+                "the pool's settings are still being read: once more after that"
+            );
+        }
+        tracing::debug!("SIGHUP: a child reads the pool's settings again");
+        match Reading::begin(&self.sources, self.config.reload_timeout) {
+            Ok(reading) => self.reading = Some(reading),
+            Err(error) => {
+                tracing::error!(%error, "no process to read the pool's settings: nothing changes")
+            }
+        }
+    }
+
+    fn reload_if_asked_meanwhile(&mut self) {
+        if std::mem::take(&mut self.again) {
+            self.reload();
+        }
+    }
+
+    fn listen_to_reader(&mut self) {
+        if let Some(reading) = self.reading.take_if(Reading::listen) {
+            self.take_up(reading.told());
+            self.reload_if_asked_meanwhile();
+        }
+    }
+
+    /// How long at most.
+    fn reading_lasts(&self, now: Instant) -> Duration {
+        let until = self.reading.as_ref().map(Reading::until);
+        until.map_or(Duration::MAX, |until| until.saturating_duration_since(now))
+    }
+
+    fn give_up_reading(&mut self) {
+        let now = Instant::now();
+        let Some(reading) = self.reading.take_if(|it| it.until() <= now) else {
+            return;
+        };
+        tracing::error!(
+            "the pool's settings cannot be read within {:?} (server.reload_timeout): nothing changes",
+            self.config.reload_timeout
+        );
+        match reading.is_reaped {
+            true => self.reload_if_asked_meanwhile(),
+            false => {
+                reading::give_up(reading.pid());
+                self.stuck = Some(reading.pid());
+            }
+        }
+    }
+
+    fn reader_ended(&mut self, pid: Pid) {
+        if let Some(reading) = self.reading.as_mut().filter(|it| it.pid() == pid) {
+            reading.is_reaped = true;
+        }
+        if self.stuck.take_if(|stuck| *stuck == pid).is_some() {
+            self.reload_if_asked_meanwhile();
+        }
+    }
+
+    /// With a mistake in the settings nothing changes, and nobody is replaced.
+    fn take_up(&mut self, told: &[u8]) {
+        let changed = match self.sources.hear(told) {
+            Some(Ok(changed)) => changed,
+            Some(Err(exit)) => return config::log_mistakes(&exit),
+            None => {
+                return tracing::error!("who read the pool's settings died of it: nothing changes");
+            }
         };
         if self.lifeline.is_none() {
             // The server of a local pool said the same.
@@ -461,7 +548,7 @@ impl Parent {
         let Some(pid) = status.pid() else { return };
         let found = self.workers.iter().find(|(_, worker)| worker.pid == pid);
         let Some(number) = found.map(|(number, _)| *number) else {
-            return;
+            return self.reader_ended(pid);
         };
         let worker = self.workers.remove(&number).expect("it was found just now");
         let n_served = worker.board.n_served();
