@@ -813,7 +813,7 @@ mod tests {
             "LAYERS=ns:secret",
             "LAYERS=public,%20secret",
             "LAYERS=public%2Csecret",
-            "layers=secret&LAYERS=public",
+            "LAYERS=public&layers=secret",
             "LAYERS=%2573ecret",
             "LAYERS=secret",
         ] {
