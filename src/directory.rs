@@ -73,6 +73,18 @@ pub fn remove_when_stale(path: &Path, prefix: &str, patience: Duration) {
     }
 }
 
+/// Removes what process `pid` had under `parent`; it died, and who holds its lock still
+/// is about to die, too.
+pub fn remove_of(pid: u32, parent: &Path, prefix: &str, patience: Duration) {
+    let own = format!("{prefix}-{pid}-");
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.trim_start_matches('.').starts_with(&own) {
+            remove_when_stale(&entry.path(), prefix, patience);
+        }
+    }
+}
+
 fn remove_stale(parent: &Path, prefix: &str) {
     let entries = fs::read_dir(parent).into_iter().flatten().flatten();
     for entry in entries {

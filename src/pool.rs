@@ -13,12 +13,17 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::unistd::Pid;
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::config;
+use crate::directory;
 
 const PROGRAM: &str = "qgisserver-worker";
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
+
+/// For the workers of a pool that died: the kernel was asked to see to it.
+const TIME_TO_DIE: Duration = Duration::from_secs(2);
 
 /// How to start the pool, and how patient to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,15 +73,25 @@ pub enum Order {
 /// Keeps a pool alive until it is told to stop, or nobody can tell it any more.
 pub async fn keep(mut recipe: Recipe, mut orders: mpsc::Receiver<Order>) {
     let mut pause = FIRST_PAUSE;
+    // The next pool would do it, but may be stopped before it can.
+    let mut tidying = None;
     loop {
         let born = Instant::now();
         match spawn(&recipe) {
-            Ok((mut child, _lifeline)) => match watch(&mut child, &mut recipe, &mut orders).await {
-                Ended::Stopped => return stop(&mut child, recipe.patience).await,
-                Ended::Died(status) => {
-                    tracing::error!("the pool died ({status}): starting another")
+            Ok((mut child, _lifeline)) => {
+                let pid = child.id();
+                match watch(&mut child, &mut recipe, &mut orders).await {
+                    Ended::Stopped => {
+                        stop(&mut child, recipe.patience).await;
+                        tidied(tidying.take()).await;
+                        return tidied(tidy(pid)).await;
+                    }
+                    Ended::Died(status) => {
+                        tracing::error!("the pool died ({status}): starting another");
+                        tidying = tidy(pid);
+                    }
                 }
-            },
+            }
             Err(error) => {
                 let program = recipe.program.display();
                 tracing::error!(%program, %error, "the pool does not start (worker.program)");
@@ -90,9 +105,27 @@ pub async fn keep(mut recipe: Recipe, mut orders: mpsc::Receiver<Order>) {
             () = sleep(pause) => {}
             order = orders.recv() => match order {
                 Some(Order::Renew(new)) => recipe = new,
-                Some(Order::Stop) | None => return,
+                Some(Order::Stop) | None => return tidied(tidying).await,
             },
         }
+    }
+}
+
+type Tidying = Option<JoinHandle<()>>;
+
+/// Removes the temporary files of a pool that could not do so itself.
+fn tidy(pid: Option<u32>) -> Tidying {
+    let pid = pid?;
+    let remove = move || {
+        let parent = std::env::temp_dir();
+        directory::remove_of(pid, &parent, directory::POOL, TIME_TO_DIE);
+    };
+    Some(tokio::task::spawn_blocking(remove))
+}
+
+async fn tidied(tidying: Tidying) {
+    if let Some(tidying) = tidying {
+        let _ = tidying.await;
     }
 }
 

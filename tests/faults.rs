@@ -114,16 +114,7 @@ fn a_cpp_exception_in_a_load_is_a_500_that_costs_the_worker_and_is_not_remembere
 fn when_the_parent_of_the_pool_is_killed_a_new_pool_serves() {
     let server = Server::stub("");
     let before = server.workers();
-    let parent = server.process.log.wait_for("pool started", |line| {
-        line.contains("pool started").then(|| {
-            line.split("pid=")
-                .nth(1)?
-                .split_whitespace()
-                .next()?
-                .parse()
-                .ok()
-        })?
-    });
+    let parent = pool_of(&server);
     kill(parent, Signal::SIGKILL);
     eventually("the old workers are gone", || {
         before.iter().all(|&pid| !is_alive(pid)).then_some(())
@@ -131,6 +122,24 @@ fn when_the_parent_of_the_pool_is_killed_a_new_pool_serves() {
     // The server may hear of the dead a moment later than we do.
     server.wait_replaced(&before, 2);
     assert_eq!(server.act("DO=echo").status, 200);
+}
+
+/// The next pool would remove them, and there is none any more.
+#[test]
+fn the_files_of_a_killed_pool_are_gone_though_the_server_stops_at_once() {
+    let mut server = Server::stub("");
+    kill(pool_of(&server), Signal::SIGKILL);
+    server.process.log.wait_line("starting another");
+    // And nothing is left.
+    assert!(server.process.stop().success());
+}
+
+/// The process that forks the workers.
+fn pool_of(server: &Server) -> i32 {
+    server.process.log.wait_for("pool started", |line| {
+        let rest = line.split("pid=").nth(1)?;
+        rest.split_whitespace().next()?.parse().ok()
+    })
 }
 
 // Deadlines and overload.
