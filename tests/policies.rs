@@ -43,7 +43,7 @@ fn all_ways(server: &Server, base: &str) -> Vec<(String, Reply)> {
         get("SERVICE=WFS&REQUEST=GetFeature"),
         get("service=wfs&request=getfeature"),
         get("%53ERVICE=%57FS&REQUEST=GetFeature"),
-        get("SERVICE=WFS&SERVICE=WMS&REQUEST=GetFeature"),
+        get("SERVICE=WMS&SERVICE=WFS&REQUEST=GetFeature"),
         get("REQUEST=GetFeature&Service=WFS&SERVICE=WMS"),
         get("&&SERVICE=WFS&&REQUEST=GetFeature&"),
         post(FORM, "", "MAP=city&SERVICE=WFS&REQUEST=GetFeature"),
