@@ -52,6 +52,9 @@ struct Spot {
     base: Base,
     /// How much of the path the operator wrote as it stands; None: all of it.
     border: Option<usize>,
+    /// Whether the operator left room for the client's path in the path, and in the query.
+    path_in_path: bool,
+    path_in_query: bool,
 }
 
 /// Variables of a route, by name.
@@ -106,7 +109,7 @@ impl Routes {
             );
         }
         let base = self.base(&project.alias)?;
-        self.lead(&Spot { base, border: None }, &name)
+        self.lead(&with(&base, &Vec::new()), &name)
     }
 
     /// What a scheme stands for. A database or a bucket is there by the operator's word
@@ -168,13 +171,13 @@ impl Routes {
                 .flatten()
                 .map(Target::File),
             "geopackage" => geopackage(spot, name),
-            "postgresql" => postgresql(base, name),
+            "postgresql" => postgresql(spot, name),
             "s3" => name
                 .query
                 .is_empty()
-                .then(|| object(base, name.path))
+                .then(|| object(spot, name.path))
                 .flatten(),
-            _ => other(base, name),
+            _ => other(spot, name),
         }
     }
 }
@@ -192,6 +195,8 @@ fn matched<'a>(route: &'a str, path: &[&'a str]) -> Option<(Variables<'a>, Vec<&
             .strip_prefix('{')
             .and_then(|part| part.strip_suffix('}'))
         {
+            // What is put in must not be taken for room to put more in.
+            Some(_) if value.contains(['{', '}']) => return None,
             Some(name) => variables.push((name, *value)),
             None if part == *value => {}
             None => return None,
@@ -201,19 +206,26 @@ fn matched<'a>(route: &'a str, path: &[&'a str]) -> Option<(Variables<'a>, Vec<&
 }
 
 fn with(base: &Base, variables: &Variables) -> Spot {
+    let put = |text: String, name: &str, value: &str| text.replace(&format!("{{{name}}}"), value);
     let path = variables
         .iter()
         .fold(base.path.clone(), |path, (name, value)| {
-            path.replace(&format!("{{{name}}}"), value)
+            put(path, name, value)
         });
     let query = variables
         .iter()
         .fold(base.query.clone(), |query, (name, value)| {
-            query.replace(&format!("{{{name}}}"), &encoded(value))
+            put(query, name, &encoded(value))
         });
     let border = literal(&base.path).len();
+    // A variable may have this name, too.
+    let is_free = !variables
+        .iter()
+        .any(|(name, _)| PATH == format!("{{{name}}}"));
     Spot {
         border: (border < base.path.len()).then_some(border),
+        path_in_path: is_free && base.path.contains(PATH),
+        path_in_query: is_free && base.query.contains(PATH),
         base: Base {
             path,
             query,
@@ -235,7 +247,7 @@ fn file(spot: &Spot, path: &str) -> Option<Confined> {
         return None;
     }
     let root = &spot.base.path;
-    if root.contains(PATH) {
+    if spot.path_in_path {
         let within = &root[..spot.border.unwrap_or_else(|| literal(root).len())];
         return Some(Confined {
             within: within.into(),
@@ -243,7 +255,7 @@ fn file(spot: &Spot, path: &str) -> Option<Confined> {
             path: root.replace(PATH, path.trim_start_matches('/')).into(),
         });
     }
-    if spot.base.query.contains(PATH) {
+    if spot.path_in_query {
         // The name goes where no file looks at it, and the file is always the same.
         let within = Path::new(root).parent()?;
         return Some(Confined {
@@ -263,7 +275,7 @@ fn file(spot: &Spot, path: &str) -> Option<Confined> {
 /// The file is the base's, or the client names one below it and says which project.
 fn geopackage(spot: &Spot, name: &Name) -> Option<Target> {
     let base = &spot.base;
-    let has_path = base.query.contains(PATH);
+    let has_path = spot.path_in_query;
     if !base.path.ends_with(".gpkg") && !has_path {
         let project =
             value(&name.query, "projectName").or_else(|| value(&name.query, "project"))?;
@@ -285,8 +297,9 @@ fn geopackage(spot: &Spot, name: &Name) -> Option<Target> {
 }
 
 /// A client names the project. What else it says must be what the operator said.
-fn postgresql(base: &Base, name: &Name) -> Option<Target> {
-    let has_path = base.query.contains(PATH);
+fn postgresql(spot: &Spot, name: &Name) -> Option<Target> {
+    let base = &spot.base;
+    let has_path = spot.path_in_query;
     let query = match has_path {
         true => filled(&base.query, name.path)?,
         false => base.query.clone(),
@@ -322,13 +335,14 @@ fn postgresql(base: &Base, name: &Name) -> Option<Target> {
     )))
 }
 
-fn object(base: &Base, path: &str) -> Option<Target> {
+fn object(spot: &Spot, path: &str) -> Option<Target> {
+    let base = &spot.base;
     let path = path.trim_matches('/');
     if path.is_empty() {
         return None;
     }
     let prefix = &base.path;
-    let key = match prefix.contains(PATH) {
+    let key = match spot.path_in_path {
         true => prefix.replace(PATH, path),
         false => format!("{}/{path}", prefix.trim_matches('/')),
     };
@@ -339,21 +353,19 @@ fn object(base: &Base, path: &str) -> Option<Target> {
 }
 
 /// As py-qgis-server composes it: what the operator wrote in the query wins.
-fn other(base: &Base, name: &Name) -> Option<Target> {
+fn other(spot: &Spot, name: &Name) -> Option<Target> {
+    let base = &spot.base;
     let own = &base.path;
-    let has_path = own.contains(PATH) || base.query.contains(PATH);
-    let query = match base.query.contains(PATH) {
+    let query = match spot.path_in_query {
         true => filled(&base.query, name.path)?,
         false => base.query.clone(),
     };
-    let path = match has_path {
-        true => own.replace(PATH, name.path.trim_matches('/')),
-        false if own.is_empty() => name.path.into(),
-        false => format!(
-            "{}/{}",
-            own.trim_end_matches('/'),
-            name.path.trim_matches('/')
-        ),
+    let said = name.path;
+    let path = match (spot.path_in_path, spot.path_in_query) {
+        (true, _) => own.replace(PATH, said.trim_matches('/')),
+        (false, true) => own.clone(),
+        _ if own.is_empty() => said.into(),
+        _ => format!("{}/{}", own.trim_end_matches('/'), said.trim_matches('/')),
     };
     let mut pairs = pairs(&query);
     let more = name
@@ -655,6 +667,42 @@ mod tests {
         assert_eq!(target(&routes, "own:city?k=v"), uri("own:city?k=v"));
         assert_eq!(target(&routes, "own:/city"), uri("own:///city"));
         assert_eq!(target(&routes, "my_own:city"), uri("my-own:city"));
+    }
+
+    #[test]
+    fn what_a_client_says_is_no_room_for_more() {
+        let routes = routes(
+            &[],
+            &[
+                ("/f/{user}", "/srv/home/{user}"),
+                ("/t/{user}/{theme}", "/srv/{user}/{theme}"),
+                ("/o/{user}", "s3://maps/{user}"),
+                ("/g/{user}", "geopackage:///srv/{user}"),
+                ("/h/{user}", "own://host/{user}/{theme}"),
+                ("/path/{path}", "/srv/{path}"),
+            ],
+        );
+        for name in ["f/{path}/bob/city", "t/{theme}/x/city", "o/{path}/bob/city"] {
+            assert_eq!(
+                target(&routes, name),
+                at("/root", "/root", &format!("/root/{name}"))
+            );
+        }
+        for name in ["g/{path}/a.gpkg", "h/{path}/bob", "h/{theme}/bob"] {
+            let Some(Target::File(file)) = target(&routes, name) else {
+                panic!("{name}");
+            };
+            assert_eq!(file.root, Path::new("/root"), "{name}");
+        }
+        // What is left of the path may hold what it likes.
+        assert_eq!(
+            target(&routes, "f/ann/{user}"),
+            at("/srv/home/", "/srv/home/ann", "/srv/home/ann/{user}")
+        );
+        assert_eq!(
+            target(&routes, "path/a/city"),
+            at("/srv/", "/srv/a", "/srv/a/city")
+        );
     }
 
     #[test]
