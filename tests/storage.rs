@@ -319,6 +319,8 @@ fn handlers_that_were_written_for_other_servers_find_and_read_projects() {
     for map in [
         "shelf:first/none",
         "drawer:none",
+        "shelf:first/world%23x",
+        "drawer:wor%0Ald",
         "absent:world",
         "nobody:world",
     ] {

@@ -62,6 +62,9 @@ type Variables<'a> = Vec<(&'a str, &'a str)>;
 
 const PATH: &str = "{path}";
 
+/// Schemes that no handler of the operator's is asked about.
+const BUILT_IN: [&str; 4] = [FILE, "geopackage", "postgresql", "s3"];
+
 /// What stands for itself in a query.
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
@@ -206,11 +209,13 @@ fn matched<'a>(route: &'a str, path: &[&'a str]) -> Option<(Variables<'a>, Vec<&
 }
 
 fn with(base: &Base, variables: &Variables) -> Spot {
+    let is_url = !BUILT_IN.contains(&base.scheme.as_str());
     let put = |text: String, name: &str, value: &str| text.replace(&format!("{{{name}}}"), value);
     let path = variables
         .iter()
-        .fold(base.path.clone(), |path, (name, value)| {
-            put(path, name, value)
+        .fold(base.path.clone(), |path, (name, value)| match is_url {
+            true => put(path, name, &escaped(value)),
+            false => put(path, name, value),
         });
     let query = variables
         .iter()
@@ -360,11 +365,11 @@ fn other(spot: &Spot, name: &Name) -> Option<Target> {
         true => filled(&base.query, name.path)?,
         false => base.query.clone(),
     };
-    let said = name.path;
+    let said = escaped(name.path);
     let path = match (spot.path_in_path, spot.path_in_query) {
         (true, _) => own.replace(PATH, said.trim_matches('/')),
         (false, true) => own.clone(),
-        _ if own.is_empty() => said.into(),
+        _ if own.is_empty() => said,
         _ => format!("{}/{}", own.trim_end_matches('/'), said.trim_matches('/')),
     };
     let mut pairs = pairs(&query);
@@ -423,6 +428,16 @@ fn pairs(query: &str) -> Vec<(String, String)> {
 fn query_of(pairs: &[(String, String)]) -> String {
     let pair = |(key, value): &(String, String)| format!("{}={}", encoded(key), encoded(value));
     pairs.iter().map(pair).collect::<Vec<_>>().join("&")
+}
+
+/// A path as a part of an URL. Who splits that drops what follows a `#` and all line ends,
+/// or takes it for something else, so a project would have more names than its own.
+fn escaped(path: &str) -> String {
+    let escaped = |c: char| match c {
+        '?' | '#' | '%' | ';' | '\0'..='\x1f' | '\x7f' => format!("%{:02X}", c as u32),
+        _ => c.to_string(),
+    };
+    path.chars().map(escaped).collect()
 }
 
 fn encoded(text: &str) -> String {
@@ -703,6 +718,28 @@ mod tests {
             target(&routes, "path/a/city"),
             at("/srv/", "/srv/a", "/srv/a/city")
         );
+    }
+
+    #[test]
+    fn a_project_of_a_handler_has_no_second_name() {
+        let routes = routes(
+            &[("x", "own://host/dir/"), ("y", "own:/{path}/map")],
+            &[("/u/{user}", "own://host/{user}/"), ("/", "own://host/")],
+        );
+        for (name, expected) in [
+            ("own:city#x", "own:city%23x"),
+            ("own:city%23x", "own:city%2523x"),
+            ("own:city;x", "own:city%3Bx"),
+            ("own:ci\n\tty", "own:ci%0A%09ty"),
+            ("own:cité a", "own:cité a"),
+            ("x:city#x?b=3", "own://host/dir/city%23x?b=3"),
+            ("y:city#x", "own:///city%23x/map"),
+            ("city?a=b#c", "own://host/city%3Fa=b%23c"),
+            ("u/ann#/city", "own://host/ann%23/city"),
+            ("u/ann?/city", "own://host/ann%3F/city"),
+        ] {
+            assert_eq!(target(&routes, name), uri(expected), "{name}");
+        }
     }
 
     #[test]
