@@ -7,7 +7,7 @@ mod objects;
 #[path = "storage/postgres.rs"]
 mod postgres;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -213,6 +213,7 @@ fn a_project_in_s3_is_served_with_the_data_beside_it() {
     }
     assert_eq!(status(&server, "s3:atlas"), 200);
     assert_eq!(status(&server, "s3:absent"), 404);
+    assert_eq!(copies_below(server.process.tmp()), Vec::<PathBuf>::new());
     let map = "SERVICE=WMS&VERSION=1.3.0&REQUEST=GetMap&LAYERS=world&STYLES=&CRS=EPSG:4326&BBOX=-90,-180,90,180\
                &WIDTH=300&HEIGHT=150&FORMAT=image/png";
     let stored = server.get(&format!("/ows/?MAP=s3:world&{map}"));
@@ -246,6 +247,19 @@ fn a_project_in_s3_is_served_with_the_data_beside_it() {
     });
     nothing_told(&server, objects::SECRET);
     nothing_told(&server, "X-Amz-Signature");
+}
+
+/// Files in the folders for copies of projects.
+fn copies_below(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let paths = entries.map(|entry| entry.path());
+    paths
+        .flat_map(|path| match path.is_dir() && !path.is_symlink() {
+            true => copies_below(&path),
+            false => vec![path],
+        })
+        .filter(|path| path.components().any(|part| part.as_os_str() == "copies"))
+        .collect()
 }
 
 fn save(target: &str, title: &str, places: &Path) {

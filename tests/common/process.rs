@@ -119,6 +119,11 @@ impl Process {
         all.map(|process| (process.pid, process.name)).collect()
     }
 
+    /// Its temporary directory.
+    pub fn tmp(&self) -> &Path {
+        self.tmp.path()
+    }
+
     pub fn files(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.tmp.path()).unwrap().flatten();
         entries

@@ -84,7 +84,11 @@ impl Loading {
         let policy = self.bad_layers.of(&self.known_as(name, place));
         let copy = places.fetch(place)?;
         let strict = policy == OnBadLayers::Strict;
-        let read = qgis.load(&place.source, copy.as_deref(), strict);
+        let read = qgis.load(
+            &place.source,
+            copy.as_ref().map(|copy| copy.0.as_path()),
+            strict,
+        );
         let read = read.map_err(|unread| {
             self.refused_for = first(&unread.bad_layers);
             unread.failure

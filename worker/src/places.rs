@@ -15,7 +15,7 @@ use qgisserver::config;
 use qgisserver::protocol::{Failure, ProjectRef, Seen};
 
 use crate::routes::{Confined, Routes, Target};
-use crate::storages::{Storages, Trouble};
+use crate::storages::{Fetched, Storages, Trouble};
 
 /// A project where it lies, as it was when somebody looked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -312,7 +312,7 @@ impl Places {
     }
 
     /// A copy of the project on this machine, unless QGIS itself reads it where it is.
-    pub fn fetch(&mut self, place: &Place) -> Result<Option<PathBuf>, Failure> {
+    pub fn fetch(&mut self, place: &Place) -> Result<Option<Fetched>, Failure> {
         let Source::Stored(uri) = &place.source else {
             return Ok(None);
         };
@@ -328,6 +328,10 @@ fn failed(uri: &Uri, trouble: Trouble) -> Failure {
             Failure::StorageAway
         }
         Trouble::Gone => Failure::ProjectNotFound,
+        Trouble::TooBig { limit } => {
+            tracing::error!(%uri, limit, "the project has more bytes than any should");
+            Failure::ProjectUnreadable
+        }
         Trouble::Raised(trace) => {
             tracing::error!(%uri, trace, "the handler of projects raised");
             Failure::PluginRaised
@@ -415,7 +419,7 @@ pub mod tests {
             known.map_err(|()| Trouble::Away("as the test wished".into()))
         }
 
-        fn fetch(&mut self, _uri: &Uri) -> Result<Option<PathBuf>, Trouble> {
+        fn fetch(&mut self, _uri: &Uri) -> Result<Option<Fetched>, Trouble> {
             Ok(None)
         }
     }

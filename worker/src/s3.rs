@@ -15,7 +15,7 @@ use ureq::tls::{PemItem, RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 
 use crate::places::Stamp;
-use crate::storages::Trouble;
+use crate::storages::{Fetched, Trouble};
 
 /// For how long a signed address is good: clocks differ.
 const SIGNED: Duration = Duration::from_secs(300);
@@ -26,11 +26,15 @@ const TRUSTED: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// A copy may take so many times as long as an answer.
 const BODY_TIMES: u32 = 6;
 
+/// A project with its auxiliary data is far smaller, and the place for copies may be memory.
+const COPY_MAX: u64 = 1 << 30;
+
 /// The objects that one set of credentials opens.
 pub struct Objects {
     s3: config::S3,
     timeout: Duration,
     copies: PathBuf,
+    copy_max: u64,
     /// Made at the first use: most workers need none.
     agent: Option<Agent>,
 }
@@ -41,6 +45,7 @@ impl Objects {
             s3: s3.clone(),
             timeout,
             copies,
+            copy_max: COPY_MAX,
             agent: None,
         }
     }
@@ -59,7 +64,7 @@ impl Objects {
     }
 
     /// The copy has the name of the object, in a folder of its own.
-    pub fn fetch(&mut self, uri: &str) -> Result<PathBuf, Trouble> {
+    pub fn fetch(&mut self, uri: &str) -> Result<Fetched, Trouble> {
         let (bucket, key) = self.object(uri)?;
         let credentials = self.credentials();
         let url = bucket.get_object(credentials.as_ref(), key).sign(SIGNED);
@@ -76,20 +81,31 @@ impl Objects {
         if !is_there(&answer)? {
             return Err(Trouble::Gone);
         }
+        let limit = self.copy_max;
+        if answer.body().content_length().is_some_and(|n| n > limit) {
+            return Err(Trouble::TooBig { limit });
+        }
         let kept = self.keep(uri, key, &mut answer.into_body().into_reader());
-        kept.map_err(|error| Trouble::Away(error.to_string()))
+        match kept {
+            Ok(kept) => kept.ok_or(Trouble::TooBig { limit }),
+            Err(error) => Err(Trouble::Away(error.to_string())),
+        }
     }
 
-    fn keep(&self, uri: &str, key: &str, body: &mut impl Read) -> io::Result<PathBuf> {
+    /// None if there is more than a copy may have.
+    fn keep(&self, uri: &str, key: &str, body: &mut impl Read) -> io::Result<Option<Fetched>> {
         let mut hasher = DefaultHasher::new();
         uri.hash(&mut hasher);
         let folder = self.copies.join(format!("{:x}", hasher.finish()));
         std::fs::create_dir_all(&folder)?;
-        let path = folder.join(key.rsplit('/').next().unwrap_or(key));
+        let kept = Fetched(folder.join(key.rsplit('/').next().unwrap_or(key)));
         let mut file = tempfile::NamedTempFile::new_in(&folder)?;
-        io::copy(body, file.as_file_mut())?;
-        file.persist(&path)?;
-        Ok(path)
+        let mut body = body.take(self.copy_max + 1);
+        if io::copy(&mut body, file.as_file_mut())? > self.copy_max {
+            return Ok(None);
+        }
+        file.persist(&kept.0)?;
+        Ok(Some(kept))
     }
 
     fn object<'a>(&self, uri: &'a str) -> Result<(Bucket, &'a str), Trouble> {
@@ -295,9 +311,44 @@ mod tests {
         });
         let one = objects.fetch(KEY).unwrap();
         let other = objects.fetch("s3://maps/b/city.qgs").unwrap();
-        assert!(one.ends_with("city.qgs") && other.ends_with("city.qgs") && one != other);
-        assert_eq!(std::fs::read_to_string(&one).unwrap(), "<qgis/>");
-        assert_eq!(objects.fetch(KEY).unwrap(), one);
+        assert!(one.0.ends_with("city.qgs") && other.0.ends_with("city.qgs"));
+        assert_ne!(one.0, other.0);
+        assert_eq!(std::fs::read_to_string(&one.0).unwrap(), "<qgis/>");
+        let path = one.0.clone();
+        drop(one);
+        assert_eq!(objects.fetch(KEY).unwrap().0, path);
+    }
+
+    #[test]
+    fn no_copy_stays_when_it_was_read() {
+        let (_folder, mut objects) = objects(|stream| {
+            say(
+                stream,
+                "HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\n<qgis/>",
+            )
+        });
+        let copy = objects.fetch(KEY).unwrap();
+        assert!(copy.0.exists());
+        drop(copy);
+        assert_eq!(std::fs::read_dir(&objects.copies).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_is_too_big_is_no_project_whether_its_length_is_told_or_not() {
+        for head in ["content-length: 9\r\n", "connection: close\r\n"] {
+            let answer = format!("HTTP/1.1 200 OK\r\n{head}\r\n<qgis />x").leak();
+            let (_folder, mut objects) = objects(move |stream| say(stream, answer));
+            objects.copy_max = 9;
+            assert!(objects.fetch(KEY).is_ok(), "{head}");
+            objects.copy_max = 8;
+            let fetched = objects.fetch(KEY);
+            assert!(
+                matches!(fetched, Err(Trouble::TooBig { limit: 8 })),
+                "{fetched:?}"
+            );
+            let left = std::fs::read_dir(&objects.copies).into_iter().flatten();
+            assert_eq!(left.count(), 0, "{head}");
+        }
     }
 
     #[test]

@@ -17,6 +17,8 @@ pub enum Trouble {
     Away(String),
     /// It was there a moment ago.
     Gone,
+    /// No project has so many bytes.
+    TooBig { limit: u64 },
     /// A handler of the operator's failed at this one.
     Raised(String),
 }
@@ -27,7 +29,21 @@ pub trait Storages {
     fn look(&mut self, uri: &Uri) -> Result<Option<Stamp>, Trouble>;
 
     /// A copy of the project on this machine; None where QGIS itself reads it.
-    fn fetch(&mut self, uri: &Uri) -> Result<Option<PathBuf>, Trouble>;
+    fn fetch(&mut self, uri: &Uri) -> Result<Option<Fetched>, Trouble>;
+}
+
+/// A copy of a project, in a folder of its own. It is there as long as this value: once
+/// QGIS has read it, nobody needs it.
+#[derive(Debug)]
+pub struct Fetched(pub PathBuf);
+
+impl Drop for Fetched {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+        if let Some(folder) = self.0.parent() {
+            let _ = std::fs::remove_dir(folder);
+        }
+    }
 }
 
 /// The real ones.
@@ -44,7 +60,7 @@ impl Storages for Everywhere {
         }
     }
 
-    fn fetch(&mut self, uri: &Uri) -> Result<Option<PathBuf>, Trouble> {
+    fn fetch(&mut self, uri: &Uri) -> Result<Option<Fetched>, Trouble> {
         match uri.scheme() {
             "s3" => self.objects.fetch(&uri.0).map(Some),
             _ => Ok(None),
