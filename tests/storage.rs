@@ -7,6 +7,7 @@ mod objects;
 #[path = "storage/postgres.rs"]
 mod postgres;
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -447,6 +448,48 @@ fn a_pool_of_another_machine_has_schemes_of_its_own() {
             .status
     };
     assert_eq!((get("own:city"), get("other:city")), (200, 404));
+}
+
+/// In the words of Python: a link leads the passwords to a file of whoever made it.
+#[test]
+fn passwords_go_into_no_file_that_somebody_made_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pgpass");
+    let tell = || {
+        let mut python = Command::new("/usr/bin/python3");
+        let paths = format!(
+            "{}:{}",
+            source("python").display(),
+            source("tests/stub").display()
+        );
+        python.env("PYTHONPATH", paths).env("TMPDIR", folder.path());
+        python.env("PYTHONDONTWRITEBYTECODE", "1");
+        python.env("PGPASSFILE", folder.path().join("absent"));
+        let code = "from qgisserver import storages; storages._tell_libpq(['db:5432:*:me:hush'])";
+        python.args(["-c", code]).output().unwrap()
+    };
+    let told = tell();
+    assert!(
+        told.status.success(),
+        "{}",
+        String::from_utf8_lossy(&told.stderr)
+    );
+    assert_eq!(
+        std::fs::read_to_string(&path).unwrap(),
+        "db:5432:*:me:hush\n"
+    );
+    assert_eq!(
+        std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+
+    std::fs::write(&path, "").unwrap();
+    assert!(String::from_utf8_lossy(&tell().stderr).contains("FileExistsError"));
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "");
+    std::fs::remove_file(&path).unwrap();
+    std::os::unix::fs::symlink(folder.path().join("elsewhere"), &path).unwrap();
+    assert!(!tell().status.success());
+    assert!(!folder.path().join("elsewhere").exists());
 }
 
 #[test]

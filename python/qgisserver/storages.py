@@ -119,7 +119,9 @@ def _tell_libpq(passwords):
     except OSError:
         pass
     path = os.path.join(os.environ["TMPDIR"], "pgpass")
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+    # The folder is new. Who put something there before us would read what we write.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    with open(os.open(path, flags, 0o600), "w") as file:
         file.write("\n".join(lines) + "\n")
     os.environ["PGPASSFILE"] = path
 
