@@ -13,7 +13,9 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 
 BUILD := gcc make pkg-config python3-dev
 QGIS  := python3-qgis python3-gdal qgis-server qgis-providers
-TEST  := procps systemd supervisor slowhttptest postgresql postgresql-postgis
+# What QGIS's source is packed with.
+PACK  := xz-utils bzip2
+TEST  := procps systemd supervisor slowhttptest postgresql postgresql-postgis $(PACK)
 BENCH := nginx-light spawn-fcgi
 
 .PHONY: help serve test replay soak check bench cargo
@@ -34,10 +36,10 @@ test: cargo
 	@$(MAKE) --no-print-directory check
 	cargo test --workspace
 	@.ci/fuzz 10
-	@.ci/replay wfs wfst wms wmts
+	@.ci/replay --within 570 --tries 2 wfs wfst wms wmts
 
 replay: cargo
-	@.ci/need $(BUILD) $(QGIS)
+	@.ci/need $(BUILD) $(QGIS) $(PACK)
 	cargo build --workspace --bins
 	tests/replay/replay.py
 

@@ -1,17 +1,19 @@
 #!/usr/bin/python3
 """QGIS's own tests of its server, over HTTP.
 
-    tests/replay/replay.py [--source FOLDER] [--server PROGRAM] [MODULE...]
+    tests/replay/replay.py [--source FOLDER] [--server PROGRAM] [--tries N] [--within SECONDS] [MODULE...]
 
 Runs each test program twice, with QgsServer in its own process and with each request
 sent to a `qgisserver` (see `shim.py`). What passes in the process and fails over HTTP
 has to stand in `differences.txt`, and nothing else may stand there. FOLDER is QGIS's
 source; without it, apt fetches that of the installed package, 110 MB, and keeps it in
-`target/replay`. MODULEs are some of the tests, such as `wfs` and `wms_getmap`.
+`target/replay`. Where apt cannot, the exit status is 75; all else that goes wrong is 1. MODULEs are some of the tests, such as `wfs` and `wms_getmap`.
 """
 
 import argparse
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -55,6 +57,13 @@ NO_SOURCE = 75
 # Longer than the longest of them takes.
 BOUND = 600
 
+# For the lists and the archive together, and then for the archive.
+FETCH_SECONDS = 240
+UNPACK_SECONDS = 60
+
+# A server without projects is ready sooner, and gone.
+SERVER_SECONDS = 30
+
 KEEP = ("*/tests/src/python/*", "*/tests/testdata/*")
 
 SETTINGS = {
@@ -71,15 +80,24 @@ SETTINGS = {
 }
 
 
+class NoSource(Exception):
+    """apt does not have it, or cannot be asked."""
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--source", type=Path, help="QGIS's source, unpacked")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="where a fetched one is kept")
     parser.add_argument("--server", type=Path, default=ROOT / "target/debug/qgisserver")
+    parser.add_argument("--tries", type=int, default=TRIES, help="for a test that fails over HTTP")
+    parser.add_argument("--within", type=float, default=float("inf"), help="seconds, for everything")
     parser.add_argument("modules", nargs="*", help="such as wfs; all without any")
     asked = parser.parse_args()
+    # The server may take its time to end.
+    end = time.monotonic() + asked.within - SERVER_SECONDS
     try:
-        source = asked.source or fetched()
-    except (OSError, subprocess.SubprocessError) as error:
+        source = asked.source or fetched(asked.cache.resolve(), end)
+    except NoSource as error:
         print(f"QGIS's source cannot be fetched: {error}", file=sys.stderr)
         sys.exit(NO_SOURCE)
     tests = source / "tests/src/python"
@@ -89,7 +107,7 @@ def main():
         sys.exit(f"no tests in {tests}")
     with tempfile.TemporaryDirectory(prefix="replay") as tmp:
         with Server(asked.server, tmp) as url:
-            outcomes = [replay(program, url, Path(tmp)) for program in chosen]
+            outcomes = [replay(program, url, Path(tmp), asked.tries, end) for program in chosen]
     sys.exit(judge(outcomes))
 
 
@@ -100,36 +118,98 @@ def is_chosen(stem, modules):
     return not any(word in name.split("_") for word in LEFT_OUT)
 
 
-def fetched():
-    """The source of the installed QGIS, fetched without a change to apt's own lists."""
-    found = sorted(CACHE.glob("qgis-*"))
-    if found:
-        return found[-1]
-    CACHE.mkdir(parents=True, exist_ok=True)
-    (CACHE / "lists/partial").mkdir(parents=True, exist_ok=True)
-    release = os_release()
+def fetched(cache, end):
+    """The source of the installed QGIS."""
+    version = installed()
+    # Some tests put the path into an URL as it is, where a + would be a space.
+    source = cache / re.sub(r"[^\w.-]", "-", f"qgis-{version}")
+    if not source.exists():
+        unpack(download(cache, version, end), source)
+    return source
+
+
+def installed():
+    command = ["dpkg-query", "-W", "-f=${source:Version}", "python3-qgis"]
+    try:
+        return subprocess.run(command, check=True, timeout=30, capture_output=True, text=True).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        raise NoSource(f"which QGIS is installed? {error}") from None
+
+
+def download(cache, version, end):
+    """The archive of that version, without a change to apt's own lists."""
+    end = min(end, time.monotonic() + FETCH_SECONDS)
+    options = settings_of_apt(cache)
+
+    def apt(*words):
+        left = max(end - time.monotonic(), 0.1)
+        command = [words[0], *options, *words[1:]]
+        try:
+            done = subprocess.run(command, cwd=cache, check=True, timeout=left, stdout=subprocess.PIPE, text=True)
+        except (OSError, subprocess.SubprocessError) as error:
+            raise NoSource(f"{' '.join(words)}: {error_of(error)}") from None
+        return done.stdout
+
+    apt("apt-get", "-qq", "update")
+    if f"\nVersion: {version}\n" not in apt("apt-cache", "showsrc", "qgis"):
+        raise NoSource(f"apt does not have that of QGIS {version}")
+    apt("apt-get", "-qq", "source", "--download-only", "--tar-only", f"qgis={version}")
+    upstream = version.partition(":")[2] or version
+    found = sorted(cache.glob(f"qgis_{upstream.rpartition('-')[0]}.orig.tar.*"))
+    found = [path for path in found if path.suffix != ".asc"]
+    if len(found) != 1:
+        sys.exit(f"not one archive of QGIS {version} in {cache}: {[path.name for path in found]}")
+    return found[0]
+
+
+def settings_of_apt(cache):
+    (cache / "lists/partial").mkdir(parents=True, exist_ok=True)
     key = "/usr/share/keyrings/debian-archive-keyring.gpg"
-    line = f"deb-src [signed-by={key}] http://deb.debian.org/debian {release} main\n"
-    (CACHE / "sources.list").write_text(line)
+    line = f"deb-src [signed-by={key}] http://deb.debian.org/debian {os_release()} main\n"
+    (cache / "sources.list").write_text(line)
     own = {
-        "Dir::Etc::sourcelist": CACHE / "sources.list",
+        "Dir::Etc::sourcelist": cache / "sources.list",
         "Dir::Etc::sourceparts": "-",
-        "Dir::State::lists": CACHE / "lists",
-        "Dir::Cache::srcpkgcache": CACHE / "sources.bin",
-        "Dir::Cache::pkgcache": CACHE / "packages.bin",
+        "Dir::State::lists": cache / "lists",
+        "Dir::Cache::srcpkgcache": cache / "sources.bin",
+        "Dir::Cache::pkgcache": cache / "packages.bin",
+        "Acquire::http::Timeout": 20,
+        "Acquire::https::Timeout": 20,
+        "Acquire::Retries": 1,
+        # Otherwise apt goes on with old lists, or none.
+        "APT::Update::Error-Mode": "any",
     }
-    options = [word for name, value in own.items() for word in ("-o", f"{name}={value}")]
-    run = lambda *words: subprocess.run(words, cwd=CACHE, check=True, timeout=1800)
-    run("apt-get", "-qq", *options, "update")
-    run("apt-get", "-qq", *options, "source", "--download-only", "--tar-only", "qgis")
-    (archive,) = CACHE.glob("qgis_*.orig.tar.*")
-    run("tar", "-xf", archive.name, "--wildcards", *KEEP)
-    return sorted(CACHE.glob("qgis-*"))[-1]
+    return [word for name, value in own.items() for word in ("-o", f"{name}={value}")]
+
+
+def error_of(error):
+    if isinstance(error, subprocess.TimeoutExpired):
+        return "it did not end in time"
+    if isinstance(error, subprocess.CalledProcessError):
+        return f"status {error.returncode}"
+    return error
+
+
+def unpack(archive, source):
+    """Under its name only when it is whole. A damaged archive is fetched again next time."""
+    for left in source.parent.glob("unpacking*"):
+        shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix="unpacking", dir=source.parent) as tmp:
+        command = ["tar", "-xf", archive, "-C", tmp, "--wildcards", *KEEP]
+        try:
+            subprocess.run(command, check=True, timeout=UNPACK_SECONDS)
+        except (OSError, subprocess.SubprocessError) as error:
+            archive.unlink(missing_ok=True)
+            sys.exit(f"{archive} cannot be unpacked: {error}")
+        (folder,) = Path(tmp).iterdir()
+        folder.rename(source)
 
 
 def os_release():
     lines = Path("/etc/os-release").read_text().splitlines()
     pairs = dict(line.partition("=")[::2] for line in lines)
+    if "VERSION_CODENAME" not in pairs:
+        raise NoSource("/etc/os-release has no VERSION_CODENAME")
     return pairs["VERSION_CODENAME"].strip('"')
 
 
@@ -150,7 +230,7 @@ class Server:
         )
 
     def __enter__(self):
-        end = time.monotonic() + 60
+        end = time.monotonic() + SERVER_SECONDS
         while time.monotonic() < end and self._process.poll() is None:
             try:
                 urllib.request.urlopen(self._url + "/ready", timeout=2).close()
@@ -163,18 +243,22 @@ class Server:
 
     def __exit__(self, *_):
         self._process.terminate()
-        self._process.wait(60)
+        try:
+            self._process.wait(SERVER_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            print(f"the server did not end within {SERVER_SECONDS} s")
 
 
-def replay(program, url, tmp):
+def replay(program, url, tmp, tries, end):
     """The module, and what each of its tests came to, in the process and over HTTP."""
     module = program.stem.removeprefix("test_qgsserver").lstrip("_") or "server"
-    inside = run(program, "-", tmp / module)
+    inside = run(program, "-", tmp / module, end)
     passed = [name for name, said in inside.items() if said == "ok"]
     failed = dict.fromkeys(passed, "it did not end")
     known = differences()
-    for _ in range(TRIES):
-        for name, said in run(program, url, tmp / module).items():
+    for _ in range(tries):
+        for name, said in run(program, url, tmp / module, end).items():
             if said == "ok":
                 failed.pop(name, None)
             elif name in failed:
@@ -185,13 +269,16 @@ def replay(program, url, tmp):
     return module, passed, failed
 
 
-def run(program, server, results):
+def run(program, server, results, end):
     environment = {**os.environ, "LANG": "C.UTF-8", "QT_QPA_PLATFORM": "offscreen"}
     command = [PYTHON, HERE / "shim.py", server, program, results, f"{results}.images"]
+    bound = min(BOUND, max(end - time.monotonic(), 0.1))
     with open(f"{results}.log", "w") as log:
         try:
-            subprocess.run(command, stdout=log, stderr=log, env=environment, timeout=BOUND)
+            subprocess.run(command, stdout=log, stderr=log, env=environment, timeout=bound)
         except subprocess.TimeoutExpired:
+            if bound < BOUND:
+                sys.exit(f"{program.stem}: there is no more time (--within)")
             print(f"{program.stem}: not within {BOUND} s")
     try:
         lines = Path(results).read_text(encoding="utf-8").splitlines()
