@@ -17,6 +17,7 @@ mod pool;
 mod preload;
 mod projects;
 mod qgis;
+mod ready;
 mod routes;
 mod s3;
 mod serve;

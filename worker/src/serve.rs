@@ -30,6 +30,7 @@ use crate::places::{Place, Places};
 use crate::plugins;
 use crate::projects::{Copy, Hit, Projects, Rules};
 use crate::qgis::{self, Judgement, Project, Qgis, Served, Zygote};
+use crate::ready;
 use crate::s3::Objects;
 use crate::storages::{self, Everywhere};
 
@@ -130,7 +131,7 @@ fn start_link(
         heartbeat_misses: pool.heartbeat_misses,
         cancel_grace: pool.cancel_grace,
     };
-    let ready = Ready {
+    let ready = ready::fit(Ready {
         pool: birth.name.into(),
         pool_instance: birth.pool_instance.into(),
         instance,
@@ -140,12 +141,12 @@ fn start_link(
         versions: birth.versions.clone(),
         plugins: plugins::names(&qgis.plugins, PluginStatus::Loaded),
         plugins_failed: plugins::names(&qgis.plugins, PluginStatus::Failed),
-        plugin_reports: plugins::fit(qgis.plugins.clone()),
+        plugin_reports: qgis.plugins.clone(),
         plugins_answer: qgis.plugins_answer,
         may_cache: qgis.may_cache,
         born: Born::default(),
         projects,
-    };
+    });
     let mut control = birth
         .control
         .try_clone()
@@ -178,9 +179,6 @@ struct Server {
     memory: Resident,
     chunk_bytes: usize,
 }
-
-/// Of the projects that were opened before it was ready, so many are named in READY.
-const NAMED_MAX: usize = 256;
 
 impl Server {
     fn new(qgis: Qgis, places: Places, pool: &config::Pool, versions: &Versions) -> Self {
@@ -230,7 +228,6 @@ impl Server {
             let ms = start.elapsed().as_millis();
             tracing::info!(n_projects = opened.len(), ms, "projects opened ahead");
         }
-        opened.truncate(NAMED_MAX);
         opened
     }
 
