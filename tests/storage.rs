@@ -50,7 +50,10 @@ fn nothing_told(server: &Server, secret: &str) {
 }
 
 fn with_database(postgres: &Postgres, settings: &str) -> Server {
-    let world = World::real().with("PGSERVICEFILE", &postgres.service_file());
+    // The database writes times in UTC, wherever the server is.
+    let world = World::real()
+        .with("PGSERVICEFILE", &postgres.service_file())
+        .with("TZ", Path::new("Asia/Tokyo"));
     let settings = format!(
         "projects.cache.allow_storage_schemes = file,postgresql
          projects.schemes.pg = postgresql:///?service=maps&dbname=gis&schema=maps
@@ -91,6 +94,12 @@ fn a_project_in_postgresql_is_served_until_it_is_saved_again_or_deleted() {
     has_title(&server, "db/maps/city", "Second");
     postgres.save("city", "Third");
     has_title(&server, "pg:city", "Third");
+    let reply = capabilities(&server, "pg:city");
+    let date = reply
+        .header("last-modified")
+        .expect("it was saved just now");
+    let age = httpdate::parse_http_date(date).unwrap().elapsed().unwrap();
+    assert!(age < Duration::from_secs(600), "{date}");
 
     let absent = capabilities(&server, "pg:town");
     for map in [
@@ -261,6 +270,27 @@ fn copies_below(folder: &Path) -> Vec<PathBuf> {
         })
         .filter(|path| path.components().any(|part| part.as_os_str() == "copies"))
         .collect()
+}
+
+#[test]
+fn times_are_read_as_each_storage_writes_them() {
+    let script = "
+from datetime import timezone
+from qgisserver.storages import _seconds
+for text in ('2024-03-01 12:00:00', '2024-03-01 12:00:00.1', '2024-03-01T12:00:00.98765',
+             '2024-03-01 12:00:00.1234567', '2024-03-01 14:00:00+02:00'):
+    assert _seconds(text, timezone.utc) == 1709294400, text
+assert _seconds('2024-03-01T21:00:00') == 1709294400, 'QGIS writes local time into a GeoPackage'
+assert _seconds('') == _seconds('yesterday') == 0
+";
+    let done = Command::new("/usr/bin/python3")
+        .args(["-c", script])
+        .env("PYTHONPATH", source("python"))
+        .env("TZ", "Asia/Tokyo")
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{told}");
 }
 
 fn save(target: &str, title: &str, places: &Path) {

@@ -7,9 +7,10 @@ returns, raises ``Away`` with the reason, or raises what a handler of the operat
 import hashlib
 import json
 import os
+import re
 import select
 import time
-from datetime import datetime
+from datetime import datetime, timezone
 from urllib.parse import parse_qsl, urlsplit
 
 from . import components, projects
@@ -106,7 +107,8 @@ def _postgresql(uri):
     _connections[key] = kept
     if len(_connections) > _CONNECTIONS_MAX:
         _connections.pop(next(iter(_connections))).close()
-    return row and (" ".join(row), _seconds(row[0]))
+    # QGIS lets the database write the time, in UTC and without saying so.
+    return row and (" ".join(row), _seconds(row[0], timezone.utc))
 
 
 def _tell_libpq(passwords):
@@ -217,12 +219,17 @@ def _modified(metadata):
         return ""
 
 
-def _seconds(text):
-    """QGIS writes local time, PostgreSQL with its zone; what is neither is 0."""
+def _seconds(text, zone=None):
+    """``zone``: where it is when the text does not say so, here by default. 0: no time."""
+    # PostgreSQL leaves out zeros at the end, which Python wants.
+    text = re.sub(r"\.(\d+)", lambda match: "." + match[1][:6].ljust(6, "0"), text.strip())
     try:
-        return max(0, int(datetime.fromisoformat(text.strip()).timestamp()))
+        time = datetime.fromisoformat(text)
     except ValueError:
         return 0
+    if time.tzinfo is None:
+        time = time.replace(tzinfo=zone)
+    return max(0, int(time.timestamp()))
 
 
 # What QGIS itself, or a plugin, registers as a storage of projects.

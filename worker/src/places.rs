@@ -115,7 +115,8 @@ pub enum Stamp {
         device: u64,
         inode: u64,
     },
-    /// What a storage calls this state, hashed, and seconds since 1970.
+    /// What a storage calls this state, hashed, and seconds since 1970, or 0 if it does
+    /// not say.
     Stored { tag: u64, modified: u64 },
 }
 
@@ -156,12 +157,13 @@ impl Stamp {
         }
     }
 
-    /// Seconds since 1970.
-    pub fn modified(&self) -> u64 {
-        match self {
+    /// Seconds since 1970; None if nobody knows.
+    pub fn modified(&self) -> Option<u64> {
+        let modified = match self {
             Self::File { modified_ns, .. } => (modified_ns / 1_000_000_000) as u64,
             Self::Stored { modified, .. } => *modified,
-        }
+        };
+        Some(modified).filter(|seconds| *seconds > 0)
     }
 }
 
@@ -605,7 +607,8 @@ pub mod tests {
 
         say(Some(Ok(Stamp::stored("a", 1))));
         let place = find(0).unwrap();
-        assert_eq!(place.stamp.modified(), 1);
+        assert_eq!(place.stamp.modified(), Some(1));
+        assert_eq!(Stamp::stored("a", 0).modified(), None, "it is not 1970");
         assert!(!format!("{place:?} {}", place.source).contains("hush"));
         say(Some(Ok(Stamp::stored("b", 1))));
         assert_eq!(find(9).unwrap(), place);

@@ -473,8 +473,8 @@ impl<P> Copy<P> {
         &self.loaded.bad_layers
     }
 
-    /// Seconds since 1970.
-    pub fn modified(&self) -> u64 {
+    /// Seconds since 1970, if somebody knows.
+    pub fn modified(&self) -> Option<u64> {
         self.loaded.stamp.modified()
     }
 

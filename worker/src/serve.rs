@@ -354,7 +354,7 @@ impl Server {
             render_us: micros(served.render),
         };
         let (modified, bad_layers) = match copy {
-            Some(copy) => (Some(copy.modified()), first(copy.bad_layers())),
+            Some(copy) => (copy.modified(), first(copy.bad_layers())),
             None => (None, Vec::new()),
         };
         let hit = found.map(|(_, hit)| hit);
@@ -500,7 +500,7 @@ fn document<'a>(
 ) -> Option<Asked<'a>> {
     let document = request.document.as_ref()?;
     let state = copy.map(Copy::version).unwrap_or_default();
-    let modified = copy.map(Copy::modified);
+    let modified = copy.and_then(Copy::modified);
     let has_plugins = qgis.has_hands();
     Some(documents.asked(document, &request.url, state, modified, has_plugins))
 }
