@@ -97,7 +97,8 @@ fn a_date_is_good_for_clients_that_have_no_tag() {
     for (date, expected) in [
         (THEN_TEXT, 304),
         ("Sunday, 06-Nov-94 08:49:37 GMT", 304),
-        ("Mon, 07 Nov 1994 08:49:37 GMT", 304),
+        // What the client has may be younger than the backup that was put back since.
+        ("Mon, 07 Nov 1994 08:49:37 GMT", 200),
         ("Sun, 06 Nov 1994 08:49:36 GMT", 200),
         ("1994-11-06T08:49:37Z", 200),
     ] {

@@ -39,11 +39,25 @@ impl Companions {
         self.0.iter().all(|(path, was)| look(path) == *was)
     }
 
+    pub fn are_none(&self) -> bool {
+        self.there().next().is_none()
+    }
+
+    /// When the last of them changed, in seconds since 1970.
+    pub fn modified(&self) -> Option<u64> {
+        let seconds = |(_, look): (_, &Look)| u64::try_from(look.modified.0).ok();
+        self.there().filter_map(seconds).max()
+    }
+
+    fn there(&self) -> impl Iterator<Item = (&PathBuf, &Look)> {
+        let all = self.0.iter();
+        all.filter_map(|(path, look)| Some((path, look.as_ref()?)))
+    }
+
     /// Part of the project's version; empty if there are none.
     pub fn version(&self) -> String {
         let mut hasher = DefaultHasher::new();
-        let there = self.0.iter().filter(|(_, look)| look.is_some());
-        let there: Vec<_> = there.collect();
+        let there: Vec<_> = self.there().collect();
         there.hash(&mut hasher);
         match there.is_empty() {
             true => String::new(),
@@ -111,6 +125,22 @@ mod tests {
         different.sort();
         different.dedup();
         assert_eq!(different.len(), versions.len(), "{versions:?}");
+    }
+
+    #[test]
+    fn the_last_change_of_what_is_there_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = Source::File(folder.path().join("city.qgs"));
+        let nothing = Companions::of(&path, &[]);
+        assert!(nothing.are_none() && nothing.modified().is_none());
+        for (name, seconds) in [("city.qgd", 20), ("city_attachments.zip", 10)] {
+            let file = fs::File::create(folder.path().join(name)).unwrap();
+            let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+            file.set_modified(time).unwrap();
+            let companions = Companions::of(&path, &[]);
+            assert!(!companions.are_none());
+            assert_eq!(companions.modified(), Some(20));
+        }
     }
 
     #[test]

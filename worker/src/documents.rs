@@ -46,24 +46,35 @@ impl Documents {
         }
     }
 
-    /// What is known of a document before it is made. `state` is its project's, `modified`
-    /// since when.
+    /// What is known of a document before it is made, whose project is in this state.
     pub fn asked<'a>(
         &self,
         document: &'a Document,
         url: &str,
-        state: &str,
-        modified: Option<u64>,
+        state: State<'_>,
         has_plugins: bool,
     ) -> Asked<'a> {
         let is_fixed = document.fixed && self.by_project && !has_plugins;
+        let parts = [&document.basis, url, state.version];
         Asked {
             document,
-            foreseen: is_fixed.then(|| name(self.software.clone(), &[&document.basis, url, state])),
-            modified: modified.filter(|_| document.dated),
+            foreseen: is_fixed.then(|| name(self.software.clone(), &parts)),
+            drawn_up: state.modified.filter(|_| document.dated),
+            // A right that was lost leaves the project as it was.
+            modified: state.dated.filter(|_| document.dated && !has_plugins),
             has_plugins,
         }
     }
+}
+
+/// What a project is, and since when.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct State<'a> {
+    pub version: &'a str,
+    /// When it last changed, as far as that is known.
+    pub modified: Option<u64>,
+    /// The same if no change leaves it as it is.
+    pub dated: Option<u64>,
 }
 
 /// A document that a client asks for.
@@ -72,7 +83,9 @@ pub struct Asked<'a> {
     document: &'a Document,
     /// Its name, if that is known before it is made.
     foreseen: Option<String>,
-    /// Since when its project is what it is.
+    /// What its page says of its time.
+    drawn_up: Option<u64>,
+    /// The date by which a client may know it.
     modified: Option<u64>,
     /// A server filter or access control may have a hand in it.
     has_plugins: bool,
@@ -95,7 +108,7 @@ impl Asked<'_> {
             return (head, bytes);
         }
         let bytes = self
-            .modified
+            .drawn_up
             .map_or(bytes.clone(), |at| dated(&head, bytes, at));
         let tag = self.foreseen.clone();
         let validator = self.validator(tag.unwrap_or_else(|| name_of(&head, &bytes, keys)));
@@ -114,8 +127,7 @@ impl Asked<'_> {
     fn validator(&self, tag: String) -> Validator {
         Validator {
             tag,
-            // A right that was lost leaves the project as it was.
-            modified: self.modified.filter(|_| !self.has_plugins),
+            modified: self.modified,
             private: self.has_plugins,
         }
     }
@@ -131,10 +143,11 @@ fn not_modified(validator: Validator) -> Head {
 }
 
 fn is_held(held: &Held, validator: &Validator) -> bool {
-    let is_as_old = |(modified, since): (u64, u64)| modified <= since;
+    // An older one may come back from a backup, so a later date says nothing.
+    let is_the_date = |(modified, since): (u64, u64)| modified == since;
     held.any
         || held.tags.contains(&validator.tag)
-        || validator.modified.zip(held.since).is_some_and(is_as_old)
+        || validator.modified.zip(held.since).is_some_and(is_the_date)
 }
 
 fn name_of(head: &Head, bytes: &[u8], keys: &[String]) -> String {
@@ -201,6 +214,14 @@ mod tests {
 
     const NOW: Option<u64> = Some(10);
 
+    fn state(version: &str) -> State<'_> {
+        State {
+            version,
+            modified: NOW,
+            dated: NOW,
+        }
+    }
+
     fn documents(change: impl FnOnce(&mut config::Pool)) -> Documents {
         let mut rules = config::Config::default().pool;
         rules.force_etag = true;
@@ -252,7 +273,7 @@ mod tests {
     fn told(held: Held, has_plugins: bool, keys: &[&str], text: &str) -> (u16, String) {
         let documents = documents(|rules| rules.force_etag = false);
         let document = capabilities(held);
-        let asked = documents.asked(&document, "u", "s", NOW, has_plugins);
+        let asked = documents.asked(&document, "u", state("s"), has_plugins);
         assert_eq!(asked.known(), None);
         let keys: Vec<String> = keys.iter().map(|key| key.to_string()).collect();
         let (head, bytes) = reply(text);
@@ -264,18 +285,18 @@ mod tests {
     #[test]
     fn a_name_changes_with_all_that_a_document_depends_on() {
         let one = documents(|_| ());
-        let foreseen = |documents: &Documents, basis: &str, url, state| {
+        let foreseen = |documents: &Documents, basis: &str, url, version| {
             let document = Document {
                 basis: basis.into(),
                 ..capabilities(Held::default())
             };
-            let asked = documents.asked(&document, url, state, NOW, false);
+            let asked = documents.asked(&document, url, state(version), false);
             asked.foreseen.expect("its project determines it")
         };
         let name = foreseen(&one, "1", "http://a/", "s");
         assert_eq!(foreseen(&one, "1", "http://a/", "s"), name);
         assert_eq!(name.len(), 2 * TAG_BYTES);
-        for (basis, url, state) in [
+        for (basis, url, version) in [
             ("2", "http://a/", "s"),
             ("1", "http://b/", "s"),
             ("1", "http://a/?", "s"),
@@ -283,9 +304,9 @@ mod tests {
             ("1h", "ttp://a/", "s"),
         ] {
             assert_ne!(
-                foreseen(&one, basis, url, state),
+                foreseen(&one, basis, url, version),
                 name,
-                "{basis} {url} {state}"
+                "{basis} {url} {version}"
             );
         }
         let blank = documents(|rules| rules.disable_owsurls = true);
@@ -305,7 +326,7 @@ mod tests {
     #[test]
     fn only_what_its_project_determines_is_named_before_it_is_made() {
         let is_foreseen = |documents: &Documents, document: &Document, has_plugins| {
-            let asked = documents.asked(document, "u", "s", NOW, has_plugins);
+            let asked = documents.asked(document, "u", state("s"), has_plugins);
             asked.foreseen.is_some()
         };
         let document = capabilities(Held::default());
@@ -326,10 +347,10 @@ mod tests {
         let documents = documents(|_| ());
         let known = |held: Held| {
             let document = capabilities(held);
-            documents.asked(&document, "u", "s", NOW, false).known()
+            documents.asked(&document, "u", state("s"), false).known()
         };
         let none = capabilities(Held::default());
-        let tag = documents.asked(&none, "u", "s", NOW, false).foreseen;
+        let tag = documents.asked(&none, "u", state("s"), false).foreseen;
         let tag = tag.expect("it is fixed");
         let head = known(tags(&["x", &tag])).expect("it is known");
         let validator = head.validator.expect("a name");
@@ -354,12 +375,26 @@ mod tests {
             (any(), 304),
             (since(9), 200),
             (since(10), 304),
-            (since(11), 304),
+            (since(11), 200),
         ] {
             let expected = (status, tag.clone());
             assert_eq!(told(held.clone(), false, &[], "one"), expected, "{held:?}");
         }
         assert_eq!(told(tags(&[&tag]), false, &[], "two").0, 200);
+    }
+
+    #[test]
+    fn what_may_change_without_its_date_has_none() {
+        let (documents, document) = (documents(|_| ()), capabilities(since(10)));
+        let undated = State {
+            dated: None,
+            ..state("s")
+        };
+        let asked = documents.asked(&document, "u", undated, false);
+        let (head, bytes) = reply("one");
+        let (head, _) = asked.settle(&[], head, bytes);
+        let validator = head.validator.expect("a name");
+        assert_eq!((head.status, validator.modified), (200, None));
     }
 
     #[test]
@@ -370,7 +405,7 @@ mod tests {
         assert_eq!(told(tags(&[&ada]), true, &["ben"], "one").0, 200);
         let documents = documents(|_| ());
         let document = capabilities(Held::default());
-        let asked = documents.asked(&document, "u", "s", NOW, true);
+        let asked = documents.asked(&document, "u", state("s"), true);
         let (head, bytes) = reply("one");
         let validator = asked.settle(&[], head, bytes).0.validator.expect("a name");
         assert!(validator.private && validator.modified.is_none());
@@ -379,7 +414,7 @@ mod tests {
     #[test]
     fn a_copy_that_is_still_good_keeps_what_was_said_of_copies() {
         let (documents, document) = (documents(|_| ()), capabilities(any()));
-        let asked = documents.asked(&document, "u", "s", NOW, false);
+        let asked = documents.asked(&document, "u", state("s"), false);
         let (head, bytes) = reply("one");
         let (head, _) = asked.settle(&[], head, bytes);
         assert_eq!(head.headers, [("Vary".to_owned(), "X".to_owned())]);
@@ -388,8 +423,14 @@ mod tests {
 
     #[test]
     fn a_page_bears_the_date_of_its_project_and_not_of_its_making() {
+        // Whether that date is enough for clients to know it by is another question.
+        let of_1994 = State {
+            modified: Some(784_111_777),
+            dated: None,
+            ..state("s")
+        };
         let (documents, document) = (documents(|_| ()), capabilities(Held::default()));
-        let asked = documents.asked(&document, "u", "s", Some(784_111_777), true);
+        let asked = documents.asked(&document, "u", of_1994, true);
         let page = |kind: &str, second: u32| {
             let head = Head {
                 status: 200,
@@ -409,7 +450,7 @@ mod tests {
     #[test]
     fn mistakes_and_what_plugins_name_themselves_are_left_alone() {
         let (documents, document) = (documents(|_| ()), capabilities(any()));
-        let asked = documents.asked(&document, "u", "s", NOW, false);
+        let asked = documents.asked(&document, "u", state("s"), false);
         let (mut head, bytes) = reply("x");
         head.status = 400;
         let refused = (head.clone(), bytes.clone());

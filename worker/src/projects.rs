@@ -473,9 +473,19 @@ impl<P> Copy<P> {
         &self.loaded.bad_layers
     }
 
-    /// Seconds since 1970, if somebody knows.
+    /// When it last changed, with what lies beside it; seconds since 1970, if somebody
+    /// knows.
     pub fn modified(&self) -> Option<u64> {
-        self.loaded.stamp.modified()
+        let own = self.loaded.stamp.modified()?;
+        Some(own.max(self.loaded.companions.modified().unwrap_or(0)))
+    }
+
+    /// The same, unless it may become another one and keep this date: layers come back
+    /// without any file changing, and one of several files may be replaced by an older one.
+    pub fn dated(&self) -> Option<u64> {
+        let loaded = &self.loaded;
+        let is_one_file = loaded.companions.are_none() && loaded.bad_layers.is_empty();
+        self.modified().filter(|_| is_one_file && loaded.settled)
     }
 
     fn is_of(&self, place: &Place) -> bool {
@@ -605,6 +615,16 @@ mod tests {
             Ok((text, hit.found, !hit.edition.outdated))
         }
 
+        /// When a project with this text changed, and the date that clients may know it by.
+        fn dates(&mut self, text: &str) -> (Option<u64>, Option<u64>) {
+            self.write("city.qgs", text);
+            set_modified(&self.file("city.qgs"), 10);
+            self.get("city").unwrap();
+            let place = self.place("city");
+            let copy = self.projects.copy(&place);
+            (copy.modified(), copy.dated())
+        }
+
         fn prepare(&mut self, name: &str) -> Result<Edition, Failure> {
             let place = self.place(name);
             let load = || read(&place);
@@ -682,6 +702,17 @@ mod tests {
             assert!(!versions.contains(&bench.seen.version));
             versions.push(bench.seen.version.clone());
         }
+    }
+
+    #[test]
+    fn a_project_has_a_date_for_clients_if_no_change_can_keep_it() {
+        let mut bench = Bench::new();
+        assert_eq!(bench.dates("whole"), (Some(10), Some(10)));
+        assert_eq!(bench.dates("with one lost,"), (Some(10), None));
+        assert_eq!(bench.dates("moving"), (Some(10), None));
+        bench.write("city.qgd", "labels");
+        set_modified(&bench.file("city.qgd"), 20);
+        assert_eq!(bench.dates("with labels"), (Some(20), None));
     }
 
     #[test]

@@ -21,7 +21,7 @@ use qgisserver::protocol::{
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::board::{Board, Farewell};
-use crate::documents::{Asked, Documents};
+use crate::documents::{Asked, Documents, State};
 use crate::drive::Drive;
 use crate::link::{self, Job, Last, Outlet};
 use crate::loading::{Loading, first};
@@ -499,10 +499,13 @@ fn document<'a>(
     copy: Option<&Copy<Project>>,
 ) -> Option<Asked<'a>> {
     let document = request.document.as_ref()?;
-    let state = copy.map(Copy::version).unwrap_or_default();
-    let modified = copy.and_then(Copy::modified);
+    let state = copy.map_or_else(State::default, |copy| State {
+        version: copy.version(),
+        modified: copy.modified(),
+        dated: copy.dated(),
+    });
     let has_plugins = qgis.has_hands();
-    Some(documents.asked(document, &request.url, state, modified, has_plugins))
+    Some(documents.asked(document, &request.url, state, has_plugins))
 }
 
 /// What is left for FINAL; of much that is left, all but the last chunk is sent here.
