@@ -7,10 +7,11 @@ mod objects;
 #[path = "storage/postgres.rs"]
 mod postgres;
 
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use common::{Pool, Reply, Server, World, eventually, free_address, source};
 use nix::sys::signal::Signal;
@@ -375,6 +376,22 @@ fn handlers_that_were_written_for_other_servers_find_and_read_projects() {
     assert_eq!(status(&server, "shelf:away/world"), 503);
     assert_eq!(status(&server, "drawer:raise"), 500);
     has_title(&server, "drawer:world", "World");
+    let loaded = |n: usize| {
+        let count = server.process.log.count("project=drawer:saved ms=");
+        assert_eq!(count, n, "{}", server.process.log.text());
+    };
+    let text = std::fs::read_to_string(projects.join("world.qgs")).unwrap();
+    std::fs::write(projects.join("saved.qgs"), &text).unwrap();
+    let later = std::fs::File::create(projects.join("saved.later")).unwrap();
+    (&later)
+        .write_all(text.replace(">World<", ">Saved<").as_bytes())
+        .unwrap();
+    later.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+    // What came is not what was looked for: one more, and then it is known what it is.
+    has_title(&server, "drawer:saved", "Saved");
+    loaded(2);
+    has_title(&server, "drawer:saved", "Saved");
+    loaded(2);
     std::fs::remove_file(projects.join("world.qgs")).unwrap();
     assert_eq!(status(&server, "drawer:world"), 404);
 }

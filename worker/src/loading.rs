@@ -57,10 +57,10 @@ impl Loading {
         let mut n_tries = 0;
         loop {
             n_tries += 1;
-            let place = still(place).ok_or(Failure::ProjectNotFound)?;
+            let place = still(places, place)?;
             let beside = Companions::of(&place.source, &[]);
             let loaded = self.read(qgis, places, name, &place)?;
-            let is_same = place.again().as_ref() == Some(&place) && beside.are_unchanged();
+            let is_same = places.again(&place)?.as_ref() == Some(&place) && beside.are_unchanged();
             if is_same || n_tries == TRIES {
                 return Ok(Loaded {
                     settled: is_same,
@@ -136,15 +136,16 @@ impl Loading {
 }
 
 /// The place as it is when it did not change for a tick, or after a few of them.
-fn still(place: &Place) -> Option<Place> {
+fn still(places: &mut Places, place: &Place) -> Result<Place, Failure> {
+    let mut look = || places.again(place)?.ok_or(Failure::ProjectNotFound);
     for _ in 0..TRIES {
-        let now = place.again()?;
+        let now = look()?;
         match now.age() {
             Some(age) if age < TICK => std::thread::sleep(TICK - age),
-            _ => return Some(now),
+            _ => return Ok(now),
         }
     }
-    place.again()
+    look()
 }
 
 /// As many names as a message should have.

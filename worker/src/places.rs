@@ -26,15 +26,10 @@ pub struct Place {
 }
 
 impl Place {
-    /// The same place as it is now; None if nothing is there. What a storage has is not
-    /// looked at again.
-    pub fn again(&self) -> Option<Self> {
-        let stamp = match &self.source {
-            Source::File(path) => Stamp::of(path).ok()?,
-            Source::Stored(_) => self.stamp,
-        };
+    /// The same place in another state.
+    fn at(&self, stamp: Stamp) -> Self {
         let source = self.source.clone();
-        Some(Self { source, stamp })
+        Self { source, stamp }
     }
 
     /// How long ago it changed; None if that is not known, or lies in the future.
@@ -288,8 +283,7 @@ impl Places {
         Err(Failure::ProjectNotFound)
     }
 
-    /// In which state the project is; None if it is not there. A storage that does not
-    /// answer costs one request its time-out, and not each.
+    /// In which state the project is; None if it is not there.
     fn ask(&mut self, uri: &Uri, now: Instant) -> Result<Option<Stamp>, Failure> {
         let server = uri.server();
         if let Some(since) = self.away.peek(&server)
@@ -311,6 +305,28 @@ impl Places {
                 Err(failed(uri, trouble))
             }
         }
+    }
+
+    /// The same place as it is now, however short ago somebody looked; None if nothing is
+    /// there.
+    pub fn again(&mut self, place: &Place) -> Result<Option<Place>, Failure> {
+        self.again_at(place, Instant::now())
+    }
+
+    fn again_at(&mut self, place: &Place, now: Instant) -> Result<Option<Place>, Failure> {
+        let stamp = match &place.source {
+            Source::File(path) => return Ok(Stamp::of(path).ok().map(|stamp| place.at(stamp))),
+            Source::Stored(uri) => self.ask(uri, now)?,
+        };
+        // Who asks by another name within the interval must not go back.
+        for (_, known) in self.spellings.iter_mut() {
+            if let Some(stamp) = stamp
+                && known.place.source == place.source
+            {
+                (known.place.stamp, known.asked) = (stamp, now);
+            }
+        }
+        Ok(stamp.map(|stamp| place.at(stamp)))
     }
 
     /// A copy of the project on this machine, unless QGIS itself reads it where it is.
@@ -623,6 +639,37 @@ pub mod tests {
         assert_eq!(find(35), Err(Failure::ProjectNotFound));
         say(Some(Ok(Stamp::stored("b", 1))));
         assert!(find(35).is_ok());
+    }
+
+    /// A project that was saved while it was loaded is what it is now, by any name.
+    #[test]
+    fn a_second_look_at_a_storage_does_not_wait_for_the_interval() {
+        let fake = Arc::new(Mutex::new(Fake::default()));
+        let pool = config::Pool {
+            check_interval: Duration::from_secs(10),
+            ..pool(Path::new("/"), &[("s3", "s3://maps/")], &[])
+        };
+        let mut places = places_of(pool, fake.clone());
+        let save = |tag: &str| {
+            let stamp = Ok(Stamp::stored(tag, 1));
+            let projects = &mut fake.lock().unwrap().projects;
+            projects.insert("s3://maps/city.qgs".into(), stamp);
+        };
+        save("a");
+        let start = Instant::now();
+        let names = ["city", "city.qgs"].map(|name| named("s3", name));
+        let first = names
+            .each_ref()
+            .map(|name| places.find_at(name, &long_ago(), start).unwrap());
+        assert_eq!(first[0], first[1]);
+        save("b");
+        let second = places.again_at(&first[0], start).unwrap().unwrap();
+        assert_ne!(second.stamp, first[0].stamp);
+        for name in &names {
+            assert_eq!(places.find_at(name, &long_ago(), start), Ok(second.clone()));
+        }
+        fake.lock().unwrap().projects.clear();
+        assert_eq!(places.again_at(&second, start), Ok(None));
     }
 
     #[test]

@@ -25,4 +25,8 @@ class Drawer(ProtocolHandler):
         )
 
     def project(self, md, config):
+        # As if somebody saved it in the moment since it was looked for.
+        later = Path(md.uri).with_suffix(".later")
+        if later.exists():
+            later.replace(md.uri)
         return load_project_from_uri(md.uri, config)
