@@ -265,7 +265,7 @@ impl<T: Transport> Driver<T> {
             breakers: Breakers::new(breaker_rules(&config)),
             storm: Storm::new(storm_rules(&config)),
             departures: Departures::default(),
-            versions: Versions::new(config.stale),
+            versions: Versions::new(config.stale, config.broken_for),
             errands: HashMap::new(),
             troubled: Troubled::default(),
             patience: config.queue_timeout,
@@ -514,7 +514,8 @@ impl<T: Transport> Driver<T> {
             ..config
         };
         self.queue.configure(limits(&self.config));
-        self.versions.configure(self.config.stale);
+        self.versions
+            .configure(self.config.stale, self.config.broken_for);
         self.quarantine.configure(quarantine_rules(&self.config));
         self.breakers.configure(breaker_rules(&self.config));
         self.storm.configure(storm_rules(&self.config));

@@ -32,8 +32,8 @@ const PLACES_MAX: NonZeroUsize = NonZeroUsize::new(4096).expect("it is not zero"
 const NAMES_MAX: NonZeroUsize = NonZeroUsize::new(4 * 4096).expect("it is not zero");
 /// Late answers are not older than so many versions, or are taken for new.
 const OUT_MAX: usize = 8;
-/// Before a worker tries once more to load what it could not.
-const PAUSE: Duration = Duration::from_millis(500);
+/// At least, before a worker tries once more to load what it could not.
+const PAUSE_MIN: Duration = Duration::from_millis(500);
 
 /// When a request was given to its worker.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -55,6 +55,8 @@ pub struct Errand {
 pub struct Versions {
     /// For how long an old copy may answer; zero: not at all.
     stale_max: Duration,
+    /// Before a worker tries once more to load what it could not.
+    pause: Duration,
     names: LruCache<ProjectRef, u64>,
     places: LruCache<u64, Record>,
     /// Of all epochs of all projects.
@@ -89,9 +91,10 @@ struct Change {
 }
 
 impl Versions {
-    pub fn new(stale_max: Duration) -> Self {
+    pub fn new(stale_max: Duration, pause: Duration) -> Self {
         Self {
             stale_max,
+            pause: pause.max(PAUSE_MIN),
             names: LruCache::new(NAMES_MAX),
             places: LruCache::new(PLACES_MAX),
             n_epochs: 0,
@@ -99,8 +102,9 @@ impl Versions {
         }
     }
 
-    pub fn configure(&mut self, stale_max: Duration) {
+    pub fn configure(&mut self, stale_max: Duration, pause: Duration) {
         self.stale_max = stale_max;
+        self.pause = pause.max(PAUSE_MIN);
     }
 
     /// A request is given to a worker now: what the worker has to know, and what is to be
@@ -204,7 +208,7 @@ impl Versions {
         }
         change.preparing = None;
         match version {
-            None => change.not_before = now + PAUSE,
+            None => change.not_before = now + self.pause,
             Some(version) => change.add(&errand.peer, version),
         }
         record.flip_if_ready(next, now);
@@ -366,7 +370,7 @@ mod tests {
     impl Bench {
         fn new(stale_max: Duration) -> Self {
             Self {
-                versions: Versions::new(stale_max),
+                versions: Versions::new(stale_max, S),
                 now: Instant::now(),
             }
         }
@@ -463,7 +467,8 @@ mod tests {
         bench.answer(1, &asked, "1", true);
         let errand = bench.versions.errand(bench.now, |_| true).unwrap();
         bench.versions.prepared(&errand, None, bench.now);
-        assert_eq!(bench.versions.errand(bench.now, |_| true), None, "a pause");
+        let soon = bench.now + S * 3 / 4;
+        assert_eq!(bench.versions.errand(soon, |_| true), None, "a pause");
         let errand = bench.versions.errand(bench.now + S, |_| true).unwrap();
         bench.versions.prepared(&errand, None, bench.now + S);
         assert!(bench.ask().0.stale);

@@ -193,6 +193,8 @@ pub struct Broker {
     pub storm_period: Duration,
     /// How long an old copy of a changed project may answer; zero: not at all.
     pub stale: Duration,
+    /// How long what does not load is remembered.
+    pub broken_for: Duration,
 }
 
 /// The pool and its workers.
@@ -369,6 +371,7 @@ impl Default for Config {
                 storm_deaths: 5,
                 storm_period: seconds(30),
                 stale: Duration::ZERO,
+                broken_for: seconds(5),
             },
             pool: Pool {
                 workers: 2,
@@ -572,6 +575,7 @@ impl Broker {
             storm_deaths: settings.small("zmq.storm_deaths"),
             storm_period: settings.duration("zmq.storm_seconds"),
             stale: settings.duration("projects.cache.stale_seconds"),
+            broken_for: settings.duration("projects.cache.broken_seconds"),
         }
     }
 }

@@ -184,16 +184,26 @@ impl<P> Projects<P> {
         now: Instant,
         load: impl FnOnce() -> Result<Loaded<P>, Failure>,
     ) -> Result<(Edition, Found), Failure> {
+        let broken_for = self.rules.broken_for;
         let entry = self.known(name, place, now);
         let copies = [&entry.current, &entry.next];
         let here = copies.into_iter().flatten().find(|it| it.is_of(place));
         if let Some(copy) = here {
             return Ok((edition(place, &copy.version, false), Found::Cached));
         }
+        let broken = entry.broken.as_ref();
+        if let Some(broken) = broken.filter(|it| it.is_of(place, now, broken_for)) {
+            return Err(broken.failure);
+        }
         entry.next = None;
-        let copy = Copy::new(load()?, now);
+        let start = Instant::now();
+        let loaded = load();
+        let loaded =
+            loaded.inspect_err(|failure| self.remember(place, now + start.elapsed(), *failure))?;
+        let copy = Copy::new(loaded, now);
         let told = edition(place, &copy.version, false);
         let entry = self.entry(place);
+        entry.broken = None;
         let was_open = entry.current.is_some();
         *(match was_open {
             true => &mut entry.next,
@@ -362,12 +372,21 @@ impl<P> Projects<P> {
         now: Instant,
         failure: Failure,
     ) -> Result<Hit, Failure> {
+        self.remember(place, now, failure);
+        match is_of_the_project(failure) {
+            true => self.fall_back(place, seen, now, failure),
+            false => Err(failure),
+        }
+    }
+
+    /// Of another failure than the project's nothing is kept.
+    fn remember(&mut self, place: &Place, now: Instant, failure: Failure) {
         let entry = self.entry(place);
         if !is_of_the_project(failure) {
             if entry.current.is_none() && entry.broken.is_none() {
                 self.entries.pop(&place.source);
             }
-            return Err(failure);
+            return;
         }
         let before = entry.broken.as_ref().filter(|_| entry.current.is_some());
         entry.broken = Some(Broken {
@@ -377,7 +396,6 @@ impl<P> Projects<P> {
             since: before.map_or(now, |it| it.since),
         });
         self.evict(place);
-        self.fall_back(place, seen, now, failure)
     }
 
     /// The changed file may be half written: for a moment what was there before answers,
@@ -833,6 +851,39 @@ mod tests {
         assert_eq!(
             bench.get_with("city", never),
             told("three", Found::Cached, true)
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_loaded_ahead_is_not_tried_again_and_again() {
+        let mut bench = Bench::new();
+        bench.get("city").unwrap();
+        bench.seen.stale = true;
+        bench.write("city.qgs", "broken");
+        let place = bench.place("city");
+        let mut prepare = |later, load: fn(&Place) -> Result<Loaded<String>, Failure>| {
+            let load = || load(&place);
+            let now = bench.now + later;
+            let prepared = bench.projects.prepare(&at("city"), &place, now, load);
+            prepared.map(drop)
+        };
+        let broken = Err(Failure::ProjectUnreadable);
+        assert_eq!(prepare(Duration::ZERO, read), broken);
+        assert_eq!(prepare(4 * S, |_| never()), broken);
+        assert_eq!(
+            prepare(6 * S, |_| Err(Failure::QgisFailed)),
+            Err(Failure::QgisFailed)
+        );
+        assert_eq!(
+            bench.get_with("city", never),
+            told("one", Found::Cached, false)
+        );
+        bench.write("city.qgs", "two");
+        let next = bench.prepare("city").unwrap();
+        bench.seen.version = Some(next.version);
+        assert_eq!(
+            bench.get_with("city", never),
+            told("two", Found::Cached, true)
         );
     }
 
