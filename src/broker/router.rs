@@ -813,7 +813,7 @@ impl<T: Transport> Driver<T> {
             operation: "prepare".into(),
             retry: false,
             cancel: false,
-            timeout: self.config.stale.max(self.patience),
+            timeout: self.patience,
             trace: None,
             client: "".into(),
             work: Work::default(),
@@ -1698,6 +1698,38 @@ mod tests {
             assert_eq!(n_slow(&driver), Some(expected), "{id}");
             driver.hear("a", Message::Final(took(id, status, 60), Bytes::new()));
         }
+    }
+
+    #[test]
+    fn a_changed_project_is_loaded_ahead_within_the_time_of_a_request() {
+        let mut driver = Driver::with_workers(&["a"]);
+        driver.config.stale = Duration::from_secs(3600);
+        driver
+            .versions
+            .configure(driver.config.stale, Duration::ZERO);
+        for (id, outdated) in [(1, false), (2, false), (3, true)] {
+            let _answered = driver.call(id, of_project("city"));
+            let edition = Edition {
+                place: 7,
+                version: "1".into(),
+                outdated,
+            };
+            let last = Final {
+                id,
+                head: ok(),
+                edition: Some(edition),
+                ..Final::default()
+            };
+            driver.hear("a", Message::Final(last, Bytes::new()));
+        }
+        let asked = driver.transport.sent.iter().rev();
+        let errand = asked.filter_map(|(_, message)| match message {
+            Message::Request(request, _) if request.prepare => Some(request.clone()),
+            _ => None,
+        });
+        let errand = errand.last().expect("it changed");
+        let timeout = get("GetMap").timeout.as_millis();
+        assert!(u128::from(errand.first_byte_ms) <= timeout, "{errand:?}");
     }
 
     #[test]
