@@ -707,7 +707,7 @@ impl<T: Transport> Driver<T> {
         let has_head = last.head.is_some() || last.failure.is_some();
         let now = Instant::now();
         let was_cancelled = self.serving(peer).is_some_and(|it| it.cancelled);
-        if is_success(&last) && !was_cancelled {
+        if is_success(&last) && !is_free(&last) && !was_cancelled {
             let taken = Duration::from_micros(last.timings.render_us);
             self.queue.took_time(last.id, taken);
         }
@@ -1217,6 +1217,11 @@ fn is_success(last: &Final) -> bool {
     last.failure.is_none() && last.head.as_ref().is_none_or(|head| head.status < 400)
 }
 
+/// The client had it and it was not made, which says nothing about making it.
+fn is_free(last: &Final) -> bool {
+    last.timings.render_us == 0 && last.head.as_ref().is_some_and(|head| head.status == 304)
+}
+
 fn quarantine_rules(config: &config::Broker) -> quarantine::Rules {
     quarantine::Rules {
         period: config.quarantine,
@@ -1697,6 +1702,35 @@ mod tests {
             let _answered = driver.call(id, get("GetMap"));
             assert_eq!(n_slow(&driver), Some(expected), "{id}");
             driver.hear("a", Message::Final(took(id, status, 60), Bytes::new()));
+        }
+    }
+
+    #[test]
+    fn what_a_client_had_already_does_not_teach_that_it_is_made_in_no_time() {
+        let mut driver = Driver::with_workers(&["a"]);
+        let answer = |id, status, seconds: u64| Final {
+            id,
+            head: ok().map(|head| Head { status, ..head }),
+            timings: Timings {
+                load_us: 0,
+                render_us: seconds * 1_000_000,
+            },
+            ..Final::default()
+        };
+        let mut hear = |id, status, seconds| {
+            let _answered = driver.call(id, get("GetCapabilities"));
+            let lanes = driver.status().lanes;
+            let slow = lanes.iter().find(|lane| lane.name == "slow");
+            let n_slow = slow.map(|lane| lane.n_running);
+            driver.hear(
+                "a",
+                Message::Final(answer(id, status, seconds), Bytes::new()),
+            );
+            n_slow
+        };
+        hear(1, 200, 60);
+        for id in 2..50 {
+            assert_eq!(hear(id, 304, 0), Some(1), "{id}");
         }
     }
 
