@@ -438,7 +438,8 @@ impl Qgis {
     /// What the present request calls the server, its projects may, too.
     fn addressed(&mut self, url: &str) {
         let host = host(url);
-        if host == self.host {
+        // What the server itself wants of a worker comes from nowhere.
+        if host.is_empty() || host == self.host {
             return;
         }
         self.host = host.to_owned();
@@ -1272,6 +1273,7 @@ mod tests {
         assert_eq!(host("http://example.org:8080/ows/?MAP=a:b"), "example.org");
         assert_eq!(host("https://[2001:db8::1]:8080/"), "2001:db8::1");
         assert_eq!(host("http://localhost?SERVICE=WMS"), "localhost");
+        assert_eq!(host(""), "");
     }
 
     #[test]
