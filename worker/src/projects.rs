@@ -176,7 +176,8 @@ impl<P> Projects<P> {
         current.expect("it was found just now")
     }
 
-    /// Loads what the project is now beside what answers, and returns its version.
+    /// Loads what the project is now beside what answers, and returns its version. Not
+    /// if two copies have no room: nobody waits for this one.
     pub fn prepare(
         &mut self,
         name: &ProjectRef,
@@ -196,6 +197,11 @@ impl<P> Projects<P> {
             return Err(broken.failure);
         }
         entry.next = None;
+        let own = entry.bytes();
+        if own > 0 && self.bytes() + own > self.rules.bytes {
+            tracing::info!(project = %name, "no room to load it beside the old one (projects.cache.memory)");
+            return Err(Failure::TooLarge);
+        }
         let start = Instant::now();
         let loaded = load();
         let loaded =
@@ -992,6 +998,24 @@ mod tests {
         bench.get("c").unwrap();
         assert!(bench.projects.is_full());
         assert_eq!((bench.projects.n_open(), bench.projects.bytes()), (1, 2000));
+    }
+
+    #[test]
+    fn what_has_no_room_beside_its_old_copy_is_not_loaded_ahead() {
+        let mut bench = Bench::new();
+        bench.write("city.qgs", &"a".repeat(600));
+        bench.get("city").unwrap();
+        bench.write("city.qgs", &"b".repeat(600));
+        let place = bench.place("city");
+        let refused = bench
+            .projects
+            .prepare(&at("city"), &place, bench.now, never);
+        assert_eq!(refused.map(drop), Err(Failure::TooLarge));
+        assert_eq!(bench.projects.bytes(), 600, "the old one answers");
+        // The first copy of another only takes the place of what is not used.
+        bench.write("sub/town.qgz", &"c".repeat(600));
+        bench.prepare("sub/town").unwrap();
+        assert_eq!(bench.projects.bytes(), 600);
     }
 
     #[test]
