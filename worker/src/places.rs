@@ -285,18 +285,29 @@ impl Places {
 
     /// In which state the project is; None if it is not there.
     fn ask(&mut self, uri: &Uri, now: Instant) -> Result<Option<Stamp>, Failure> {
+        self.asked(uri, now, |storages| storages.look(uri))
+    }
+
+    /// What a storage says. One that does not answer costs one request its time-out, and
+    /// not each.
+    fn asked<T>(
+        &mut self,
+        uri: &Uri,
+        now: Instant,
+        question: impl FnOnce(&mut dyn Storages) -> Result<T, Trouble>,
+    ) -> Result<T, Failure> {
         let server = uri.server();
         if let Some(since) = self.away.peek(&server)
             && now.saturating_duration_since(*since) < self.away_for
         {
             return Err(Failure::StorageAway);
         }
-        match self.storages.look(uri) {
-            Ok(stamp) => {
+        match question(self.storages.as_mut()) {
+            Ok(answer) => {
                 if self.away.pop(&server).is_some() {
                     tracing::info!(%uri, "the storage of projects answers again");
                 }
-                Ok(stamp)
+                Ok(answer)
             }
             Err(trouble) => {
                 if matches!(trouble, Trouble::Away(_)) {
@@ -331,11 +342,10 @@ impl Places {
 
     /// A copy of the project on this machine, unless QGIS itself reads it where it is.
     pub fn fetch(&mut self, place: &Place) -> Result<Option<Fetched>, Failure> {
-        let Source::Stored(uri) = &place.source else {
-            return Ok(None);
-        };
-        let copy = self.storages.fetch(uri);
-        copy.map_err(|trouble| failed(uri, trouble))
+        match &place.source {
+            Source::File(_) => Ok(None),
+            Source::Stored(uri) => self.asked(uri, Instant::now(), |storages| storages.fetch(uri)),
+        }
     }
 }
 
@@ -437,8 +447,8 @@ pub mod tests {
             known.map_err(|()| Trouble::Away("as the test wished".into()))
         }
 
-        fn fetch(&mut self, _uri: &Uri) -> Result<Option<Fetched>, Trouble> {
-            Ok(None)
+        fn fetch(&mut self, uri: &Uri) -> Result<Option<Fetched>, Trouble> {
+            self.look(uri).map(|_| None)
         }
     }
 
@@ -670,6 +680,27 @@ pub mod tests {
         }
         fake.lock().unwrap().projects.clear();
         assert_eq!(places.again_at(&second, start), Ok(None));
+    }
+
+    #[test]
+    fn a_storage_that_gives_no_copy_is_away_as_if_it_had_not_answered() {
+        let fake = Arc::new(Mutex::new(Fake::default()));
+        let pool = pool(Path::new("/"), &[("s3", "s3://maps/")], &[]);
+        let mut places = places_of(pool, fake.clone());
+        let say = |state| {
+            let projects = &mut fake.lock().unwrap().projects;
+            projects.insert("s3://maps/city.qgs".into(), state);
+        };
+        say(Ok(Stamp::stored("a", 1)));
+        let city = named("s3", "city");
+        let place = places.find(&city, &long_ago()).unwrap();
+        assert_eq!(places.fetch(&place), Ok(None));
+        say(Err(()));
+        assert_eq!(places.fetch(&place), Err(Failure::StorageAway));
+        let n_asked = fake.lock().unwrap().n_asked;
+        assert_eq!(places.fetch(&place), Err(Failure::StorageAway));
+        assert_eq!(places.again(&place), Err(Failure::StorageAway));
+        assert_eq!(fake.lock().unwrap().n_asked, n_asked, "once is enough");
     }
 
     #[test]

@@ -147,10 +147,11 @@ impl<P> Projects<P> {
             Choice::Retry => {
                 let is_new = match load() {
                     Ok(loaded) => self.retried(place, seen, now, Some(loaded)),
-                    Err(failure) if is_of_the_project(failure) => {
-                        self.retried(place, seen, now, None)
+                    Err(failure @ (Failure::QgisFailed | Failure::ProjectNotFound)) => {
+                        return Err(failure);
                     }
-                    Err(failure) => return Err(failure),
+                    // Whatever is in trouble, the copy that is here is as good as before.
+                    Err(_) => self.retried(place, seen, now, None),
                 };
                 Ok(self.hit(place, Found::Reloaded, false, is_new))
             }
@@ -932,11 +933,15 @@ mod tests {
             told("lost,", Found::Cached, true)
         );
         bench.now += 30 * S;
-        assert!(
-            bench
-                .get_with("city", || Err(Failure::ProjectUnreadable))
-                .is_ok()
-        );
+        for failure in [Failure::ProjectUnreadable, Failure::StorageAway] {
+            let trouble = || Err(failure);
+            assert!(bench.get_with("city", trouble).is_ok(), "{failure:?}");
+            assert!(bench.get_with("city", never).is_ok(), "not at each request");
+            bench.now += 30 * S;
+        }
+        for failure in [Failure::QgisFailed, Failure::ProjectNotFound] {
+            assert_eq!(bench.get_with("city", || Err(failure)), Err(failure));
+        }
         bench.now += 30 * S;
         assert!(bench.get_with("city", || well(&place)).is_ok());
         assert_ne!(bench.seen.version.as_ref(), Some(&bad));
