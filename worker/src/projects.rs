@@ -11,6 +11,7 @@
 //!
 //! Which copy answers depends on what clients have seen already ([`Seen`]).
 
+use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -77,6 +78,7 @@ struct Entry<P> {
     next: Option<Copy<P>>,
     broken: Option<Broken>,
     checked: Instant,
+    /// One of its names is.
     pinned: bool,
 }
 
@@ -110,6 +112,8 @@ const NAMES_MAX: usize = 8;
 pub struct Projects<P> {
     rules: Rules,
     entries: LruCache<Source, Entry<P>>,
+    /// What these names lead to stays, also when that becomes another place.
+    pinned: HashSet<ProjectRef>,
 }
 
 impl<P> Projects<P> {
@@ -117,6 +121,7 @@ impl<P> Projects<P> {
         Self {
             rules,
             entries: LruCache::unbounded(),
+            pinned: HashSet::new(),
         }
     }
 
@@ -224,10 +229,11 @@ impl<P> Projects<P> {
         Ok((told, found))
     }
 
-    /// From now on the project stays, whatever else is asked for.
-    pub fn pin(&mut self, place: &Place) {
-        if let Some(entry) = self.entries.peek_mut(&place.source) {
-            entry.pinned = true;
+    /// From now on what this name leads to stays, whatever else is asked for.
+    pub fn pin(&mut self, name: &ProjectRef) {
+        self.pinned.insert(name.clone());
+        for (_, entry) in self.entries.iter_mut() {
+            entry.pinned |= entry.names.contains(name);
         }
     }
 
@@ -267,11 +273,28 @@ impl<P> Projects<P> {
             checked: now,
             pinned: false,
         };
+        let is_pinned = self.pinned.contains(name);
+        if is_pinned {
+            self.unpin_others(name, place);
+        }
         let entry = self.entries.get_or_insert_mut(place.source.clone(), new);
-        if entry.names.len() < NAMES_MAX && !entry.names.contains(name) {
+        entry.pinned |= is_pinned;
+        let has_room = entry.names.len() < NAMES_MAX || is_pinned;
+        if has_room && !entry.names.contains(name) {
             entry.names.push(name.clone());
         }
         entry
+    }
+
+    /// The name leads to this place now, and to no other any more.
+    fn unpin_others(&mut self, name: &ProjectRef, place: &Place) {
+        let pinned = &self.pinned;
+        for (source, entry) in self.entries.iter_mut() {
+            if *source != place.source && entry.pinned {
+                entry.names.retain(|it| it != name);
+                entry.pinned = entry.names.iter().any(|it| pinned.contains(it));
+            }
+        }
     }
 
     fn entry(&mut self, place: &Place) -> &mut Entry<P> {
@@ -968,8 +991,7 @@ mod tests {
             bench.write(&format!("{name}.qgs"), name);
         }
         bench.get("pinned").unwrap();
-        let place = bench.place("pinned");
-        bench.projects.pin(&place);
+        bench.projects.pin(&at("pinned"));
         for (name, expected) in [
             ("a", Found::Loaded),
             ("b", Found::Loaded),
@@ -983,6 +1005,34 @@ mod tests {
         }
         bench.write("pinned.qgs", "changed");
         assert_eq!(bench.get("pinned"), told("changed", Found::Reloaded, true));
+    }
+
+    #[test]
+    fn what_is_pinned_stays_so_when_its_file_is_made_anew_or_another_one() {
+        let mut bench = Bench::new();
+        let link = bench.file("now.qgs");
+        for name in ["a", "b", "c", "old", "new"] {
+            bench.write(&format!("{name}.qgs"), name);
+        }
+        std::os::unix::fs::symlink("old.qgs", &link).unwrap();
+        bench.get("now").unwrap();
+        bench.projects.pin(&at("now"));
+        let is_kept = |bench: &mut Bench, text: &str| {
+            bench.get("now").unwrap();
+            for other in ["a", "b", "c"] {
+                bench.get(other).unwrap();
+            }
+            assert_eq!(bench.get("now"), told(text, Found::Cached, true));
+        };
+        is_kept(&mut bench, "old");
+        fs::remove_file(bench.file("old.qgs")).unwrap();
+        bench.projects.sweep();
+        bench.write("old.qgs", "anew");
+        is_kept(&mut bench, "anew");
+        fs::remove_file(&link).unwrap();
+        std::os::unix::fs::symlink("new.qgs", &link).unwrap();
+        is_kept(&mut bench, "new");
+        assert_eq!(bench.projects.n_open(), 3, "and nobody keeps the old one");
     }
 
     #[test]

@@ -240,7 +240,7 @@ impl Server {
                 .load(&mut self.qgis, &mut self.places, name, &place)
         };
         self.projects.get(name, &place, &seen, now, load)?;
-        self.projects.pin(&place);
+        self.projects.pin(name);
         Ok(())
     }
 
