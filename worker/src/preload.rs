@@ -3,7 +3,8 @@
 //! One that ended a worker while it was opened is left out from then on, so that it
 //! cannot keep the pool from starting; clients may still ask for it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashSet};
+use std::rc::Rc;
 
 use qgisserver::config;
 use qgisserver::protocol::ProjectRef;
@@ -11,12 +12,19 @@ use qgisserver::protocol::ProjectRef;
 /// The list, and who has which part of it.
 #[derive(Debug, Default)]
 pub struct Preload {
-    projects: Vec<ProjectRef>,
+    projects: Rc<[ProjectRef]>,
     /// So many parts, of which each worker gets one.
     n_parts: usize,
-    left_out: BTreeSet<usize>,
-    /// The part of each living worker, by its number.
-    parts: BTreeMap<u32, usize>,
+    left_out: HashSet<ProjectRef>,
+    /// What each living worker got, by its number.
+    given: BTreeMap<u32, Given>,
+}
+
+/// A part, and the list that it is of, which may be an older one.
+#[derive(Debug)]
+struct Given {
+    part: usize,
+    of: Rc<[ProjectRef]>,
 }
 
 impl Preload {
@@ -39,10 +47,19 @@ impl Preload {
         }
         let n_parts = if pool.preload_spread { pool.workers } else { 1 };
         Self {
-            projects,
+            projects: projects.into(),
             n_parts: n_parts.max(1),
             ..Self::default()
         }
+    }
+
+    /// The new list of new settings. Who lives has what the old one gave it.
+    pub fn reread(&mut self, pool: &config::Pool) {
+        let given = std::mem::take(&mut self.given);
+        *self = Self {
+            given,
+            ..Self::read(pool)
+        };
     }
 
     pub fn is_empty(&self) -> bool {
@@ -51,22 +68,31 @@ impl Preload {
 
     /// What a new worker opens: the part that the fewest of the living have.
     pub fn part(&mut self, number: u32) -> Vec<(usize, ProjectRef)> {
-        let n_have = |part: &usize| self.parts.values().filter(|it| *it == part).count();
+        let is_of_now = |it: &&Given| Rc::ptr_eq(&it.of, &self.projects);
+        let given: Vec<usize> = self
+            .given
+            .values()
+            .filter(is_of_now)
+            .map(|it| it.part)
+            .collect();
+        let n_have = |part: &usize| given.iter().filter(|it| *it == part).count();
         let part = (0..self.n_parts).min_by_key(n_have).unwrap_or(0);
-        self.parts.insert(number, part);
+        let of = self.projects.clone();
+        self.given.insert(number, Given { part, of });
         let all = self.projects.iter().enumerate();
-        let own = all.filter(|(at, _)| at % self.n_parts == part && !self.left_out.contains(at));
+        let own = all.filter(|(at, it)| at % self.n_parts == part && !self.left_out.contains(it));
         own.map(|(at, project)| (at, project.clone())).collect()
     }
 
-    /// A worker is gone; `opening`: the place of the project that it was opening then.
+    /// A worker is gone; `opening`: the place in its list of the project that it was
+    /// opening then.
     pub fn gone(&mut self, number: u32, opening: Option<usize>) {
-        self.parts.remove(&number);
-        let Some(at) = opening else {
+        let given = self.given.remove(&number);
+        let Some((given, at)) = given.zip(opening) else {
             return;
         };
-        if let Some(project) = self.projects.get(at)
-            && self.left_out.insert(at)
+        if let Some(project) = given.of.get(at)
+            && self.left_out.insert(project.clone())
         {
             tracing::error!(%project, worker = number, "the worker ended while it opened this project: not opened ahead any more");
         }
@@ -127,6 +153,20 @@ mod tests {
         preload.part(1);
         preload.gone(1, Some(1));
         assert_eq!(paths(preload.part(2)), ["city", "river", "sub/last"]);
+    }
+
+    /// A worker that began with the old list may end after the new one came.
+    #[test]
+    fn what_ended_a_worker_is_left_out_of_the_next_list_too() {
+        let mut preload = preload(LIST, true);
+        assert_eq!(paths(preload.part(1)), ["city", "river"]);
+        let pool = config::Pool {
+            restore_projects: vec!["first".into(), "river".into(), "city".into()],
+            ..config::Config::default().pool
+        };
+        preload.reread(&pool);
+        preload.gone(1, Some(2));
+        assert_eq!(paths(preload.part(2)), ["first", "city"]);
     }
 
     #[test]

@@ -493,7 +493,7 @@ impl Parent {
             self.variables.insert(name.clone(), Some(value.clone()));
         }
         self.name = name(&config.pool);
-        self.preload = Preload::read(&config.pool);
+        self.preload.reread(&config.pool);
         self.pool.configure(rules(&config.pool, &self.preload));
         self.memory_limit = memory_limit(config.pool.memory_limit, &self.machine);
         self.config = config;
