@@ -210,7 +210,10 @@ impl Server {
                 break;
             }
             birth.board.preloading(Some((*at, &name.to_string())));
-            match self.open(name) {
+            let opened_it = self.open(name);
+            // They are of this project, and not of the first that a client asks for.
+            let bad_layers = self.loading.take_bad_layers();
+            match opened_it {
                 Ok(()) => opened.push(name.clone()),
                 Err(Failure::QgisFailed) => {
                     birth.board.say_farewell(Farewell::Doubt);
@@ -218,7 +221,7 @@ impl Server {
                     unsafe { libc::_exit(1) }
                 }
                 Err(failure) => tracing::warn!(
-                    project = %name, reason = failure.reason(),
+                    project = %name, reason = failure.reason(), ?bad_layers,
                     "not opened ahead (projects.cache.preload_config)"
                 ),
             }
