@@ -33,8 +33,6 @@ impl Documents {
             rules.disable_getprint,
             rules.force_readonly_layers,
             rules.disable_owsurls,
-            // One name may come to lead to another project.
-            &rules.finding,
         );
         let environment: BTreeMap<_, _> = std::env::vars_os()
             .filter(|(name, _)| name.to_string_lossy().starts_with("QGIS_"))
@@ -55,7 +53,8 @@ impl Documents {
         has_plugins: bool,
     ) -> Asked<'a> {
         let is_fixed = document.fixed && self.by_project && !has_plugins;
-        let parts = [&document.basis, url, state.version];
+        let place = format!("{:x}", state.place);
+        let parts = [&document.basis, url, &place, state.version];
         Asked {
             document,
             foreseen: is_fixed.then(|| name(self.software.clone(), &parts)),
@@ -70,6 +69,8 @@ impl Documents {
 /// What a project is, and since when.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct State<'a> {
+    /// Where it is, hashed: one name may come to lead to another project.
+    pub place: u64,
     pub version: &'a str,
     /// When it last changed, as far as that is known.
     pub modified: Option<u64>,
@@ -216,6 +217,7 @@ mod tests {
 
     fn state(version: &str) -> State<'_> {
         State {
+            place: 7,
             version,
             modified: NOW,
             dated: NOW,
@@ -309,6 +311,16 @@ mod tests {
                 "{basis} {url} {version}"
             );
         }
+        let elsewhere = State {
+            place: 8,
+            ..state("s")
+        };
+        let document = Document {
+            basis: "1".into(),
+            ..capabilities(Held::default())
+        };
+        let asked = one.asked(&document, "http://a/", elsewhere, false);
+        assert_ne!(asked.foreseen.expect("it is fixed"), name);
         let blank = documents(|rules| rules.disable_owsurls = true);
         assert_ne!(foreseen(&blank, "1", "http://a/", "s"), name);
         let rules = config::Pool {

@@ -339,7 +339,8 @@ impl Server {
             outlet.tell(edition.clone(), of_bad_layers(copy.bad_layers()));
         }
         let project = copy.map(Copy::project);
-        let document = document(&self.documents, &self.qgis, request, copy);
+        let place = found.as_ref().map(|(_, hit)| hit.edition.place);
+        let document = document(&self.documents, &self.qgis, request, place.zip(copy));
         let served = match document.as_ref().and_then(Asked::known) {
             Some(head) => Served::without_qgis(head),
             None => self.qgis.serve(request, body, project, outlet.clone()),
@@ -499,10 +500,11 @@ fn document<'a>(
     documents: &Documents,
     qgis: &Qgis,
     request: &'a Request,
-    copy: Option<&Copy<Project>>,
+    copy: Option<(u64, &Copy<Project>)>,
 ) -> Option<Asked<'a>> {
     let document = request.document.as_ref()?;
-    let state = copy.map_or_else(State::default, |copy| State {
+    let state = copy.map_or_else(State::default, |(place, copy)| State {
+        place,
         version: copy.version(),
         modified: copy.modified(),
         dated: copy.dated(),
