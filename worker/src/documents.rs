@@ -52,7 +52,8 @@ impl Documents {
         state: State<'_>,
         has_plugins: bool,
     ) -> Asked<'a> {
-        let is_fixed = document.fixed && self.by_project && !has_plugins;
+        let is_alone = state.is_alone && !has_plugins;
+        let is_fixed = document.fixed && self.by_project && is_alone;
         let place = format!("{:x}", state.place);
         let parts = [&document.basis, url, &place, state.version];
         Asked {
@@ -60,7 +61,7 @@ impl Documents {
             foreseen: is_fixed.then(|| name(self.software.clone(), &parts)),
             drawn_up: state.modified.filter(|_| document.dated),
             // A right that was lost leaves the project as it was.
-            modified: state.dated.filter(|_| document.dated && !has_plugins),
+            modified: state.dated.filter(|_| document.dated && is_alone),
             has_plugins,
         }
     }
@@ -76,6 +77,9 @@ pub struct State<'a> {
     pub modified: Option<u64>,
     /// The same if no change leaves it as it is.
     pub dated: Option<u64>,
+    /// Nothing but QGIS makes documents of it: a plugin's service or cache filter may
+    /// change what it says whenever it likes.
+    pub is_alone: bool,
 }
 
 /// A document that a client asks for.
@@ -221,6 +225,7 @@ mod tests {
             version,
             modified: NOW,
             dated: NOW,
+            is_alone: true,
         }
     }
 
@@ -407,6 +412,22 @@ mod tests {
         let (head, _) = asked.settle(&[], head, bytes);
         let validator = head.validator.expect("a name");
         assert_eq!((head.status, validator.modified), (200, None));
+    }
+
+    #[test]
+    fn where_plugins_may_answer_only_its_bytes_name_a_document_and_all_may_keep_it() {
+        let (documents, document) = (documents(|_| ()), capabilities(since(10)));
+        let served = State {
+            is_alone: false,
+            ..state("s")
+        };
+        let asked = documents.asked(&document, "u", served, false);
+        assert_eq!(asked.foreseen, None);
+        let (head, bytes) = reply("one");
+        let (head, _) = asked.settle(&[], head, bytes);
+        let validator = head.validator.expect("a name");
+        assert_eq!((head.status, validator.modified), (200, None));
+        assert!(!validator.private);
     }
 
     #[test]

@@ -503,11 +503,17 @@ fn document<'a>(
     copy: Option<(u64, &Copy<Project>)>,
 ) -> Option<Asked<'a>> {
     let document = request.document.as_ref()?;
-    let state = copy.map_or_else(State::default, |(place, copy)| State {
+    let is_alone = qgis.may_cache;
+    let none = State {
+        is_alone,
+        ..State::default()
+    };
+    let state = copy.map_or(none, |(place, copy)| State {
         place,
         version: copy.version(),
         modified: copy.modified(),
         dated: copy.dated(),
+        is_alone,
     });
     let has_plugins = qgis.has_hands();
     Some(documents.asked(document, &request.url, state, has_plugins))
