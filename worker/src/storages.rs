@@ -34,7 +34,7 @@ pub trait Storages {
 
 /// A copy of a project, in a folder of its own. It is there as long as this value: once
 /// QGIS has read it, nobody needs it.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub struct Fetched(pub PathBuf);
 
 impl Drop for Fetched {
