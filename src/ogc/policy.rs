@@ -28,8 +28,9 @@
 //!
 //! When a value may be read in two ways, each rule errs on the safe side: one that allows
 //! wants every reading to match, all others are content with any. So `a,b` in LAYERS is
-//! denied for `a` alone, and allowed when both are; what stands in an XML body beyond its
-//! root element is unknown, which denies and never allows.
+//! denied for `a` alone, and allowed when both are. With an XML body all parameters but
+//! SERVICE and REQUEST are unknown, even if the query has them, since QGIS goes by what
+//! stands below the root element: that denies and never allows.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -445,12 +446,18 @@ impl Parameters {
         }
     }
 
+    /// None: nobody knows. Of an XML body QGIS takes its operation from the root element,
+    /// and all else that a query says may be said otherwise deeper in it.
     fn values(&self, name: &str) -> Option<Vec<String>> {
-        match self.values.get(name) {
-            Some(values) => Some(values.clone()),
-            None if self.more_in_body => None,
-            None => Some(Vec::new()),
+        let is_of_root = matches!(name, "SERVICE" | "REQUEST");
+        if self.more_in_body && !is_of_root {
+            return None;
         }
+        Some(self.said(name).to_vec())
+    }
+
+    fn said(&self, name: &str) -> &[String] {
+        self.values.get(name).map_or(&[], Vec::as_slice)
     }
 }
 
@@ -923,7 +930,19 @@ mod tests {
                 "{text}"
             );
         }
-        // Which feature types it is about stands deeper.
+        // Which feature types it is about stands deeper, and goes before the query.
+        let other = Asked {
+            query: "MAP=city&SERVICE=WFS&REQUEST=GetFeature&TYPENAME=public",
+            body: "<GetFeature service='WFS'><Query typeName='secret'/></GetFeature>",
+            ..WMS
+        };
+        assert!(!allowed(&["deny if TYPENAME=secret"], &other));
+        assert!(!allowed(&["allow if TYPENAME=public", "deny"], &other));
+        assert!(!allowed(&["deny if TYPENAME!=public"], &other));
+        assert!(allowed(
+            &["allow if REQUEST=GetFeature MAP=city", "deny"],
+            &other
+        ));
         let xml = body("<GetFeature service='WFS'><Query typeName='places'/></GetFeature>");
         assert!(!allowed(&["deny if SERVICE=WFS TYPENAME=secret"], &xml));
         assert!(!allowed(&["allow if TYPENAME=places", "deny"], &xml));
