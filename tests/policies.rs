@@ -44,7 +44,7 @@ fn all_ways(server: &Server, base: &str) -> Vec<(String, Reply)> {
         get("service=wfs&request=getfeature"),
         get("%53ERVICE=%57FS&REQUEST=GetFeature"),
         get("SERVICE=WMS&SERVICE=WFS&REQUEST=GetFeature"),
-        get("REQUEST=GetFeature&Service=WFS&SERVICE=WMS"),
+        get("REQUEST=GetFeature&SERVICE=WMS&Service=WFS"),
         get("&&SERVICE=WFS&&REQUEST=GetFeature&"),
         post(FORM, "", "MAP=city&SERVICE=WFS&REQUEST=GetFeature"),
         post(FORM, "MAP=city", "service=WFS&request=GetFeature"),
@@ -157,6 +157,33 @@ fn a_denied_operation_is_denied_however_it_is_written() {
     );
     assert_eq!(xml.status, 200, "{}", xml.text());
     server.process.log.wait_line("refused by an access policy");
+}
+
+/// QGIS takes these two operations for those of WMS.
+#[test]
+fn a_service_that_qgis_guesses_is_denied_as_if_it_were_named() {
+    let server = with_rules("a = deny if SERVICE=WMS");
+    for request in ["GetMap", "GetFeatureInfo"] {
+        let path = format!("/ows/?MAP=city&REQUEST={request}");
+        for (kind, body) in [("text/plain", "x=1"), ("application/json", "{}")] {
+            let reply = server.post(&path, kind, body.as_bytes());
+            assert_eq!(reply.status, 403, "{kind} {path}: {}", reply.text());
+        }
+        let named = format!("REQUEST={request}");
+        let reply = server.post("/ows/?MAP=city", "text/plain", named.as_bytes());
+        assert_eq!(reply.status, 403, "{path}: {}", reply.text());
+        // What nobody would serve is refused as ever.
+        assert_eq!(server.get(&path).status, 400);
+    }
+}
+
+/// Whoever may send anything would otherwise keep everybody waiting while it is sorted.
+#[test]
+fn a_body_of_very_many_parameters_is_refused_before_they_are_kept() {
+    let server = with_rules("a = deny if SERVICE=WFS");
+    let body: String = (0..200_000).map(|n| format!("a{n}=&")).collect();
+    let reply = server.post("/ows/?MAP=city&SERVICE=WMS", "text/plain", body.as_bytes());
+    assert_eq!(reply.status, 400, "{}", reply.text());
 }
 
 #[test]
@@ -459,7 +486,7 @@ fn a_filter_serves_profiles_and_changes_what_is_asked() {
     for (status, path) in [
         (403, "/ows/p/village/?SERVICE=WMS&REQUEST=GetMap&MAP=city"),
         (403, "/ows/p/town/?SERVICE=WFS&REQUEST=GetMap"),
-        (400, "/ows/p/town/?REQUEST=GetMap"),
+        (400, "/ows/p/town/?REQUEST=GetTile"),
         (404, "/ows/p/?SERVICE=WMS&REQUEST=GetMap"),
     ] {
         let reply = server.get(path);

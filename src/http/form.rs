@@ -5,8 +5,7 @@ use std::borrow::Cow;
 use hyper::header::{CONTENT_TYPE, HeaderMap};
 use memchr::memmem;
 
-/// More fields are not those of an OWS request.
-pub const FIELDS_MAX: usize = 1000;
+pub use crate::ogc::ows::FIELDS_MAX;
 
 /// A form becomes part of the URL, and that of the head of a message.
 pub const FORM_MAX: usize = crate::protocol::HEAD_MAX / 2;

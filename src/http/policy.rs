@@ -136,6 +136,10 @@ impl Incomplete<'_> {
             Err(Unclear) if has_body => return Err(Refusal::Unclear),
             _ => &nothing,
         };
+        let is_served = has_body || self.plugins_answer || self.config.filters;
+        if is_served && policy::is_guessed_to_be_wms(kvp, said) {
+            kvp.set("SERVICE", "WMS");
+        }
         let clear = |kvp: &Kvp| Parameters::of(kvp, said).map_err(|_| Refusal::Unclear);
         if let Some(map) = self.one_spelling(kvp.get("MAP")) {
             kvp.set("MAP", &map);

@@ -30,6 +30,9 @@ const NOT_KEY: &AsciiSet = &NOT_QUERY.add(b'%').add(b'&').add(b'+').add(b'=');
 /// The longest operation that is worth a place in logs.
 const OPERATION_MAX: usize = 64;
 
+/// More fields are not those of an OWS request.
+pub const FIELDS_MAX: usize = 1000;
+
 /// SERVICE is no longer than this, however it is encoded.
 const SERVICE_KEY_MAX: usize = 64;
 

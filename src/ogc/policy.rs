@@ -39,10 +39,13 @@ use std::path::{Path, PathBuf};
 use regex::{Regex, RegexBuilder};
 
 use super::ows;
-use crate::protocol::ProjectRef;
+use crate::protocol::{HEAD_MAX, ProjectRef};
 
 /// What a compiled pattern may take.
 const PATTERN_MAX: usize = 1 << 20;
+
+/// What the body of a POST may say in all, which is as much as a form.
+const SAID_MAX: usize = HEAD_MAX / 2;
 
 /// How far into an XML body its root element may reach.
 const ROOT_MAX: usize = 64 << 10;
@@ -538,15 +541,34 @@ pub fn said(body: &[u8]) -> Result<Said, Unclear> {
     })
 }
 
+/// Whether QGIS takes for WMS what names no service; rules and filters should not see
+/// less than it does.
+pub fn is_guessed_to_be_wms(kvp: &ows::Kvp, said: &Said) -> bool {
+    let of = |name: &'static str| {
+        let in_body = said.pairs.iter().filter(move |(known, _)| known == name);
+        let in_body = in_body.map(|(_, value)| value.clone());
+        kvp.get(name).into_iter().chain(in_body)
+    };
+    let is_of_wms = |it: String| matches!(ows::decoded(&it).as_str(), "GetMap" | "GetFeatureInfo");
+    of("SERVICE").all(|it| it.is_empty()) && of("REQUEST").any(is_of_wms)
+}
+
 fn pairs_of_text(text: &str) -> impl Iterator<Item = (String, String)> {
     let pairs = text.split('&').filter_map(|pair| pair.split_once('='));
     pairs.map(|(name, value)| (ows::decoded(name).to_uppercase(), ows::decoded(value)))
 }
 
-/// Which of two values counts is nothing to bet on.
+/// Which of two values counts is nothing to bet on, nor what millions of them mean: they
+/// are kept, compared and passed on, so there are no more of them than of a form.
 fn distinct(pairs: impl Iterator<Item = (String, String)>) -> Result<Pairs, Unclear> {
     let mut seen = BTreeMap::<String, String>::new();
-    for (name, value) in pairs {
+    let mut room = SAID_MAX;
+    for (n, (name, value)) in pairs.enumerate() {
+        let size = name.len() + value.len();
+        room = room.checked_sub(size).ok_or(Unclear)?;
+        if n >= ows::FIELDS_MAX {
+            return Err(Unclear);
+        }
         match seen.get(&name) {
             Some(known) if *known != value => return Err(Unclear),
             _ => drop(seen.insert(name, value)),
@@ -982,6 +1004,50 @@ mod tests {
         );
         assert!(of("SERVICE=WFS", b"<a service='WFS'>x &amp; y</a>").is_ok());
         assert!(of("SERVICE=X", b"{\"a\": 1}").is_ok());
+    }
+
+    #[test]
+    fn a_body_that_says_more_than_any_form_is_unclear() {
+        let pairs = |n: usize| -> String { (0..n).map(|n| format!("&a{n}=")).collect() };
+        let attributes = |n: usize| -> String { (0..n).map(|n| format!(" a{n}=''")).collect() };
+        let max = ows::FIELDS_MAX;
+        assert_eq!(said(pairs(max).as_bytes()).unwrap().pairs.len(), max);
+        assert_eq!(said(pairs(max + 1).as_bytes()), Err(Unclear));
+        // Its name is one, too.
+        let element = |n: usize| format!("<a{}/>", attributes(n));
+        assert_eq!(said(element(max - 1).as_bytes()).unwrap().pairs.len(), max);
+        assert_eq!(said(element(max).as_bytes()), Err(Unclear));
+        let long = |n: usize| format!("a={}", "x".repeat(n));
+        assert!(said(long(SAID_MAX - 1).as_bytes()).is_ok());
+        assert_eq!(said(long(SAID_MAX).as_bytes()), Err(Unclear));
+    }
+
+    #[test]
+    fn a_map_without_a_service_is_one_of_wms_as_qgis_says() {
+        let guessed = |query: &str, body: &str| {
+            is_guessed_to_be_wms(&ows::Kvp::parse(query), &said(body.as_bytes()).unwrap())
+        };
+        for (query, body) in [
+            ("REQUEST=GetMap", ""),
+            ("REQUEST=GetMap", "x=1"),
+            ("REQUEST=GetFeatureInfo&SERVICE=", "SERVICE="),
+            ("request=Get%4Dap", "{}"),
+            ("", "REQUEST=GetMap"),
+            ("REQUEST=getmap", "REQUEST=GetMap"),
+            ("", "<GetMap/>"),
+        ] {
+            assert!(guessed(query, body), "{query} {body}");
+        }
+        for (query, body) in [
+            ("REQUEST=getmap", ""),
+            ("REQUEST=GetFeature", ""),
+            ("", "<GetFeature/>"),
+            ("SERVICE=WFS&REQUEST=GetMap", ""),
+            ("REQUEST=GetMap", "SERVICE=WFS"),
+            ("", "<GetMap service='WFS'/>"),
+        ] {
+            assert!(!guessed(query, body), "{query} {body}");
+        }
     }
 
     #[test]
