@@ -271,7 +271,6 @@ fn rules_set_parameters_and_headers_by_profile() {
     for path in [
         "/ows/p/guests?SERVICE=WFS&REQUEST=GetFeature",
         "/ows/p/%67uests/?SERVICE=WFS&REQUEST=GetFeature",
-        "/ows/p//guests//?SERVICE=WFS&REQUEST=GetFeature",
         "/ows/p/guests/wfs3/collections",
     ] {
         assert_eq!(server.get(path).status, 403, "{path}");
@@ -280,6 +279,7 @@ fn rules_set_parameters_and_headers_by_profile() {
         "/ows/p/others/?SERVICE=WMS&REQUEST=GetMap",
         "/ows/p/?SERVICE=WMS",
         "/ows/p/guests/catalog",
+        "/ows/p//guests//?SERVICE=WFS&REQUEST=GetFeature",
     ] {
         assert_eq!(server.get(path).status, 404, "{path}");
     }
@@ -590,6 +590,31 @@ fn what_a_profile_answers_links_to_the_profile() {
     assert!(links.contains("/ows/p/all/wfs3/collections"), "{links}");
     let reply = server.get("/ows/p/all/wfs3/collections/places/items/5.json");
     assert_eq!(reply.status, 200, "{}", reply.text());
+}
+
+/// All of them would get the features of `places`.
+const HIDDEN: [&str; 10] = [
+    "/wfs3/collections/lines/collections/places/items",
+    "/wfs3/collections/lines%2Fcollections/places/items",
+    "/wfs3/api/collections/places/items",
+    "/wfs3/static/collections/places/items",
+    "/wfs3.json/collections/places/items",
+    "/wfs3/collections/./places/items",
+    "/wfs3/collections/%2e/places/items",
+    "/wfs3/collections//places/items",
+    "/ows/wfs3/collections/places/items",
+    "/wfs3/%63ollections/places/items",
+];
+
+#[test]
+fn a_collection_is_denied_wherever_in_a_path_it_stands() {
+    let server = Server::real("policies.a = deny if TYPENAME=places");
+    for path in HIDDEN {
+        let reply = server.get(&format!("{path}?MAP=world"));
+        let is_refused = matches!(reply.status, 403 | 404);
+        assert!(is_refused, "{path}: {} {}", reply.status, reply.text());
+        assert!(!reply.text().contains("FeatureCollection"), "{path}");
+    }
 }
 
 /// QGIS itself goes by a body whatever its type; so do the rules.

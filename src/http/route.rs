@@ -1,6 +1,7 @@
 //! Which path is whose.
 
 use hyper::Method;
+use percent_encoding::percent_decode_str;
 
 /// Who answers a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,20 +59,52 @@ const FEATURES_TOO: [&str; 2] = ["/ogcapi", "/ows/wfs3"];
 /// What OGC API Features has below its root; QGIS answers all else with the landing page.
 const OF_FEATURES: [&str; 5] = ["", "api", "collections", "conformance", "static"];
 
+/// QGIS decodes a path before it looks for names in it, so we do.
 fn is_of_an_api(path: &str, apis: &[(String, String)]) -> bool {
-    if let Some(rest) = of_features(path, apis) {
-        let first = rest.trim_start_matches('/').split(['/', '.']).next();
-        return !rest.starts_with("//") && first.is_some_and(|it| OF_FEATURES.contains(&it));
+    let path = percent_decode_str(path).decode_utf8_lossy();
+    if let Some(rest) = of_features(&path, apis) {
+        return is_of_features(rest);
     }
-    apis.iter().any(|(_, root)| below(path, root).is_some())
+    let features = features_root(apis).unwrap_or("/wfs3");
+    let mut rests = apis.iter().filter_map(|(_, root)| below(&path, root));
+    // QGIS would give it to the API of features, wherever the name of that stands.
+    rests.any(|rest| {
+        let mut names = [features, "/wfs3", "/ogcapi"].into_iter();
+        !names.any(|name| rest.contains(name))
+    })
+}
+
+/// QGIS looks for its names anywhere in a path, and takes the collection behind the last
+/// `collections` for the one that is asked for; everybody else would take the first.
+fn is_of_features(rest: &str) -> bool {
+    let segments = rest.strip_prefix('/').unwrap_or(rest);
+    let mut stems = segments.split('/').map(|part| part.split('.').next());
+    match stems.next().flatten() {
+        // Its root, or that as JSON or HTML.
+        Some("") | None => !segments.contains('/'),
+        Some(first) => {
+            OF_FEATURES.contains(&first) && stems.all(|stem| stem != Some("collections"))
+        }
+    }
+}
+
+fn features_root(apis: &[(String, String)]) -> Option<&str> {
+    let own = apis.iter().find(|(name, _)| name == FEATURES);
+    own.map(|(_, root)| root.trim_end_matches('/'))
 }
 
 /// What follows the root path of OGC API Features in `path`.
 pub fn of_features<'a>(path: &'a str, apis: &[(String, String)]) -> Option<&'a str> {
-    let own = apis.iter().find(|(name, _)| name == FEATURES);
-    let own = own.map(|(_, root)| root.as_str())?;
-    let mut roots = [own].into_iter().chain(FEATURES_TOO);
+    let mut roots = [features_root(apis)?].into_iter().chain(FEATURES_TOO);
     roots.find_map(|root| below(path, root))
+}
+
+/// `path` as if that of OGC API Features were asked for where the settings put it.
+pub fn in_one_spelling(path: &str, apis: &[(String, String)]) -> String {
+    match (features_root(apis), of_features(path, apis)) {
+        (Some(root), Some(rest)) => format!("{root}{rest}"),
+        _ => path.to_owned(),
+    }
 }
 
 /// The rest of `/wfs3`, `/wfs3/…` and `/wfs3.json`, but not of `/wfs3x`.
@@ -114,6 +147,19 @@ mod tests {
             ("/wfs3/static/x.js", Some(Route::Api)),
             ("/wfs3/api.openapi3", Some(Route::Api)),
             ("/wfs3/nothing", None),
+            ("/wfs3/%63ollections/x/items", Some(Route::Api)),
+            ("/wfs3/collections/x%2Fitems", Some(Route::Api)),
+            ("/wfs3.json/collections/x/items", None),
+            ("/wfs3/.json/collections/x/items", None),
+            ("/wfs3/collections/x/collections/y/items", None),
+            ("/wfs3/collections/x%2Fcollections/y/items", None),
+            ("/wfs3/collections/x/%63ollections/y/items", None),
+            ("/wfs3/api/collections/y/items", None),
+            ("/wfs3/static/collections/y/items", None),
+            ("/ows/wfs3/conformance/collections/y/items", None),
+            ("/catalog/wfs3/collections/y/items", None),
+            ("/catalog%2Fwfs3/collections/y/items", None),
+            ("/a/b/ogcapi/collections/y/items", None),
             ("/wfs3//", None),
             ("/wfs3/apix", None),
             ("/static/x.js", None),

@@ -65,13 +65,15 @@ pub fn project(map: &str, schemes: Schemes) -> Option<ProjectRef> {
     })
 }
 
-/// Whether a URL path may reach a worker: what it decodes to has no odd
-/// characters and climbs nowhere.
+/// Whether a URL path may reach a worker: what it decodes to has no odd characters,
+/// climbs nowhere and has nothing that QGIS would take out of it.
 pub fn is_plain_path(path: &str) -> bool {
     let Ok(path) = percent_encoding::percent_decode_str(path).decode_utf8() else {
         return false;
     };
-    !path.chars().any(is_odd) && !path.split('/').any(|part| part == "..")
+    !path.contains("//")
+        && !path.chars().any(is_odd)
+        && !path.split('/').any(|part| matches!(part, "." | ".."))
 }
 
 /// Whether a body may reach an API. QGIS reads what does not call itself JSON as
@@ -216,11 +218,17 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_climbs_is_not_plain() {
+    fn a_path_that_climbs_or_could_be_shorter_is_not_plain() {
         for path in [
             "/static/../x",
             "/static/%2e%2e/x",
             "/static/..%2fx",
+            "/wfs3/collections/./x",
+            "/wfs3/collections/%2e/x",
+            "/wfs3/.",
+            "/wfs3//collections",
+            "/wfs3/%2fcollections",
+            "/wfs3/collections//",
             "/static/%00",
             "/a%5cb",
             "/%ff",
