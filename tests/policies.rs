@@ -159,6 +159,36 @@ fn a_denied_operation_is_denied_however_it_is_written() {
     server.process.log.wait_line("refused by an access policy");
 }
 
+#[test]
+fn an_api_is_denied_at_all_its_paths_and_wherever_the_settings_put_it() {
+    let server = with_rules("a = deny if path=/wfs3.*");
+    for path in ["/wfs3", "/ows/wfs3/collections", "/ogcapi.json"] {
+        let reply = server.get(&format!("{path}?MAP=city"));
+        assert_eq!(reply.status, 403, "{path}: {}", reply.text());
+    }
+    let server = Server::stub(
+        "api.endpoints.wfs3 = /features\n\
+         policies.a = deny if SERVICE=WFS\n\
+         policies.b = allow if profile=guests",
+    );
+    for path in ["/features", "/features/api", "/ows/p/guests/features/api"] {
+        let reply = server.get(&format!("{path}?MAP=city"));
+        assert_eq!(reply.status, 403, "{path}: {}", reply.text());
+    }
+}
+
+#[test]
+fn a_profile_does_not_open_an_api_that_is_off() {
+    let server = Server::stub(
+        "api.enabled.wfs3 = no\n\
+         policies.a = allow if profile=guests",
+    );
+    for path in ["/wfs3", "/ows/p/guests/wfs3", "/ows/p/guests/ogcapi/api"] {
+        let reply = server.get(&format!("{path}?MAP=city"));
+        assert_eq!(reply.status, 404, "{path}: {}", reply.text());
+    }
+}
+
 /// QGIS takes these two operations for those of WMS.
 #[test]
 fn a_service_that_qgis_guesses_is_denied_as_if_it_were_named() {
@@ -412,8 +442,15 @@ fn a_filter_refuses_with_its_status_however_a_request_is_written() {
             );
         }
     }
-    for path in ["/wfs3/?MAP=city", "/%77fs3/collections?MAP=city"] {
-        assert!(server.get(path).status >= 403, "{path}");
+    for path in [
+        "/wfs3/?MAP=city",
+        "/ows/wfs3/?MAP=city",
+        "/ogcapi/collections?MAP=city",
+        "/wfs3/%63ollections?MAP=city",
+        "/%77fs3/collections?MAP=city",
+    ] {
+        let reply = server.get(path);
+        assert_eq!(reply.status, 403, "{path}: {}", reply.text());
     }
     // The project has one spelling, wherever it is named.
     for map in [

@@ -10,6 +10,7 @@ use hyper::header::{
     CACHE_CONTROL, ETAG, HeaderMap, HeaderName, HeaderValue, IF_MODIFIED_SINCE, IF_NONE_MATCH,
     LAST_MODIFIED, VARY,
 };
+use percent_encoding::percent_decode_str;
 
 use super::route;
 use crate::protocol::{Document, Held, Validator};
@@ -55,7 +56,9 @@ pub fn of_ows(operation: &str) -> Option<Kind> {
 /// What an API has at `path`; None for features, which change with their data and bear
 /// the time of the answer.
 pub fn of_api(path: &str, apis: &[(String, String)], has_project: bool) -> Option<Kind> {
-    let Some(rest) = route::of_features(path, apis) else {
+    // What it says encoded is features, too.
+    let path = percent_decode_str(path).decode_utf8_lossy();
+    let Some(rest) = route::of_features(&path, apis) else {
         return Some(Kind::Other);
     };
     let is = |name: &str| rest.split(['/', '.']).any(|part| part == name);
@@ -310,6 +313,7 @@ mod tests {
             "/wfs3/collections/places/items",
             "/wfs3/collections/places/items.json",
             "/wfs3/collections/places/items/5",
+            "/wfs3/collections/places/%69tems",
         ] {
             assert_eq!(of(path), None, "{path}");
         }

@@ -9,7 +9,7 @@ use percent_encoding::percent_decode_str;
 
 use super::reply::Refusal;
 use super::request::{Incomplete, SMALL};
-use super::route::Route;
+use super::route::{self, Route};
 use crate::config::Http;
 use crate::ogc::ows::{self, Kvp};
 use crate::ogc::policy::{self, Parameters, Said, Subject, Unclear, Verdict};
@@ -22,48 +22,47 @@ const PROFILES: &str = "/ows/p/";
 pub struct Path {
     /// Of `/ows/p/<profile>/`, which may have several segments.
     pub profile: Option<String>,
-    /// Without the profile; `/ows/` for `/ows`.
+    /// Without the profile; `/ows/` for `/ows`, and OGC API Features where the settings
+    /// put it, by whichever of its roots it was asked for.
     pub rest: String,
+    /// The same as it was written.
+    written: String,
 }
 
 impl Path {
     /// `raw` is known to decode to text. `/ows` and `/ows/` are the same, and so are all
     /// encodings of a profile.
-    pub fn of(raw: &str) -> Self {
+    pub fn of(raw: &str, apis: &[(String, String)]) -> Self {
         let path = percent_decode_str(raw).decode_utf8_lossy().into_owned();
-        if path == "/ows" {
-            let (profile, rest) = (None, "/ows/".into());
-            return Self { profile, rest };
-        }
-        let Some(rest) = path.strip_prefix(PROFILES) else {
-            let (profile, rest) = (None, path);
-            return Self { profile, rest };
+        let (profile, written) = match path.strip_prefix(PROFILES) {
+            Some(rest) => split(rest, apis),
+            None if path == "/ows" => (None, "/ows/".into()),
+            None => (None, path),
         };
-        let segments: Vec<&str> = rest.split('/').filter(|part| !part.is_empty()).collect();
-        let api = segments.iter().position(|part| is_api(part));
-        let (profile, api) = segments.split_at(api.unwrap_or(segments.len()));
         Self {
-            profile: Some(profile.join("/")),
-            rest: match api {
-                [] => "/ows/".into(),
-                api => format!("/{}", api.join("/")),
-            },
+            profile,
+            rest: route::in_one_spelling(&written, apis),
+            written,
         }
     }
 
     /// Whose it is, if it is the path of a profile.
-    pub fn route(&self) -> Option<Route> {
+    pub fn route(&self, apis: &[(String, String)]) -> Option<Route> {
         let profile = self
             .profile
             .as_ref()
             .filter(|profile| !profile.is_empty())?;
-        // QGIS looks for the names of its APIs anywhere in a path.
-        let is_odd = |part: &str| part.starts_with("wfs3") || part.starts_with("ogcapi");
-        match self.rest == "/ows/" {
-            _ if profile.split('/').any(is_odd) => None,
-            true => Some(Route::Ows),
-            false => Some(Route::Api),
+        if route::names_an_api(&format!("/{profile}"), apis) {
+            return None;
         }
+        let route = Route::of(&self.written, apis, false)?;
+        let is_served = match route {
+            Route::Ows => true,
+            // QGIS would look for one in the profile, too.
+            Route::Api => profile.split('/').all(|part| part != "collections"),
+            _ => false,
+        };
+        is_served.then_some(route)
     }
 
     /// The whole of it again, in one spelling.
@@ -76,9 +75,21 @@ impl Path {
     }
 }
 
-/// The root of an API of QGIS that profiles may have.
-fn is_api(part: &str) -> bool {
-    matches!(part.split('.').next(), Some("wfs3" | "ogcapi"))
+/// The profile, and what follows it: `/ows/` or OGC API Features.
+fn split(rest: &str, apis: &[(String, String)]) -> (Option<String>, String) {
+    let segments: Vec<&str> = rest.split('/').filter(|part| !part.is_empty()).collect();
+    let is_api = |at: &usize| {
+        let stem = segments[*at].split('.').next();
+        matches!(stem, Some("wfs3" | "ogcapi"))
+            || route::of_features(&format!("/{}", segments[*at..].join("/")), apis).is_some()
+    };
+    let api = (0..segments.len()).find(is_api);
+    let (profile, api) = segments.split_at(api.unwrap_or(segments.len()));
+    let rest = match api {
+        [] => "/ows/".into(),
+        api => format!("/{}", api.join("/")),
+    };
+    (Some(profile.join("/")), rest)
 }
 
 /// What a request may do, and what goes with it.
@@ -144,7 +155,7 @@ impl Incomplete<'_> {
         if let Some(map) = self.one_spelling(kvp.get("MAP")) {
             kvp.set("MAP", &map);
         }
-        let path = Path::of(self.parts.uri.path());
+        let path = Path::of(self.parts.uri.path(), &self.config.apis);
         let map = kvp.get("MAP");
         let verdict = self.judge(method, &path, clear(kvp)?, map.as_deref());
         let mut granted = self.grant(verdict, &path, |name, value| kvp.set(name, value))?;
@@ -164,8 +175,10 @@ impl Incomplete<'_> {
         if let Some(map) = self.one_spelling(ows::map_of(query)) {
             *query = ows::with_map(query, &map);
         }
-        let path = Path::of(self.parts.uri.path());
-        let parameters = Parameters::of_api(query, &path.rest, method);
+        let path = Path::of(self.parts.uri.path(), &self.config.apis);
+        let features = route::of_features(&path.rest, &self.config.apis);
+        let below = features.unwrap_or(&path.rest);
+        let parameters = Parameters::of_api(query, below, features.is_some(), method);
         let map = ows::map_of(query);
         let verdict = self.judge(method, &path, parameters, map.as_deref());
         self.grant(verdict, &path, |name, value| {
@@ -207,6 +220,7 @@ impl Incomplete<'_> {
         };
         let subject = Subject {
             path: &path.rest,
+            written: &path.written,
             profile: path.profile.as_deref(),
             method: if method == "HEAD" { "GET" } else { method },
             client: self.address,
@@ -287,11 +301,15 @@ mod tests {
             (
                 "/ows/p/x/y/ogcapi/api",
                 Some("x/y"),
-                "/ogcapi/api",
-                "/ows/p/x/y/ogcapi/api",
+                "/wfs3/api",
+                "/ows/p/x/y/wfs3/api",
             ),
+            ("/ows/wfs3/api", None, "/wfs3/api", "/wfs3/api"),
+            ("/ows/%77fs3.json", None, "/wfs3.json", "/wfs3.json"),
+            ("/ogcapi", None, "/wfs3", "/wfs3"),
+            ("/ogcapix", None, "/ogcapix", "/ogcapix"),
         ] {
-            let path = Path::of(raw);
+            let path = Path::of(raw, &apis("/wfs3"));
             assert_eq!(
                 (path.profile.as_deref(), path.rest.as_str()),
                 (profile, rest),
@@ -299,6 +317,45 @@ mod tests {
             );
             assert_eq!(path.whole(), whole, "{raw}");
         }
+    }
+
+    fn apis(features: &str) -> Vec<(String, String)> {
+        vec![("wfs3".into(), features.into())]
+    }
+
+    #[test]
+    fn an_api_has_one_path_where_the_settings_put_it() {
+        let rest = |raw| Path::of(raw, &apis("/features/")).rest;
+        for raw in [
+            "/features/collections/x",
+            "/ogcapi/collections/x",
+            "/ows/wfs3/collections/x",
+            "/ows/p/a/features/collections/x",
+            "/ows/p/a/ogcapi/collections/x",
+        ] {
+            assert_eq!(rest(raw), "/features/collections/x", "{raw}");
+        }
+        assert_eq!(rest("/wfs3/x"), "/wfs3/x");
+    }
+
+    #[test]
+    fn a_profile_has_the_apis_that_the_settings_have() {
+        let route = |raw, apis: &[_]| Path::of(raw, apis).route(apis);
+        for raw in ["/ows/p/x/wfs3/collections", "/ows/p/x/ogcapi"] {
+            assert_eq!(route(raw, &apis("/wfs3")), Some(Route::Api), "{raw}");
+            assert_eq!(route(raw, &[]), None, "{raw}");
+        }
+        let elsewhere = apis("/features");
+        let collections = "/ows/p/x/features/collections";
+        assert_eq!(route(collections, &elsewhere), Some(Route::Api));
+        assert_eq!(route("/ows/p/x/wfs3/collections", &elsewhere), None);
+        assert_eq!(route("/ows/p/featuresx", &elsewhere), None);
+        let hidden = "/ows/p/collections/x/items/wfs3";
+        assert_eq!(route(hidden, &apis("/wfs3")), None);
+        let catalog = [("landing_page".into(), "/catalog/".into())];
+        assert_eq!(route("/ows/p/x/catalog", &catalog), None);
+        assert_eq!(route("/ows/p/x", &catalog), Some(Route::Ows));
+        assert_eq!(route("/ows/p/x/wfs3/nothing", &apis("/wfs3")), None);
     }
 
     #[test]
@@ -319,7 +376,7 @@ mod tests {
 
     #[test]
     fn a_profile_leads_to_ows_or_to_an_api_and_never_to_both() {
-        let route = |raw| Path::of(raw).route();
+        let route = |raw| Path::of(raw, &apis("/wfs3")).route(&apis("/wfs3"));
         assert_eq!(route("/ows/p/x"), Some(Route::Ows));
         assert_eq!(route("/ows/p/x/wfs3/collections"), Some(Route::Api));
         for raw in [

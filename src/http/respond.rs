@@ -245,7 +245,7 @@ impl<B: Backend> Front<B> {
         let route = route.or_else(|| {
             self.config
                 .has_profiles()
-                .then(|| policy::Path::of(path).route())?
+                .then(|| policy::Path::of(path, &self.config.apis).route(&self.config.apis))?
         });
         route.filter(|_| guard::is_plain_path(path))
     }

@@ -65,13 +65,22 @@ fn is_of_an_api(path: &str, apis: &[(String, String)]) -> bool {
     if let Some(rest) = of_features(&path, apis) {
         return is_of_features(rest);
     }
-    let features = features_root(apis).unwrap_or("/wfs3");
     let mut rests = apis.iter().filter_map(|(_, root)| below(&path, root));
-    // QGIS would give it to the API of features, wherever the name of that stands.
-    rests.any(|rest| {
-        let mut names = [features, "/wfs3", "/ogcapi"].into_iter();
-        !names.any(|name| rest.contains(name))
-    })
+    rests.any(|rest| !names_features(rest, apis))
+}
+
+/// QGIS would give such a path to the API of features, wherever in it the name stands.
+pub fn names_features(path: &str, apis: &[(String, String)]) -> bool {
+    let own = features_root(apis).into_iter();
+    own.chain(["/wfs3", "/ogcapi"])
+        .any(|name| path.contains(name))
+}
+
+/// The same for any API that the settings have.
+pub fn names_an_api(path: &str, apis: &[(String, String)]) -> bool {
+    let roots = apis.iter().map(|(_, root)| root.trim_end_matches('/'));
+    let mut roots = roots.filter(|root| !root.is_empty());
+    names_features(path, apis) || roots.any(|root| path.contains(root))
 }
 
 /// QGIS looks for its names anywhere in a path, and takes the collection behind the last
@@ -91,6 +100,7 @@ fn is_of_features(rest: &str) -> bool {
 fn features_root(apis: &[(String, String)]) -> Option<&str> {
     let own = apis.iter().find(|(name, _)| name == FEATURES);
     own.map(|(_, root)| root.trim_end_matches('/'))
+        .filter(|root| !root.is_empty())
 }
 
 /// What follows the root path of OGC API Features in `path`.

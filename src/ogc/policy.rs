@@ -20,7 +20,7 @@
 //! |---|---|
 //! | `SERVICE`, `LAYERS`, … in upper case | the parameter, decoded; case matters but in SERVICE and REQUEST |
 //! | `MAP` | the project below the root, without suffix |
-//! | `path` | decoded, without `/p/<profile>`, and `/ows/` for `/ows` |
+//! | `path` | decoded, without `/p/<profile>`, and `/ows/` for `/ows`; `/ows/wfs3` and `/ogcapi` may be read as the path of that API in the settings, too |
 //! | `profile` | of `/ows/p/<profile>/` |
 //! | `method` | as QGIS sees it: HEAD and the POST of a form are GET |
 //! | `client` | no pattern but networks: `10.0.0.0/8,::1` |
@@ -111,6 +111,8 @@ enum Pattern {
 /// What a request means, as far as rules look at it.
 pub struct Subject<'a> {
     pub path: &'a str,
+    /// The same in the client's own words.
+    pub written: &'a str,
     pub profile: Option<&'a str>,
     pub method: &'a str,
     pub client: IpAddr,
@@ -360,7 +362,7 @@ impl Of {
             Some(values)
         };
         match self {
-            Self::Path => Some(vec![subject.path.into()]),
+            Self::Path => Some(vec![subject.path.into(), subject.written.into()]),
             Self::Profile => Some(vec![subject.profile.unwrap_or_default().into()]),
             Self::Method => Some(vec![subject.method.into()]),
             Self::Client => Some(vec![subject.client.to_string()]),
@@ -412,15 +414,15 @@ impl Parameters {
 
     /// Those of an API, and what a web service would call the same. Whoever keeps WFS from
     /// somebody means the API that gives the same features, too.
-    pub fn of_api(query: &str, path: &str, method: &str) -> Self {
+    pub fn of_api(query: &str, path: &str, is_of_features: bool, method: &str) -> Self {
         let mut parameters = Self::default();
         for (name, value) in ows::all_pairs(query) {
             parameters.add(&name.to_uppercase(), value);
         }
-        // Wherever it is mounted.
+        // QGIS looks for these names, too, wherever the settings put the API.
         let segments = path.split('/').filter(|part| !part.is_empty());
         let mut stems = segments.clone().filter_map(|part| part.split('.').next());
-        if stems.any(|stem| ["wfs3", "ogcapi", "collections"].contains(&stem)) {
+        if is_of_features || stems.any(|stem| ["wfs3", "ogcapi", "collections"].contains(&stem)) {
             let request = match (method, path.contains("/items")) {
                 ("GET" | "HEAD", true) => "GetFeature",
                 ("GET" | "HEAD", false) => "GetCapabilities",
@@ -782,6 +784,7 @@ mod tests {
         };
         let subject = Subject {
             path: asked.path,
+            written: asked.path,
             profile: asked.profile,
             method: "GET",
             client: asked.client.parse().unwrap(),
@@ -1054,14 +1057,16 @@ mod tests {
     fn features_of_the_api_are_features_of_wfs() {
         let judged = |rule: &str, method: &str, path: &str| {
             let policies = Policies::new([("a", rule)].into_iter(), Path::new(""));
+            let is_mounted = path.starts_with("/mounted");
             let subject = Subject {
                 path,
+                written: path,
                 profile: None,
                 method,
                 client: "::1".parse().unwrap(),
                 project: None,
                 header: &|_| Vec::new(),
-                parameters: Parameters::of_api("limit=1&Limit=2", path, method),
+                parameters: Parameters::of_api("limit=1&Limit=2", path, is_mounted, method),
             };
             policies.judge(subject, project).denied_by.is_some()
         };
@@ -1077,7 +1082,12 @@ mod tests {
                 "{path}"
             );
         }
-        for path in ["/maps/wfs3/api", "/features/collections.json"] {
+        for path in [
+            "/maps/wfs3/api",
+            "/features/collections.json",
+            "/mounted",
+            "/mounted/api",
+        ] {
             assert!(judged("deny if SERVICE=WFS", "GET", path), "{path}");
         }
         assert!(!judged("deny if SERVICE=WFS", "GET", "/catalog"));
@@ -1091,6 +1101,33 @@ mod tests {
         assert!(judged("deny if REQUEST=Transaction", "PATCH", items));
         assert!(judged("deny if REQUEST=GetFeature", "HEAD", items));
         assert!(judged("deny if LIMIT=2", "GET", items));
+    }
+
+    /// Whoever wrote a rule before another root was known means the same.
+    #[test]
+    fn a_path_that_has_two_spellings_is_denied_by_either_and_allowed_by_both() {
+        let denied = |rule: &str| {
+            let rules = [("a", rule), ("b", "deny")];
+            let policies = Policies::new(rules.into_iter(), Path::new(""));
+            let subject = Subject {
+                path: "/wfs3/api",
+                written: "/ows/wfs3/api",
+                profile: None,
+                method: "GET",
+                client: "::1".parse().unwrap(),
+                project: None,
+                header: &|_| Vec::new(),
+                parameters: Parameters::default(),
+            };
+            policies
+                .judge(subject, project)
+                .denied_by
+                .unwrap_or_default()
+        };
+        assert_eq!(denied("deny if path=/wfs3.*"), "a");
+        assert_eq!(denied("deny if path=/ows/wfs3.*"), "a");
+        assert_eq!(denied("allow if path=/wfs3.*"), "b");
+        assert_eq!(denied("allow if path=/(ows/)?wfs3.*"), "");
     }
 
     #[test]
