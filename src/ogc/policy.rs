@@ -19,6 +19,8 @@
 //! | NAME | value |
 //! |---|---|
 //! | `SERVICE`, `LAYERS`, … in upper case | the parameter, decoded; case matters but in SERVICE and REQUEST |
+//! | `LAYERS` | with QUERY_LAYERS, LAYER and those of the maps of a print (`MAP0:LAYERS`); unknown with SLD or SLD_BODY, which name layers, too |
+//! | `TYPENAME` | with the types in FEATUREID, and the collection of an API |
 //! | `MAP` | the project below the root, without suffix |
 //! | `path` | decoded, without `/p/<profile>`, and `/ows/` for `/ows`; `/ows/wfs3` and `/ogcapi` may be read as the path of that API in the settings, too |
 //! | `profile` | of `/ows/p/<profile>/` |
@@ -458,7 +460,47 @@ impl Parameters {
         if self.more_in_body && !is_of_root {
             return None;
         }
-        Some(self.said(name).to_vec())
+        let others: Vec<String> = match name {
+            "LAYERS" if self.names("SLD") || self.names("SLD_BODY") => return None,
+            "LAYERS" => self.other_layers().collect(),
+            "TYPENAME" => self.types_of_features().collect(),
+            _ => Vec::new(),
+        };
+        let mut values = self.said(name).to_vec();
+        if values.is_empty() && !others.is_empty() {
+            // What is absent stays so, whatever else is about the same.
+            values.push(String::new());
+        }
+        values.extend(others);
+        Some(values)
+    }
+
+    /// Layers that are asked for by another name than LAYERS.
+    fn other_layers(&self) -> impl Iterator<Item = String> {
+        let is_one = |name: &str| {
+            let of_map = name
+                .strip_prefix("MAP")
+                .and_then(|it| it.strip_suffix(":LAYERS"));
+            matches!(name, "QUERY_LAYERS" | "LAYER") || of_map.is_some()
+        };
+        let all = self.values.iter().filter(move |(name, _)| is_one(name));
+        let all = all.flat_map(|(_, values)| values.iter().cloned());
+        all.filter(|value| !value.is_empty())
+    }
+
+    /// Without the rest of the ids: `places` of `places.5`.
+    fn types_of_features(&self) -> impl Iterator<Item = String> {
+        let ids = self.said("FEATUREID").iter().map(|ids| ows::decoded(ids));
+        let types = |ids: String| -> Vec<String> {
+            let ids = parts(&ids, true).into_iter();
+            ids.map(|id| id.split('.').next().unwrap_or_default().to_owned())
+                .collect()
+        };
+        ids.filter(|ids| !ids.is_empty()).flat_map(types)
+    }
+
+    fn names(&self, name: &str) -> bool {
+        self.said(name).iter().any(|value| !value.is_empty())
     }
 
     fn said(&self, name: &str) -> &[String] {
@@ -873,6 +915,49 @@ mod tests {
             &["allow if LAYERS!=secret", "deny"],
             &of("LAYERS=public,secret")
         ));
+    }
+
+    #[test]
+    fn layers_and_types_are_denied_by_whichever_parameter_names_them() {
+        fn of(query: &str) -> Asked<'_> {
+            Asked { query, ..WMS }
+        }
+        for more in [
+            "QUERY_LAYERS=secret",
+            "QUERY_LAYERS=public,secret",
+            "LAYER=secret",
+            "map0:layers=secret",
+            "MAP12%3ALAYERS=secret",
+            "SLD=http://maps.example/style",
+            "SLD_BODY=<StyledLayerDescriptor/>",
+        ] {
+            let query = format!("LAYERS=public&{more}");
+            let asked = of(&query);
+            assert!(!allowed(&["deny if LAYERS=secret"], &asked), "{more}");
+            assert!(!allowed(&["deny if LAYERS!=public"], &asked), "{more}");
+            let rules = ["allow if LAYERS=public", "deny"];
+            assert!(!allowed(&rules, &asked), "{more}");
+        }
+        let all = of("LAYERS=public&QUERY_LAYERS=public&LAYER=public&SLD=&SLD_BODY=");
+        assert!(allowed(&["allow if LAYERS=public", "deny"], &all));
+        assert!(allowed(&["deny if LAYERS=secret"], &all));
+        // Maps that a print does not name have the layers of the project.
+        let absent = of("MAP0:LAYERS=public");
+        assert!(!allowed(&["allow if LAYERS=public", "deny"], &absent));
+        for ids in [
+            "secret.1",
+            "public.1,secret.1",
+            "(public.1)(secret.1)",
+            "s%2565cret.1",
+        ] {
+            let query = format!("TYPENAME=public&FEATUREID={ids}");
+            let asked = of(&query);
+            assert!(!allowed(&["deny if TYPENAME=secret"], &asked), "{ids}");
+            let rules = ["allow if TYPENAME=public", "deny"];
+            assert!(!allowed(&rules, &asked), "{ids}");
+        }
+        let ids = of("TYPENAME=public&FEATUREID=public.1");
+        assert!(allowed(&["allow if TYPENAME=public", "deny"], &ids));
     }
 
     #[test]
