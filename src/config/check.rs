@@ -118,6 +118,7 @@ pub fn warnings(config: &Config) -> Vec<String> {
         ));
     }
     warnings.extend(finding::warnings(&config.pool.finding));
+    warnings.extend(ambiguous_projects(config));
     let s3 = &config.pool.finding.s3;
     if s3.access_key_id.is_some() != s3.secret_access_key.is_some() {
         warnings.push(
@@ -145,6 +146,16 @@ pub fn warnings(config: &Config) -> Vec<String> {
         ));
     }
     warnings
+}
+
+/// A project that has two names passes a rule that knows one of them.
+fn ambiguous_projects(config: &Config) -> Option<String> {
+    let finding = &config.pool.finding;
+    let is_plain = finding.schemes.is_empty() && finding.search_paths.is_empty();
+    let is_ambiguous = config.http.policies.tell_projects_apart() && !is_plain;
+    is_ambiguous.then(|| {
+        "policies: rules about MAP go by the name that a client gives, not by where projects.schemes and projects.search_paths lead it: a project that has two names wants both in its rules".into()
+    })
 }
 
 const LEAST_MEMORY: u64 = 256 << 20;

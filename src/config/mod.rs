@@ -732,8 +732,12 @@ fn variables(settings: &Settings) -> BTreeMap<String, String> {
 fn policies(settings: &Settings) -> Policies {
     let rules = settings.members("policies.");
     let rules = rules.map(|(name, entry)| (name, entry.text.as_str()));
-    let root = settings.path("projects.cache.rootdir").unwrap_or_default();
-    Policies::new(rules, &root)
+    // A search path may lead what looks like a path below the root elsewhere.
+    let root = match settings.members("projects.search_paths.").next() {
+        None => settings.path("projects.cache.rootdir"),
+        Some(_) => None,
+    };
+    Policies::new(rules, &root.unwrap_or_default())
 }
 
 /// What filters written for other servers read: sections and keys have their names.

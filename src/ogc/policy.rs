@@ -21,7 +21,7 @@
 //! | `SERVICE`, `LAYERS`, … in upper case | the parameter, decoded; case matters but in SERVICE and REQUEST |
 //! | `LAYERS` | with QUERY_LAYERS, LAYER and those of the maps of a print (`MAP0:LAYERS`); unknown with SLD or SLD_BODY, which name layers, too |
 //! | `TYPENAME` | with the types in FEATUREID, and the collection of an API |
-//! | `MAP` | the project below the root, without suffix |
+//! | `MAP` | the name of the project below the root, without suffix; not the place that schemes and search paths lead it to, so two names of one project want two patterns |
 //! | `path` | decoded, without `/p/<profile>`, and `/ows/` for `/ows`; `/ows/wfs3` and `/ogcapi` may be read as the path of that API in the settings, too |
 //! | `profile` | of `/ows/p/<profile>/` |
 //! | `method` | as QGIS sees it: HEAD and the POST of a form are GET |
@@ -56,7 +56,8 @@ const ROOT_MAX: usize = 64 << 10;
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Policies {
     rules: Vec<Rule>,
-    /// Where projects are, to know one by its absolute path.
+    /// Where projects are, to know one by its absolute path; empty where such a path
+    /// may lead elsewhere.
     root: PathBuf,
 }
 
@@ -182,6 +183,12 @@ impl Policies {
             .any(|condition| condition.of == Of::Profile)
     }
 
+    /// Some rule is about projects.
+    pub fn tell_projects_apart(&self) -> bool {
+        let mut conditions = self.rules.iter().flat_map(|rule| &rule.conditions);
+        conditions.any(|condition| condition.of == Of::Project)
+    }
+
     /// What one client may ask another may not, so no answer is for both.
     pub fn tell_clients_apart(&self) -> bool {
         let mut conditions = self.rules.iter().flat_map(|rule| &rule.conditions);
@@ -255,8 +262,8 @@ impl Rule {
             "allow" => Action::Allow,
             "deny" => Action::Deny,
             "rewrite" => Action::Rewrite(pairs(arguments, parameter)?),
-            "request-header" => Action::RequestHeader(pairs(arguments, header)?),
-            "response-header" => Action::ResponseHeader(pairs(arguments, header)?),
+            "request-header" => Action::RequestHeader(pairs(arguments, request_header)?),
+            "response-header" => Action::ResponseHeader(pairs(arguments, response_header)?),
             other => {
                 return Err(format!(
                     "expected allow, deny, rewrite, request-header or response-header, found {other:?}"
@@ -518,7 +525,7 @@ fn project_name(project: &ProjectRef, root: &Path) -> Option<String> {
         .or_else(|| path.strip_suffix(".qgz"))
         .unwrap_or(path);
     if project.alias != "file" {
-        let is_plain = !path.starts_with('/') && !path.contains(['?', '%']);
+        let is_plain = !path.starts_with('/') && !path.contains(['?', '%', '#']);
         return is_plain.then(|| format!("{}:{path}", project.alias));
     }
     if !path.starts_with('/') {
@@ -724,6 +731,40 @@ fn header(name: &str) -> Result<String, String> {
     }
 }
 
+/// What says where a message ends and which connection it is on (RFC 9110 clause 7.6.1,
+/// RFC 9112 clause 6) is the server's to say.
+const OF_CONNECTION: [&str; 9] = [
+    "connection",
+    "content-length",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "expect",
+];
+
+fn header_but(name: &str, ours: &[&str]) -> Result<String, String> {
+    let mut reserved = OF_CONNECTION.iter().chain(ours);
+    match reserved.any(|it| it.eq_ignore_ascii_case(name)) {
+        true => Err(format!(
+            "expected a header that is not the server's own, found {name:?}"
+        )),
+        false => header(name),
+    }
+}
+
+/// Host agrees with the URL, which QGIS prefers less.
+fn request_header(name: &str) -> Result<String, String> {
+    header_but(name, &["host"])
+}
+
+/// An ETag is compared with what clients send before rules are asked.
+fn response_header(name: &str) -> Result<String, String> {
+    header_but(name, &["etag"])
+}
+
 /// For a whole value. Linear in its length, whatever the pattern.
 fn regex(pattern: &str, ignores_case: bool) -> Result<Regex, String> {
     let build = |pattern: &str| {
@@ -807,7 +848,7 @@ mod tests {
             project_name(&ProjectRef { alias, path }, Path::new("/srv"))
         };
         assert_eq!(named("secret"), Some("pg:secret".into()));
-        for path in ["?project=secret", "/secret", "s%65cret"] {
+        for path in ["?project=secret", "/secret", "s%65cret", "secret#"] {
             assert_eq!(named(path), None, "{path}");
         }
     }
@@ -978,6 +1019,12 @@ mod tests {
             assert!(!allowed(&["deny if MAP=city"], &asked), "{map}");
             assert!(allowed(&["allow if MAP=city", "deny"], &asked), "{map}");
         }
+        let search_paths = Policies::new([].into_iter(), Path::new("")).root;
+        let absolute = ProjectRef {
+            alias: "file".into(),
+            path: "/srv/projects/city".into(),
+        };
+        assert_eq!(project_name(&absolute, &search_paths), None);
         let elsewhere = of("MAP=/mnt/projects/city");
         assert!(!allowed(&["deny if MAP=city"], &elsewhere));
         assert!(!allowed(&["allow if MAP=.*", "deny"], &elsewhere));
@@ -1233,6 +1280,15 @@ mod tests {
             ("rewrite MAP", "expected NAME=value, found \"MAP\""),
             ("request-header A\nB=c", "expected NAME=value"),
             ("response-header A=\u{1}", "visible ASCII"),
+            ("response-header Content-Length=3", "not the server's own"),
+            (
+                "response-header transfer-encoding=chunked",
+                "not the server's own",
+            ),
+            ("response-header Connection=close", "not the server's own"),
+            ("response-header ETag=x", "not the server's own"),
+            ("request-header A=b Host=evil", "not the server's own"),
+            ("request-header Content-length=3", "not the server's own"),
             ("deny if SERVICE=\"WMS", "not closed"),
         ] {
             let mistake = Rule::parse("x", rule).expect_err(rule);
