@@ -279,6 +279,28 @@ fn a_project_is_denied_whatever_it_is_called() {
     );
 }
 
+/// A search path may lead what begins with the root elsewhere.
+#[test]
+fn with_search_paths_an_absolute_path_is_no_name_that_rules_know() {
+    let server = with_rules("a = deny if MAP=other");
+    let whole = server.world.path("projects/city.qgs");
+    let path = |whole: &std::path::Path| {
+        format!("/ows/?MAP={}&SERVICE=WMS&REQUEST=GetMap", whole.display())
+    };
+    assert_eq!(server.get(&path(&whole)).status, 200);
+    let server = Server::stub(
+        "projects.search_paths./public = /nowhere\n\
+         policies.a = deny if MAP=other",
+    );
+    let whole = server.world.path("projects/city.qgs");
+    assert_eq!(server.get(&path(&whole)).status, 403);
+    let line = server
+        .process
+        .log
+        .wait_line("rules about MAP go by the name");
+    assert!(line.contains("projects.search_paths"), "{line}");
+}
+
 #[test]
 fn rules_set_parameters_and_headers_by_profile() {
     let server = with_rules(
@@ -651,6 +673,29 @@ fn a_collection_is_denied_wherever_in_a_path_it_stands() {
         let is_refused = matches!(reply.status, 403 | 404);
         assert!(is_refused, "{path}: {} {}", reply.status, reply.text());
         assert!(!reply.text().contains("FeatureCollection"), "{path}");
+    }
+}
+
+#[test]
+fn a_feature_type_is_denied_by_whatever_names_it() {
+    let xml = b"<GetFeature service='WFS' version='1.1.0'><Query typeName='places'/></GetFeature>";
+    let posted = "/ows/?MAP=world&SERVICE=WFS&REQUEST=GetFeature&TYPENAME=lines";
+    let by_id = "/ows/?MAP=world&SERVICE=WFS&REQUEST=GetFeature&VERSION=1.1.0&FEATUREID=places.5";
+    let ask = |server: &Server| [server.post(posted, "text/xml", xml), server.get(by_id)];
+    let open = Server::real("");
+    for reply in ask(&open) {
+        let is_of_places = reply.text().contains("gml:id=\"places.");
+        assert!(is_of_places, "{} {}", reply.status, reply.text());
+    }
+    drop(open);
+    for rules in [
+        "policies.a = deny if TYPENAME=places",
+        "policies.a = allow if TYPENAME=lines\npolicies.b = deny",
+    ] {
+        let server = Server::real(rules);
+        for reply in ask(&server) {
+            assert_eq!(reply.status, 403, "{rules}: {}", reply.text());
+        }
     }
 }
 
