@@ -69,6 +69,8 @@ struct Broken {
     at: Instant,
     /// The first of several in a row.
     since: Instant,
+    /// Nobody waited for it: the next that a client meets is a first one.
+    ahead: bool,
 }
 
 struct Entry<P> {
@@ -210,8 +212,8 @@ impl<P> Projects<P> {
         }
         let start = Instant::now();
         let loaded = load();
-        let loaded =
-            loaded.inspect_err(|failure| self.remember(place, now + start.elapsed(), *failure))?;
+        let loaded = loaded
+            .inspect_err(|failure| self.remember(place, now + start.elapsed(), *failure, true))?;
         let copy = Copy::new(loaded, now);
         let told = edition(place, &copy.version, false);
         let entry = self.entry(place);
@@ -402,7 +404,7 @@ impl<P> Projects<P> {
         now: Instant,
         failure: Failure,
     ) -> Result<Hit, Failure> {
-        self.remember(place, now, failure);
+        self.remember(place, now, failure, false);
         match is_of_the_project(failure) {
             true => self.fall_back(place, seen, now, failure),
             false => Err(failure),
@@ -410,7 +412,7 @@ impl<P> Projects<P> {
     }
 
     /// Of another failure than the project's nothing is kept.
-    fn remember(&mut self, place: &Place, now: Instant, failure: Failure) {
+    fn remember(&mut self, place: &Place, now: Instant, failure: Failure, ahead: bool) {
         let entry = self.entry(place);
         if !is_of_the_project(failure) {
             if entry.current.is_none() && entry.broken.is_none() {
@@ -418,12 +420,14 @@ impl<P> Projects<P> {
             }
             return;
         }
-        let before = entry.broken.as_ref().filter(|_| entry.current.is_some());
+        let before = entry.broken.as_ref().filter(|it| !it.ahead);
+        let before = before.filter(|_| entry.current.is_some());
         entry.broken = Some(Broken {
             stamp: place.stamp,
             failure,
             at: now,
             since: before.map_or(now, |it| it.since),
+            ahead,
         });
         self.evict(place);
     }
@@ -908,6 +912,11 @@ mod tests {
             bench.get_with("city", never),
             told("one", Found::Cached, false)
         );
+        // Half written once more when the old one may not be stale any longer.
+        bench.seen.stale = false;
+        bench.write("city.qgs", "broken anew");
+        bench.now += 6 * S;
+        assert_eq!(bench.get("city"), told("one", Found::Cached, false));
         bench.write("city.qgs", "two");
         let next = bench.prepare("city").unwrap();
         bench.seen.version = Some(next.version);
