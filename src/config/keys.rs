@@ -338,7 +338,7 @@ pub const SETTINGS: &[Setting] = &[
     row("projects.cache.strict_check", Kind::Bool, "yes", "refuse projects that have invalid layers")
         .env(&["QGSRV_CACHE_STRICT_CHECK"]).older(&["cache.strict_check"]).live(),
     row("projects.cache.bad_layers", Kind::Text, "", "what becomes of projects with invalid layers: strict (they are refused), skip (served without them) or retry (the same, and they come back when their sources do); empty: strict or skip, as projects.cache.strict_check says").live(),
-    row("projects.cache.bad_layers_of", Kind::Words, "", "exceptions for projects, the first that fits: NAME=POLICY, such as drafts/*=skip").live(),
+    row("projects.cache.bad_layers_of", Kind::Words, "", "exceptions for projects, the first that fits: NAME=POLICY, such as drafts/*=skip; of a storage NAME is postgresql:NAME, geopackage:NAME or s3:KEY, or what a handler is asked for, whichever scheme of the operator leads there").live(),
     row("projects.cache.bad_layers_seconds", Kind::Seconds, "30", "seconds between two tries to get invalid layers back").live(),
     row("projects.cache.trust_layer_metadata", Kind::Bool, "no", "believe extents and keys in the project instead of asking the data")
         .env(&["QGSRV_TRUST_LAYER_METADATA", "QGSRV_CACHE_TRUST_LAYER_METADATA", "QGIS_SERVER_TRUST_LAYER_METADATA"])

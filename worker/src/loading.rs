@@ -81,7 +81,7 @@ impl Loading {
         // What went just now is not taken off what comes.
         qgis.bury();
         let (start, before) = (Instant::now(), memory::held());
-        let policy = self.bad_layers.of(&self.known_as(name, place));
+        let policy = self.bad_layers.of(&self.known_as(place));
         let copy = places.fetch(place)?;
         let strict = policy == OnBadLayers::Strict;
         let read = qgis.load(
@@ -124,10 +124,11 @@ impl Loading {
         std::mem::take(&mut self.refused_for)
     }
 
-    /// The name in settings, of a file one whatever the client's spelling.
-    fn known_as(&self, name: &ProjectRef, place: &Place) -> String {
-        let Source::File(path) = &place.source else {
-            return name.to_string();
+    /// The name in settings, one whatever the client's spelling: they share a copy.
+    fn known_as(&self, place: &Place) -> String {
+        let path = match &place.source {
+            Source::File(path) => path,
+            Source::Stored(uri) => return uri.name(),
         };
         let root = self.rootdir.canonicalize().unwrap_or_default();
         let path = path.strip_prefix(root).unwrap_or(path);

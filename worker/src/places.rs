@@ -3,6 +3,7 @@
 //! One place per project whatever the client's spelling. What is outside of what the
 //! operator allows does not exist.
 
+use std::borrow::Cow;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroUsize;
 use std::os::unix::fs::MetadataExt;
@@ -10,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use lru::LruCache;
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use qgisserver::config;
 use qgisserver::protocol::{Failure, ProjectRef, Seen};
 
@@ -59,6 +60,27 @@ pub struct Uri(pub String);
 impl Uri {
     pub fn scheme(&self) -> &str {
         self.0.split(':').next().unwrap_or_default()
+    }
+
+    /// What the operator calls the project, whichever of the operator's names a client
+    /// uses: its scheme, and its name or key there.
+    pub fn name(&self) -> String {
+        let (before, query) = self.0.split_once('?').unwrap_or((&self.0, ""));
+        let named = |key: &str| {
+            let value = query.split('&').find_map(|pair| pair.strip_prefix(key));
+            value.map(|value| percent_decode_str(value).decode_utf8_lossy())
+        };
+        let key = || before.splitn(4, '/').nth(3).map(Cow::from);
+        let name = match self.scheme() {
+            "postgresql" => named("project="),
+            "geopackage" => named("projectName="),
+            "s3" => key(),
+            _ => None,
+        };
+        match name {
+            Some(name) => format!("{}:{name}", self.scheme()),
+            None => self.to_string(),
+        }
     }
 
     /// Who is asked: all projects there share one fate. Where that cannot be told, each
@@ -716,6 +738,28 @@ pub mod tests {
             server("geopackage:/b.gpkg?projectName=x")
         );
         assert_ne!(server("own:a"), server("own:b"));
+    }
+
+    #[test]
+    fn a_project_in_a_storage_has_one_name_for_the_operator_and_no_secret_in_it() {
+        for (uri, name) in [
+            (
+                "postgresql://me@db?dbname=gis&project=drafts%2Fa%20b",
+                "postgresql:drafts/a b",
+            ),
+            (
+                "geopackage:/maps/a.gpkg?projectName=city",
+                "geopackage:city",
+            ),
+            ("s3://maps/drafts/city.qgz", "s3:drafts/city.qgz"),
+            ("own:city", "own:city"),
+            (
+                "own://me:hush@db/city?password=hush",
+                "own://me:***@db/city?password=***",
+            ),
+        ] {
+            assert_eq!(Uri(uri.into()).name(), name);
+        }
     }
 
     #[test]
