@@ -5,9 +5,9 @@ mod common;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use common::{Reply, Server, World, eventually, free_address, http, source};
+use common::{Reply, Server, World, eventually, free_address, http, poll, source};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -478,11 +478,9 @@ impl Native {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let end = Instant::now() + Duration::from_secs(60);
-        while std::net::TcpStream::connect(address).is_err() {
-            assert!(Instant::now() < end, "qgis_mapserver does not listen");
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        let connect = || std::net::TcpStream::connect(address).ok();
+        let listens = poll(Duration::from_secs(60), connect);
+        assert!(listens.is_some(), "qgis_mapserver does not listen");
         Self {
             child,
             base: format!("http://{address}"),

@@ -9,6 +9,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use common::process::succeed;
 use common::{Reply, Server, World, eventually, http, kill, source};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -338,16 +339,11 @@ fn title(reply: &Reply) -> String {
 
 /// A template of so many layers below `projects`, and its text.
 fn many_layers(world: &World, n: usize) -> String {
-    let made = Command::new(source("tests/data/make_many.py"))
-        .args([source("examples/projects"), world.projects()])
-        .arg(n.to_string())
-        .env("HOME", world.path("home"))
-        .output()
-        .unwrap();
-    assert!(
-        made.status.success(),
-        "{}",
-        String::from_utf8_lossy(&made.stderr)
+    succeed(
+        Command::new(source("tests/data/make_many.py"))
+            .args([source("examples/projects"), world.projects()])
+            .arg(n.to_string())
+            .env("HOME", world.path("home")),
     );
     std::fs::read_to_string(world.path("projects/many.qgs")).unwrap()
 }

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
 
+use common::process::succeed;
 use common::{Pool, Reply, Server, World, eventually, free_address, source};
 use nix::sys::signal::Signal;
 use objects::Objects;
@@ -300,12 +301,7 @@ fn save(target: &str, title: &str, places: &Path) {
     command
         .arg(source("tests/data/save.py"))
         .args([target, title, "ogr", &layer]);
-    let saved = command.output().unwrap();
-    assert!(
-        saved.status.success(),
-        "{}",
-        String::from_utf8_lossy(&saved.stderr)
-    );
+    succeed(&mut command);
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::http::{read_all, send_get};
+use common::process::succeed;
 use common::{Server, World, eventually, source};
 
 const N_FEATURES: usize = 100_000;
@@ -18,16 +19,11 @@ const MEMORY_KB: u64 = 32 << 10;
 
 fn big() -> Server {
     let world = World::real();
-    let made = Command::new("/usr/bin/python3")
-        .arg(source("tests/data/make_big.py"))
-        .args([world.projects(), N_FEATURES.to_string().into()])
-        .env("QT_QPA_PLATFORM", "offscreen")
-        .output()
-        .unwrap();
-    assert!(
-        made.status.success(),
-        "{}",
-        String::from_utf8_lossy(&made.stderr)
+    succeed(
+        Command::new("/usr/bin/python3")
+            .arg(source("tests/data/make_big.py"))
+            .args([world.projects(), N_FEATURES.to_string().into()])
+            .env("QT_QPA_PLATFORM", "offscreen"),
     );
     let server = Server::start(world, "server.timeout = 30").ready();
     // The project is loaded, and the buffers have been used once.

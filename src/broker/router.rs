@@ -1681,10 +1681,9 @@ mod tests {
         assert_eq!(driver.config.heartbeat, default.heartbeat);
     }
 
-    #[test]
-    fn what_took_long_waits_among_the_slow_and_what_failed_teaches_nothing() {
-        let mut driver = Driver::with_workers(&["a"]);
-        let took = |id, status, seconds: u64| Final {
+    /// The end of a request for which QGIS took so long.
+    fn took(id: Id, status: u16, seconds: u64) -> Final {
+        Final {
             id,
             head: ok().map(|head| Head { status, ..head }),
             timings: Timings {
@@ -1692,12 +1691,18 @@ mod tests {
                 render_us: seconds * 1_000_000,
             },
             ..Final::default()
-        };
-        let n_slow = |driver: &Driver<Wire>| {
-            let lanes = driver.status().lanes;
-            let slow = lanes.iter().find(|lane| lane.name == "slow");
-            slow.map(|lane| lane.n_running)
-        };
+        }
+    }
+
+    fn n_slow(driver: &Driver<Wire>) -> Option<usize> {
+        let lanes = driver.status().lanes;
+        let slow = lanes.iter().find(|lane| lane.name == "slow");
+        slow.map(|lane| lane.n_running)
+    }
+
+    #[test]
+    fn what_took_long_waits_among_the_slow_and_what_failed_teaches_nothing() {
+        let mut driver = Driver::with_workers(&["a"]);
         for (id, status, expected) in [(1, 500, 0), (2, 200, 0), (3, 200, 1)] {
             let _answered = driver.call(id, get("GetMap"));
             assert_eq!(n_slow(&driver), Some(expected), "{id}");
@@ -1708,24 +1713,10 @@ mod tests {
     #[test]
     fn what_a_client_had_already_does_not_teach_that_it_is_made_in_no_time() {
         let mut driver = Driver::with_workers(&["a"]);
-        let answer = |id, status, seconds: u64| Final {
-            id,
-            head: ok().map(|head| Head { status, ..head }),
-            timings: Timings {
-                load_us: 0,
-                render_us: seconds * 1_000_000,
-            },
-            ..Final::default()
-        };
         let mut hear = |id, status, seconds| {
             let _answered = driver.call(id, get("GetCapabilities"));
-            let lanes = driver.status().lanes;
-            let slow = lanes.iter().find(|lane| lane.name == "slow");
-            let n_slow = slow.map(|lane| lane.n_running);
-            driver.hear(
-                "a",
-                Message::Final(answer(id, status, seconds), Bytes::new()),
-            );
+            let n_slow = n_slow(&driver);
+            driver.hear("a", Message::Final(took(id, status, seconds), Bytes::new()));
             n_slow
         };
         hear(1, 200, 60);

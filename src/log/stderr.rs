@@ -271,6 +271,7 @@ impl Outlet {
                 Ok(lines) => return Some(lines),
                 Err(TryLockError::Poisoned(lines)) => return Some(lines.into_inner()),
                 Err(TryLockError::WouldBlock) if Instant::now() >= end => return None,
+                // A mutex cannot be waited for with a bound.
                 Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_millis(1)),
             }
         }
@@ -312,6 +313,7 @@ impl Outlet {
             (lines.writing, lines.torn) = (false, torn);
             drop(lines);
             self.emptied.notify_all();
+            // Not to be woken for each of the lines that come meanwhile.
             thread::sleep(NAP);
         }
     }

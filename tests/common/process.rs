@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -141,6 +141,14 @@ impl Process {
             .map(memory_kb)
             .sum()
     }
+}
+
+/// What a helper of a test said, which had to succeed.
+pub fn succeed(command: &mut Command) -> Output {
+    let done = command.output().unwrap();
+    let told = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{command:?}: {told}");
+    done
 }
 
 /// A session of its own, which does not outlive the test, even if that is killed.

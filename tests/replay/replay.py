@@ -236,6 +236,7 @@ class Server:
                 urllib.request.urlopen(self._url + "/ready", timeout=2).close()
                 return self._url
             except OSError:
+                # It tells nobody when it listens.
                 time.sleep(0.1)
         self.__exit__()
         self._log.seek(0)

@@ -9,6 +9,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::{Uid, User, chown};
 use tempfile::TempDir;
 
+use crate::common::process::succeed;
 use crate::common::{eventually, free_address, kill, source};
 
 pub const PASSWORD: &str = "hush-hush";
@@ -62,17 +63,7 @@ impl Postgres {
             "--locale=C.UTF-8",
             "-N",
         ]);
-        let made = command
-            .arg("--pwfile")
-            .arg(password)
-            .arg(self.path("data"))
-            .output()
-            .unwrap();
-        assert!(
-            made.status.success(),
-            "{}",
-            String::from_utf8_lossy(&made.stderr)
-        );
+        succeed(command.arg("--pwfile").arg(password).arg(self.path("data")));
         let service = format!(
             "[maps]\nhost=127.0.0.1\nport={}\nuser=maps\npassword={PASSWORD}\ndbname=gis\n",
             self.address.port()
@@ -164,15 +155,7 @@ impl Postgres {
         command
             .arg(source("tests/data/save.py"))
             .args([&target, title, "postgres", layer]);
-        let saved = command
-            .env("PGSERVICEFILE", self.service_file())
-            .output()
-            .unwrap();
-        assert!(
-            saved.status.success(),
-            "{}",
-            String::from_utf8_lossy(&saved.stderr)
-        );
+        succeed(command.env("PGSERVICEFILE", self.service_file()));
     }
 
     /// The operator's connection, as libpq reads it.
