@@ -390,10 +390,6 @@ pub struct Final {
     pub head: Option<Head>,
     pub failure: Option<Failure>,
     pub timings: Timings,
-    /// Changes whenever the project does.
-    pub project_version: Option<String>,
-    /// When the project last changed, in seconds since 1970.
-    pub project_modified: Option<u64>,
     /// Where the project was; None without one.
     #[serde(default)]
     pub found: Option<Found>,

@@ -11,8 +11,8 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 use qgisserver::fuzzing;
 use qgisserver::protocol::{
-    Cancel, Credit, Disconnect, Failure, Final, Head, Message, Partial, ProjectRef, Ready, Reason,
-    Request,
+    Cancel, Credit, Disconnect, Edition, Failure, Final, Head, Message, Partial, ProjectRef, Ready,
+    Reason, Request,
 };
 
 /// Pieces and noise in any order.
@@ -61,7 +61,10 @@ fn messages() -> Vec<Vec<u8>> {
     let last = Final {
         id: 1,
         failure: Some(Failure::BadLayers),
-        project_version: Some("v".into()),
+        edition: Some(Edition {
+            version: "v".into(),
+            ..Edition::default()
+        }),
         ..Final::default()
     };
     let all = [

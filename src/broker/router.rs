@@ -189,6 +189,8 @@ struct Driver<T> {
 /// A call without an end.
 struct Pending {
     call: Box<Call>,
+    /// Of its project, as the queue knows it.
+    name: Called,
     answer: Answer,
     /// While its body is here or when it is needed, whichever is earlier.
     fingerprint: Option<Fingerprint>,
@@ -228,6 +230,8 @@ struct Serving {
     request_id: String,
     operation: String,
     project: Option<ProjectRef>,
+    /// Of the project, as the queue knows it.
+    name: Called,
     /// What was known of the project then.
     asked: Asked,
     since: Instant,
@@ -392,7 +396,7 @@ impl<T: Transport> Driver<T> {
         if let Some(project) = &call.project {
             self.breakers.asked(project, now);
         }
-        let mut pending = Pending::new(call, Answer::Whole(answer));
+        let mut pending = Pending::new(call, ticket.project.clone(), Answer::Whole(answer));
         if !pending.call.body.is_empty() && self.quarantine.is_enabled() {
             pending.fingerprint(&self.quarantine);
         }
@@ -660,13 +664,14 @@ impl<T: Transport> Driver<T> {
 
     fn partial(&mut self, peer: &Peer, partial: Partial, bytes: Bytes) {
         let Partial { id, head, edition } = partial;
-        match self.queue.partial(peer, id, head.is_some(), Instant::now()) {
+        let now = Instant::now();
+        match self.queue.partial(peer, id, head.is_some(), now) {
             Fate::Drop | Fate::Expelled => return,
             Fate::Stranger => return self.send_away(peer),
             Fate::Deliver => {}
         }
         if let Some(edition) = &edition {
-            self.went_out(peer, edition);
+            self.went_out(peer, edition, now);
         }
         let pending = self.calls.get_mut(&id).expect("the queue knows only calls");
         if let Answer::Stream { items, .. } = &pending.answer {
@@ -720,17 +725,10 @@ impl<T: Transport> Driver<T> {
             Fate::Expelled => return,
             Fate::Deliver | Fate::Drop => {}
         }
-        self.learn(peer, &last, fate);
-        if let Some(worker) = self.workers.get_mut(peer) {
-            worker.serving = None;
-            worker.n_served += 1;
-            worker.memory_kb = last.memory_kb;
-            if last.leaving {
-                worker.leaving = Some(match last.failure {
-                    Some(Failure::QgisFailed) => Departure::Doubt,
-                    _ => Departure::Left,
-                });
-            }
+        self.told_edition(peer, &last, fate, now);
+        let worker = self.workers.get_mut(peer);
+        if let Some(serving) = worker.and_then(|worker| worker.ended(&last)) {
+            self.learn(peer, &serving, &last, now);
         }
         self.storm.answered();
         if !was_cancelled {
@@ -753,35 +751,35 @@ impl<T: Transport> Driver<T> {
     }
 
     /// What the end of a request says about its project.
-    fn learn(&mut self, peer: &Peer, last: &Final, fate: Fate) {
-        let serving = self.workers.get(peer).and_then(|it| it.serving.as_ref());
-        let project = serving.and_then(|serving| serving.project.clone());
-        let Some(project) = project else {
+    fn learn(&mut self, peer: &Peer, serving: &Serving, last: &Final, now: Instant) {
+        let Some(project) = &serving.project else {
             return;
         };
-        let now = Instant::now();
-        self.troubled.heard(&project, last, now);
+        self.troubled.heard(project, last, now);
         if last.found.is_some() {
-            let name: Called = name_of(Some(&project)).into();
-            self.queue.opened(peer, &name, last.n_projects);
+            self.queue.opened(peer, &serving.name, last.n_projects);
         }
+    }
+
+    /// What the answer is made of, or what was loaded ahead.
+    fn told_edition(&mut self, peer: &Peer, last: &Final, fate: Fate, now: Instant) {
+        let edition = last.edition.as_ref();
         if let Some(errand) = self.errands.remove(&last.id) {
-            let version = last.edition.as_ref().map(|it| it.version.as_str());
+            let version = edition.map(|it| it.version.as_str());
             self.versions.prepared(&errand, version, now);
-        } else if let Some(edition) = last.edition.as_ref().filter(|_| fate == Fate::Deliver) {
-            self.went_out(peer, edition);
+        } else if let Some(edition) = edition.filter(|_| fate == Fate::Deliver) {
+            self.went_out(peer, edition, now);
         }
     }
 
     /// A client gets an answer that is made of this.
-    fn went_out(&mut self, peer: &Peer, edition: &Edition) {
+    fn went_out(&mut self, peer: &Peer, edition: &Edition, now: Instant) {
         let serving = self.workers.get(peer).and_then(|it| it.serving.as_ref());
         let Some(serving) = serving else {
             return;
         };
         if let Some(project) = &serving.project {
             self.patience = serving.timeout;
-            let now = Instant::now();
             self.versions
                 .answered(peer, project, &serving.asked, edition, now);
         }
@@ -825,7 +823,8 @@ impl<T: Transport> Driver<T> {
         let ticket = self.ticket(&call);
         // Nobody waits for the answer.
         let answer = Answer::Whole(oneshot::channel().0);
-        self.calls.insert(id, Pending::new(Box::new(call), answer));
+        let pending = Pending::new(Box::new(call), ticket.project.clone(), answer);
+        self.calls.insert(id, pending);
         let peer = errand.peer.clone();
         self.errands.insert(id, errand);
         self.queue.errand(&peer, id, ticket, now);
@@ -955,7 +954,7 @@ impl<T: Transport> Driver<T> {
             tracing::warn!(
                 request_id = serving.request_id,
                 operation = serving.operation,
-                project = pending.call.project_name(),
+                project = %pending.name,
                 %fingerprint,
                 "it ended its workers: quarantined for {:.1} s",
                 self.config.quarantine.as_secs_f64()
@@ -1063,7 +1062,7 @@ impl<T: Transport> Driver<T> {
             prepare: self.errands.contains_key(&id),
             document: call.document.clone(),
         };
-        let serving = Serving::of(id, call, asked);
+        let serving = Serving::of(id, pending, asked);
         let frames = Message::Request(request, call.body.clone()).encode();
         if frames[2].len() > HEAD_MAX {
             let error = Error::RequestTooLarge { limit: HEAD_MAX };
@@ -1246,9 +1245,10 @@ fn storm_rules(config: &config::Broker) -> deaths::Rules {
 }
 
 impl Pending {
-    fn new(call: Box<Call>, answer: Answer) -> Self {
+    fn new(call: Box<Call>, name: Called, answer: Answer) -> Self {
         Self {
             call,
+            name,
             answer,
             fingerprint: None,
             peer: None,
@@ -1300,9 +1300,10 @@ impl Answer {
 }
 
 impl Serving {
-    fn of(id: Id, call: &Call, asked: Asked) -> Self {
+    fn of(id: Id, Pending { call, name, .. }: &Pending, asked: Asked) -> Self {
         Self {
             id,
+            name: name.clone(),
             request_id: call.request_id.clone(),
             operation: call.operation.clone(),
             project: call.project.clone(),
@@ -1333,6 +1334,19 @@ impl Member {
         }
     }
 
+    /// Its request ended, and this is what it was.
+    fn ended(&mut self, last: &Final) -> Option<Serving> {
+        self.n_served += 1;
+        self.memory_kb = last.memory_kb;
+        if last.leaving {
+            self.leaving = Some(match last.failure {
+                Some(Failure::QgisFailed) => Departure::Doubt,
+                _ => Departure::Left,
+            });
+        }
+        self.serving.take()
+    }
+
     fn status(&self) -> Worker {
         Worker {
             ready: self.ready.clone(),
@@ -1342,7 +1356,7 @@ impl Member {
             request: self.serving.as_ref().map(|serving| Running {
                 request_id: serving.request_id.clone(),
                 operation: serving.operation.clone(),
-                project: name_of(serving.project.as_ref()),
+                project: serving.name.to_string(),
                 since: serving.since.elapsed(),
             }),
         }

@@ -136,7 +136,9 @@ impl Versions {
             version,
             outdated,
         } = edition;
-        self.names.put(project.clone(), *place);
+        if self.names.get(project) != Some(place) {
+            self.names.put(project.clone(), *place);
+        }
         self.n_epochs += 1;
         let next = self.n_epochs;
         // What other requests that are under way found is not known of a new record.

@@ -279,7 +279,7 @@ impl<P> Projects<P> {
         if is_pinned {
             self.unpin_others(name, place);
         }
-        let entry = self.entries.get_or_insert_mut(place.source.clone(), new);
+        let entry = self.entries.get_or_insert_mut_ref(&place.source, new);
         entry.pinned |= is_pinned;
         let has_room = entry.names.len() < NAMES_MAX || is_pinned;
         if has_room && !entry.names.contains(name) {

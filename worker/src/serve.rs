@@ -357,18 +357,12 @@ impl Server {
             load_us,
             render_us: micros(served.render),
         };
-        let (modified, bad_layers) = match copy {
-            Some(copy) => (copy.modified(), first(copy.bad_layers())),
-            None => (None, Vec::new()),
-        };
-        let hit = found.map(|(_, hit)| hit);
+        let bad_layers = copy.map(|copy| first(copy.bad_layers()));
         let report = Final {
             timings,
-            project_version: hit.as_ref().map(|hit| hit.edition.version.clone()),
-            project_modified: modified,
-            found: hit.as_ref().map(|hit| hit.found),
+            found: found.map(|(_, hit)| hit.found),
             edition,
-            bad_layers,
+            bad_layers: bad_layers.unwrap_or_default(),
             ..self.report()
         };
         tracing::debug!(
