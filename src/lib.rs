@@ -38,7 +38,7 @@ use broker::{Broker, Handle};
 use config::{Config, Sources};
 use pool::Order;
 use reload::Reload;
-use sockets::{GATE, Predecessor, Sockets};
+use sockets::{GATE, MANAGEMENT, Predecessor, Sockets};
 use upgrade::Program;
 
 /// Why the server ends before it is told to.
@@ -95,13 +95,18 @@ pub fn worker_program(config: &Config) -> PathBuf {
 /// What only trying shows of the settings: a line for each certificate that cannot be
 /// used.
 pub fn mistakes(config: &Config, sources: &Sources) -> Vec<String> {
-    let public = http::tls::load("server", config.http.tls.as_ref());
-    let management = config.management.as_ref().map(admin::load);
+    let (public, management) = certificates(config);
     let wrong = [Some(public), management].into_iter().flatten();
     let wrong = wrong.filter_map(Result::err);
     wrong
         .map(|error| sources.mistake(&error.setting, &error.what()))
         .collect()
+}
+
+/// That of the public listener, and of the management's if there is one.
+fn certificates(config: &Config) -> (http::tls::Loaded, Option<http::tls::Loaded>) {
+    let public = http::tls::load("server", config.http.tls.as_ref());
+    (public, config.management.as_ref().map(admin::load))
 }
 
 /// Serves `sockets` until `shutdown` or a successor's word, then lets running requests
@@ -112,7 +117,6 @@ pub async fn run(
     config: Config,
     sources: Sources,
     mut sockets: Sockets,
-    management: Vec<TcpListener>,
     program: Program,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), Error> {
@@ -128,10 +132,11 @@ pub async fn run(
     let server = Arc::new(server);
     let threads = http::threads(&config.http).map_err(Error::Http)?;
     let listeners = sockets.http().map_err(Error::Sockets)?;
+    let others = sockets.others(MANAGEMENT).map_err(Error::Sockets)?;
     let management = config
         .management
         .as_ref()
-        .map(|config| admin::prepare(config, management, handle.clone()))
+        .map(|config| admin::prepare(config, others, handle.clone()))
         .transpose()
         .map_err(Error::Management)?;
     // From here on nothing can fail: a predecessor may believe us.

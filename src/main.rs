@@ -83,14 +83,14 @@ fn serve(config: Config, sources: Sources) -> Result<ExitCode, Failed> {
         [SignalKind::terminate(), SignalKind::interrupt()]
             .map(|kind| signal(kind).expect("the signal can be handled"))
     };
-    let (sockets, management) = open(&config, inherited)?;
+    let sockets = open(&config, inherited)?;
     become_user(config.setuid.as_deref())?;
     // The first thread besides this one: from here on the environment stays as it is.
     let _aside = log::aside().map_err(unavailable)?;
     raise_descriptor_limit();
     let outcome = runtime.block_on(async {
         let stopped = stopped(stop);
-        qgisserver::run(config, sources, sockets, management, program, stopped).await
+        qgisserver::run(config, sources, sockets, program, stopped).await
     });
     // A thread that reads a file may wait for ever.
     runtime.shutdown_timeout(TIDY);
@@ -103,14 +103,13 @@ fn serve(config: Config, sources: Sources) -> Result<ExitCode, Failed> {
 }
 
 /// What is listened on for HTTP and the workers, and what for the management.
-fn open(config: &Config, inherited: Inherited) -> Result<(Sockets, Vec<TcpListener>), Failed> {
+fn open(config: &Config, inherited: Inherited) -> Result<Sockets, Failed> {
     let opened = Sockets::open(&config.http, inherited);
     let mut sockets = opened.map_err(|(address, error)| not_bound("server", address, error))?;
     let listeners = sockets
         .http()
         .map_err(|error| (UNAVAILABLE, error.to_string()))?;
     announce("listening on", config.http.tls.is_some(), &listeners);
-    let mut management = Vec::new();
     if let Some(Management {
         interfaces,
         port,
@@ -122,12 +121,12 @@ fn open(config: &Config, inherited: Inherited) -> Result<(Sockets, Vec<TcpListen
         sockets
             .open_others(MANAGEMENT, addresses)
             .map_err(|(address, error)| not_bound("management", address, error))?;
-        management = sockets
+        let listeners = sockets
             .others(MANAGEMENT)
             .map_err(|error| (UNAVAILABLE, error.to_string()))?;
-        announce("management at", tls.is_some(), &management);
+        announce("management at", tls.is_some(), &listeners);
     }
-    Ok((sockets, management))
+    Ok(sockets)
 }
 
 fn not_bound(section: &str, address: SocketAddr, error: std::io::Error) -> Failed {

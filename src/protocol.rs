@@ -191,6 +191,15 @@ pub struct ProjectRef {
     pub path: String,
 }
 
+/// The alias of projects in files below the root, which may be left out.
+pub const FILE: &str = "file";
+
+/// The name of a project, which may be written with the suffix of its file or without.
+pub fn without_suffix(name: &str) -> &str {
+    let bare = name.strip_suffix(".qgs");
+    bare.or_else(|| name.strip_suffix(".qgz")).unwrap_or(name)
+}
+
 /// One spelling of a scheme: dashes and case count for nothing, and PostgreSQL has one name.
 pub fn alias(name: &str) -> String {
     match name.trim().to_ascii_lowercase().replace('-', "_") {

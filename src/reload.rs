@@ -19,7 +19,7 @@ use crate::config::{Changed, Config, Exit, Sources, log_mistakes};
 use crate::http::tls;
 use crate::pool::{Order, Recipe};
 use crate::protocol::Reason;
-use crate::{admin, http, log};
+use crate::{admin, certificates, http, log};
 
 /// Whoever has to hear of new settings.
 pub struct Reload {
@@ -74,9 +74,10 @@ struct News {
 impl News {
     fn read(mut sources: Sources) -> Result<Self, Exit> {
         let changed = sources.read_again()?;
+        let (public, management) = certificates(&changed.config);
         Ok(Self {
-            public: tls::load("server", changed.config.http.tls.as_ref()),
-            management: changed.config.management.as_ref().map(admin::load),
+            public,
+            management,
             sources,
             changed,
         })

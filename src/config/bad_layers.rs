@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::protocol::without_suffix;
+
 /// What becomes of such a project.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnBadLayers {
@@ -56,11 +58,6 @@ pub(super) fn exception(text: &str) -> Result<(String, OnBadLayers), String> {
             "expected NAME=strict, NAME=skip or NAME=retry, found {text:?}"
         )),
     }
-}
-
-fn without_suffix(name: &str) -> &str {
-    let bare = name.strip_suffix(".qgs");
-    bare.or_else(|| name.strip_suffix(".qgz")).unwrap_or(name)
 }
 
 /// `*` stands for any text.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::layers::{Entry, Origin, Settings};
-use crate::protocol::alias;
+use crate::protocol::{FILE, alias};
 
 /// How projects are found, and which storages may be asked.
 #[derive(Debug, Clone, PartialEq)]
@@ -100,9 +100,6 @@ impl Default for Finding {
         }
     }
 }
-
-/// The scheme of what lies below the root directory.
-pub const FILE: &str = "file";
 
 const SCHEMES: &str = "projects.schemes.";
 const SEARCH_PATHS: &str = "projects.search_paths.";

@@ -212,8 +212,7 @@ impl fmt::Display for Mistake {
 /// `text` as others may see it: without passwords.
 pub fn shown(name: &str, text: &str) -> String {
     let (_, key) = keys::split(name);
-    let key = key.to_ascii_lowercase();
-    if kind(name) == Some(Kind::Secret) || SECRET_WORDS.iter().any(|word| key.contains(word)) {
+    if kind(name) == Some(Kind::Secret) || is_secret(key) {
         return if text.is_empty() {
             String::new()
         } else {
@@ -221,6 +220,12 @@ pub fn shown(name: &str, text: &str) -> String {
         };
     }
     without_secrets(text)
+}
+
+/// By its name.
+fn is_secret(key: &str) -> bool {
+    let key = key.to_ascii_lowercase();
+    SECRET_WORDS.iter().any(|word| key.contains(word))
 }
 
 /// A URI without its passwords.
@@ -232,10 +237,6 @@ pub fn without_secrets(text: &str) -> String {
 fn without_password(text: &str) -> String {
     let Some((before, query)) = text.split_once('?') else {
         return text.into();
-    };
-    let is_secret = |key: &str| {
-        let key = key.to_ascii_lowercase();
-        SECRET_WORDS.iter().any(|word| key.contains(word))
     };
     let pairs = query.split('&').map(|pair| match pair.split_once('=') {
         Some((key, _)) if is_secret(key) => format!("{key}=***"),

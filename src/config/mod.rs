@@ -23,7 +23,7 @@ use std::time::Duration;
 
 pub use bad_layers::{BadLayers, OnBadLayers};
 pub use command_line::{Action, Exit};
-pub use finding::{Base, FILE, Finding, Handler, S3, Secret};
+pub use finding::{Base, Finding, Handler, S3, Secret};
 pub use layers::{Environment, SECRET_WORDS, without_secrets};
 pub use print::sample;
 pub use sources::{Changed, Sources, log_mistakes};
@@ -32,6 +32,7 @@ use kind::Value;
 use layers::Settings;
 
 use crate::ogc::policy::Policies;
+use crate::protocol::FILE;
 
 /// Everything a program of ours needs to know.
 #[derive(Debug, Clone, PartialEq)]
@@ -136,6 +137,11 @@ pub struct Http {
 }
 
 impl Http {
+    /// Somebody may be refused, or asks whether to.
+    pub fn has_policies(&self) -> bool {
+        self.filters || !self.policies.is_empty()
+    }
+
     /// There may be something at `/ows/p/<profile>/`.
     pub fn has_profiles(&self) -> bool {
         self.filters || self.policies.has_profiles()

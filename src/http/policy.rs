@@ -10,7 +10,6 @@ use percent_encoding::percent_decode_str;
 use super::reply::Refusal;
 use super::request::{Incomplete, SMALL};
 use super::route::{self, Route};
-use crate::config::Http;
 use crate::ogc::ows::{self, Kvp};
 use crate::ogc::policy::{self, Parameters, Said, Subject, Unclear, Verdict};
 use crate::protocol::Visitor;
@@ -77,19 +76,18 @@ impl Path {
 
 /// The profile, and what follows it: `/ows/` or OGC API Features.
 fn split(rest: &str, apis: &[(String, String)]) -> (Option<String>, String) {
-    let segments: Vec<&str> = rest.split('/').filter(|part| !part.is_empty()).collect();
-    let is_api = |at: &usize| {
-        let stem = segments[*at].split('.').next();
-        matches!(stem, Some("wfs3" | "ogcapi"))
-            || route::of_features(&format!("/{}", segments[*at..].join("/")), apis).is_some()
+    let segments = rest.split('/').filter(|part| !part.is_empty());
+    let whole: String = segments.flat_map(|part| ["/", part]).collect();
+    let is_api = |tail: &str| {
+        let stem = tail[1..].split(['/', '.']).next();
+        matches!(stem, Some("wfs3" | "ogcapi")) || route::of_features(tail, apis).is_some()
     };
-    let api = (0..segments.len()).find(is_api);
-    let (profile, api) = segments.split_at(api.unwrap_or(segments.len()));
-    let rest = match api {
-        [] => "/ows/".into(),
-        api => format!("/{}", api.join("/")),
-    };
-    (Some(profile.join("/")), rest)
+    let mut tails = whole.match_indices('/').map(|(at, _)| at);
+    let api = tails.find(|at| is_api(&whole[*at..]));
+    let (profile, api) = whole.split_at(api.unwrap_or(whole.len()));
+    let profile = profile.strip_prefix('/').unwrap_or_default();
+    let rest = if api.is_empty() { "/ows/" } else { api };
+    (Some(profile.into()), rest.into())
 }
 
 /// What a request may do, and what goes with it.
@@ -103,12 +101,9 @@ pub struct Granted {
     pub visitor: Option<Visitor>,
 }
 
-/// What a body says to QGIS, where somebody wants to know. A long one takes a while to
-/// look through, which nobody else should wait for.
-pub async fn said(config: &Http, body: &Bytes) -> Result<Said, Unclear> {
-    if config.policies.is_empty() && !config.filters {
-        return Ok(Said::default());
-    }
+/// What a body says to QGIS. A long one takes a while to look through, which nobody else
+/// should wait for.
+async fn said(body: &Bytes) -> Result<Said, Unclear> {
     if body.len() <= SMALL {
         return policy::said(body);
     }
@@ -137,21 +132,21 @@ pub fn keep_private(headers: &mut HeaderMap) {
 
 impl Incomplete<'_> {
     /// Asks the rules about an OWS request, and rewrites it as they say.
-    pub fn admit(&self, method: &str, kvp: &mut Kvp, has_body: bool) -> Result<Granted, Refusal> {
-        if self.config.policies.is_empty() && !self.config.filters {
+    pub async fn admit(
+        &self,
+        method: &str,
+        kvp: &mut Kvp,
+        body: &Bytes,
+    ) -> Result<Granted, Refusal> {
+        if !self.config.has_policies() {
             return Ok(Granted::default());
         }
-        let nothing = Said::default();
-        let said = match &self.said {
-            Ok(said) if has_body => said,
-            Err(Unclear) if has_body => return Err(Refusal::Unclear),
-            _ => &nothing,
-        };
-        let is_served = has_body || self.plugins_answer || self.config.filters;
-        if is_served && policy::is_guessed_to_be_wms(kvp, said) {
+        let said = said(body).await.map_err(|_| Refusal::Unclear)?;
+        let is_served = !body.is_empty() || self.plugins_answer || self.config.filters;
+        if is_served && policy::is_guessed_to_be_wms(kvp, &said) {
             kvp.set("SERVICE", "WMS");
         }
-        let clear = |kvp: &Kvp| Parameters::of(kvp, said).map_err(|_| Refusal::Unclear);
+        let clear = |kvp: &Kvp| Parameters::of(kvp, &said).map_err(|_| Refusal::Unclear);
         if let Some(map) = self.one_spelling(kvp.get("MAP")) {
             kvp.set("MAP", &map);
         }
@@ -159,17 +154,19 @@ impl Incomplete<'_> {
         let map = kvp.get("MAP");
         let verdict = self.judge(method, &path, clear(kvp)?, map.as_deref());
         let mut granted = self.grant(verdict, &path, |name, value| kvp.set(name, value))?;
-        if let Some(visitor) = &mut granted.visitor {
-            visitor.said = said.pairs.clone();
+        if !said.pairs.is_empty() {
+            // What QGIS would read in the body must not undo what was rewritten.
+            clear(kvp)?;
         }
-        // What QGIS would read in the body must not undo what was rewritten.
-        clear(kvp)?;
+        if let Some(visitor) = &mut granted.visitor {
+            visitor.said = said.pairs;
+        }
         Ok(granted)
     }
 
     /// The same for an API, where rules can set the project and nothing else.
     pub fn admit_api(&self, method: &str, query: &mut String) -> Result<Granted, Refusal> {
-        if self.config.policies.is_empty() && !self.config.filters {
+        if !self.config.has_policies() {
             return Ok(Granted::default());
         }
         if let Some(map) = self.one_spelling(ows::map_of(query)) {
@@ -191,6 +188,9 @@ impl Incomplete<'_> {
     /// For filters, which look at MAP alone: the project, wherever it is named, in one
     /// spelling. None if they have it already.
     fn one_spelling(&self, map: Option<String>) -> Option<String> {
+        if !self.config.filters {
+            return None;
+        }
         let named = map.clone().or_else(|| self.project_header());
         let named = named.or_else(|| self.config.default_project.clone());
         let project = self.project(named.as_deref()).ok().flatten();
@@ -199,7 +199,7 @@ impl Incomplete<'_> {
             Some(project) => Some(project.to_string()),
             None => named,
         };
-        spelt.filter(|spelt| self.config.filters && map.as_ref() != Some(spelt))
+        spelt.filter(|spelt| map.as_ref() != Some(spelt))
     }
 
     fn judge(

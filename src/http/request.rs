@@ -20,7 +20,6 @@ use super::work;
 use crate::broker::{Call, Name, Work};
 use crate::config::Http;
 use crate::metrics::Kind;
-use crate::ogc::policy::{Said, Unclear};
 use crate::ogc::{guard, ows};
 use crate::protocol::{Document, HEAD_MAX, ProjectRef, Trace, Visitor};
 
@@ -76,8 +75,6 @@ pub struct Incomplete<'a> {
     pub address: IpAddr,
     /// Some worker has plugins that may answer what is no whole request.
     pub plugins_answer: bool,
-    /// What the body says to QGIS, for access policies.
-    pub said: Result<Said, Unclear>,
 }
 
 /// The id that the client gave, if it can stand in logs and headers, or a new one.
@@ -210,7 +207,7 @@ pub fn ows_dialect(kvp: &ows::Kvp, root: Option<&ows::Root>) -> Dialect {
 
 impl Incomplete<'_> {
     /// A request for `/ows/`. A form becomes part of the query, and its POST a GET.
-    pub fn ows(&self, mut body: Bytes) -> Result<Asked, Refused> {
+    pub async fn ows(&self, mut body: Bytes) -> Result<Asked, Refused> {
         let mut kvp = ows::Kvp::parse(self.query());
         let is_post = self.parts.method == Method::POST;
         let form = is_post
@@ -244,7 +241,7 @@ impl Incomplete<'_> {
         } else {
             self.parts.method.clone()
         };
-        let granted = self.admit(method.as_str(), &mut kvp, !body.is_empty());
+        let granted = self.admit(method.as_str(), &mut kvp, &body).await;
         let granted = granted.map_err(refused)?;
         map = kvp.get("MAP").or_else(|| self.project_header());
         dialect = ows_dialect(&kvp, root.as_ref());
@@ -506,23 +503,19 @@ fn only_reads(named: Option<&str>, in_body: Option<&str>, is_bodiless: bool) -> 
 /// Whether a message can carry the head of `call`. In JSON a byte of a header or
 /// a name takes two at most, that of an URL one.
 fn fits(call: &Call) -> bool {
-    let headers: usize = call
-        .headers
-        .iter()
-        .map(|(name, value)| 2 * (name.len() + value.len()) + 8)
-        .sum();
+    let size = |pairs: &[(String, String)]| -> usize {
+        let sizes = pairs.iter();
+        let sizes = sizes.map(|(name, value)| 2 * (name.len() + value.len()) + 8);
+        sizes.sum()
+    };
+    let headers = size(&call.headers);
     let project = call.project.as_ref().map_or(0, |it| 2 * it.path.len());
-    let visitor = call.visitor.iter().map(|it| {
-        let headers = it.headers.iter();
-        let headers = headers.map(|(name, value)| 2 * (name.len() + value.len()) + 8);
-        let said = it.said.iter();
-        let said = said.map(|(name, value)| 2 * (name.len() + value.len()) + 8);
-        headers.sum::<usize>() + said.sum::<usize>() + 2 * it.path.len()
+    let visitor = call.visitor.as_ref().map_or(0, |it| {
+        size(&it.headers) + size(&it.said) + 2 * it.path.len()
     });
     // Its basis repeats headers, and its tags were one.
     let document = call.document.as_ref().map_or(0, |_| 2 * headers);
-    let rest = visitor.sum::<usize>() + document + HEAD_REST;
-    call.url.len() + headers + project + rest <= HEAD_MAX
+    call.url.len() + headers + project + visitor + document + HEAD_REST <= HEAD_MAX
 }
 
 /// Written by the front, whatever the operator's prefixes let through.

@@ -311,10 +311,9 @@ impl<B: Backend> Front<B> {
             client: self.client_name(parts, line.client),
             address: line.client,
             plugins_answer: self.backend.plugins_answer(),
-            said: policy::said(&self.config, &held.body).await,
         };
         let asked = if route == Route::Ows {
-            request.ows(held.body.clone())
+            request.ows(held.body.clone()).await
         } else {
             request.api(held.body.clone()).await
         };
@@ -336,7 +335,8 @@ impl<B: Backend> Front<B> {
         };
         (line.kind, line.form, line.called) = (kind, form, Some(Instant::now()));
         let has_project = call.project.is_some();
-        let posted = (parts.method == Method::POST).then(|| call.url.clone());
+        let is_posted = route == Route::Api && parts.method == Method::POST;
+        let posted = is_posted.then(|| call.url.clone());
         let replied = self.backend.call(call).await;
         line.failure = replied.as_ref().err().map(broker::Error::reason);
         let replied = replied.map_err(Refusal::from);

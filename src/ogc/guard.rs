@@ -4,10 +4,7 @@
 //! what does not exist, so nobody learns from us what lies outside the root.
 
 use super::ows;
-use crate::protocol::{ProjectRef, alias};
-
-/// Projects in files, whose scheme may be left out.
-const FILE: &str = "file";
+use crate::protocol::{FILE, ProjectRef, alias};
 
 /// Longer names of projects exist on no file system that we serve from.
 const NAME_MAX: usize = 1024;

@@ -237,14 +237,20 @@ pub struct Root {
 /// The root element of a body, found without parsing the document: QGIS does that.
 pub fn root(body: &[u8]) -> Option<Root> {
     let text = String::from_utf8_lossy(&body[..body.len().min(PROLOG_MAX)]);
-    let mut rest = text.trim_start_matches('\u{FEFF}').trim_start();
+    root_of(root_tag(text.trim_start_matches('\u{FEFF}').trim_start())?)
+}
+
+/// All that follows the `<` of the root element. None without one, and with a document
+/// type, which may define what everything else means.
+pub fn root_tag(text: &str) -> Option<&str> {
+    let mut rest = text;
     loop {
         let inner = rest.strip_prefix('<')?;
-        let end = match inner.get(..3) {
-            Some("!--") => "-->",
+        let end = match inner {
+            _ if inner.starts_with("!--") => "-->",
             _ if inner.starts_with('?') => "?>",
             _ if inner.starts_with('!') => return None,
-            _ => return root_of(inner),
+            _ => return Some(inner),
         };
         rest = inner.split_once(end)?.1.trim_start();
     }

@@ -41,7 +41,7 @@ use std::path::{Path, PathBuf};
 use regex::{Regex, RegexBuilder};
 
 use super::ows;
-use crate::protocol::{HEAD_MAX, ProjectRef};
+use crate::protocol::{FILE, HEAD_MAX, ProjectRef, without_suffix};
 
 /// What a compiled pattern may take.
 const PATTERN_MAX: usize = 1 << 20;
@@ -177,22 +177,22 @@ impl Policies {
 
     /// Some rule is about profiles, so that there may be some.
     pub fn has_profiles(&self) -> bool {
-        let conditions = self.rules.iter().flat_map(|rule| &rule.conditions);
-        conditions
-            .into_iter()
-            .any(|condition| condition.of == Of::Profile)
+        self.ask_about(|of| *of == Of::Profile)
     }
 
     /// Some rule is about projects.
     pub fn tell_projects_apart(&self) -> bool {
-        let mut conditions = self.rules.iter().flat_map(|rule| &rule.conditions);
-        conditions.any(|condition| condition.of == Of::Project)
+        self.ask_about(|of| *of == Of::Project)
     }
 
     /// What one client may ask another may not, so no answer is for both.
     pub fn tell_clients_apart(&self) -> bool {
+        self.ask_about(|of| matches!(of, Of::Client | Of::Header(_)))
+    }
+
+    fn ask_about(&self, is_it: impl Fn(&Of) -> bool) -> bool {
         let mut conditions = self.rules.iter().flat_map(|rule| &rule.conditions);
-        conditions.any(|condition| matches!(condition.of, Of::Client | Of::Header(_)))
+        conditions.any(|condition| is_it(&condition.of))
     }
 
     /// Asks the rules one after the other. `project` makes of a MAP what the server
@@ -202,9 +202,13 @@ impl Policies {
         mut subject: Subject<'_>,
         project: impl Fn(Option<&str>) -> Option<ProjectRef>,
     ) -> Verdict {
-        let mut verdict = Verdict::default();
+        let mut rules = self.rules.iter();
+        let mut verdict = Verdict {
+            // Even a rule that is not reached.
+            knows_profile: rules.any(|rule| rule.is_about_profile(&subject)),
+            ..Verdict::default()
+        };
         for rule in &self.rules {
-            verdict.knows_profile |= rule.is_about_profile(&subject);
             if !rule.holds(&subject, &self.root) {
                 continue;
             }
@@ -231,11 +235,6 @@ impl Policies {
                 Action::ResponseHeader(pairs) => verdict.response_headers.extend_from_slice(pairs),
             }
         }
-        // A rule further down may be about the profile, too.
-        verdict.knows_profile |= self
-            .rules
-            .iter()
-            .any(|rule| rule.is_about_profile(&subject));
         verdict
     }
 }
@@ -519,12 +518,8 @@ impl Parameters {
 /// in a way which only the worker could tell: an absolute path that does not begin with
 /// the root, parameters of a storage.
 fn project_name(project: &ProjectRef, root: &Path) -> Option<String> {
-    let path = project.path.as_str();
-    let path = path
-        .strip_suffix(".qgs")
-        .or_else(|| path.strip_suffix(".qgz"))
-        .unwrap_or(path);
-    if project.alias != "file" {
+    let path = without_suffix(&project.path);
+    if project.alias != FILE {
         let is_plain = !path.starts_with('/') && !path.contains(['?', '%', '#']);
         return is_plain.then(|| format!("{}:{path}", project.alias));
     }
@@ -630,18 +625,7 @@ fn distinct(pairs: impl Iterator<Item = (String, String)>) -> Result<Pairs, Uncl
 
 /// REQUEST and the attributes of the root element.
 fn root(text: &str) -> Result<Pairs, Unclear> {
-    let mut rest = text;
-    let inner = loop {
-        let inner = rest.strip_prefix('<').ok_or(Unclear)?;
-        let end = match inner {
-            _ if inner.starts_with("!--") => "-->",
-            _ if inner.starts_with('?') => "?>",
-            // A document type may define what everything else means.
-            _ if inner.starts_with('!') => return Err(Unclear),
-            _ => break inner,
-        };
-        rest = inner.split_once(end).ok_or(Unclear)?.1.trim_start();
-    };
+    let inner = ows::root_tag(text).ok_or(Unclear)?;
     let is_end = |c: char| c.is_whitespace() || c == '/' || c == '>';
     let end = inner
         .find(is_end)

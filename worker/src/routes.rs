@@ -6,8 +6,8 @@
 use std::path::{Component, Path, PathBuf};
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
-use qgisserver::config::{Base, FILE, Finding};
-use qgisserver::protocol::ProjectRef;
+use qgisserver::config::{Base, Finding};
+use qgisserver::protocol::{FILE, ProjectRef};
 
 /// Where to look.
 #[derive(Debug, Clone, PartialEq, Eq)]
