@@ -275,7 +275,8 @@ impl<'a> FormatFields<'a> for Fields {
     }
 }
 
-/// Fields as ` name=value`, and the message.
+/// Fields as ` name=value`, and the message. Written in place: busy servers log every
+/// request.
 #[derive(Default)]
 struct Text {
     fields: String,
@@ -283,22 +284,20 @@ struct Text {
 }
 
 impl Text {
-    fn push(&mut self, field: &Field, value: String) {
+    /// Where the value of `field` goes.
+    fn place(&mut self, field: &Field) -> &mut String {
         match field.name() {
-            "message" => self.message = value,
-            name => write!(self.fields, " {name}={value}").expect("a String takes everything"),
+            "message" => &mut self.message,
+            name => {
+                self.fields.extend([" ", name, "="]);
+                &mut self.fields
+            }
         }
     }
-}
 
-impl Text {
     /// What needs no escaping, as numbers do not.
     fn plain(&mut self, field: &Field, value: impl Debug) {
-        match field.name() {
-            "message" => write!(self.message, "{value:?}"),
-            name => write!(self.fields, " {name}={value:?}"),
-        }
-        .expect("a String takes everything");
+        write!(self.place(field), "{value:?}").expect("a String takes everything");
     }
 }
 
@@ -320,23 +319,25 @@ impl Visit for Text {
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        let is_message = field.name() == "message";
-        self.push(
-            field,
-            if is_message {
-                escaped(value)
-            } else {
-                quoted(value)
-            },
-        );
+        if field.name() == "message" || is_plain(value) {
+            let place = self.place(field);
+            let start = place.len();
+            place.push_str(value);
+            escape(place, start);
+        } else {
+            self.record_debug(field, &value);
+        }
     }
 
     fn record_error(&mut self, field: &Field, error: &(dyn std::error::Error + 'static)) {
-        self.push(field, quoted(&error.to_string()));
+        self.record_str(field, &error.to_string());
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        self.push(field, escaped(&format!("{value:?}")));
+        let place = self.place(field);
+        let start = place.len();
+        write!(place, "{value:?}").expect("a String takes everything");
+        escape(place, start);
     }
 }
 
@@ -376,24 +377,23 @@ impl Visit for Members {
     }
 }
 
-/// As it is when that cannot be mistaken, else like a Rust string.
-fn quoted(text: &str) -> String {
+/// It cannot be mistaken for anything else without quotes.
+fn is_plain(text: &str) -> bool {
     let is_plain = |c: char| !c.is_whitespace() && !is_dangerous(c) && c != '"' && c != '\\';
-    match !text.is_empty() && text.chars().all(is_plain) {
-        true => text.to_owned(),
-        false => escaped(&format!("{text:?}")),
-    }
+    !text.is_empty() && text.chars().all(is_plain)
 }
 
-fn escaped(text: &str) -> String {
-    let mut safe = String::with_capacity(text.len());
-    for c in text.chars() {
+/// Escapes what is dangerous in `text` from `start` on; it rarely is.
+fn escape(text: &mut String, start: usize) {
+    let Some(at) = text[start..].find(is_dangerous) else {
+        return;
+    };
+    for c in text.split_off(start + at).chars() {
         match is_dangerous(c) {
-            true => safe.extend(c.escape_default()),
-            false => safe.push(c),
+            true => text.extend(c.escape_default()),
+            false => text.push(c),
         }
     }
-    safe
 }
 
 /// Ends a line, moves the cursor or turns the direction of writing.

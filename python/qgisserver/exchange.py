@@ -29,9 +29,6 @@ if CAN_STOP:
 
 from qgisserver import services
 
-# QGIS reports a SERVICE that nobody registered with status 200.
-UNKNOWN_SERVICE = b'code="Service configuration error"'
-
 # All that QGIS says when a filter raised.
 BARE = b"Internal Server Error"
 
@@ -80,29 +77,25 @@ class Recorder:
 class Response(QgsBufferServerResponse):
     """A response whose bytes leave while QGIS still makes them."""
 
-    def __init__(self, sink, recorder, eager, hands=None):
+    def __init__(self, sink, recorder, eager):
         """``sink.part(status, headers, data)`` takes the parts, blocks while the client
         is slow, and raises when nobody wants more; ``sink.wanted`` is how many bytes
         it likes to get at once; ``sink.on_cancel(stop)`` learns how to end the work.
 
         ``eager``: hand over at every flush, since server filters read ``data()``
         in ``sendResponse`` and must find what was flushed, no more.
-
-        ``hands.keys()`` says for whom plugins let a document be made; it is asked while
-        they still know the request. ``None``: the answer is no document.
         """
-        super().__init__()
+        QgsBufferServerResponse.__init__(self)
         self._sink = sink
         self._recorder = recorder
         self._eager = eager
-        self._hands = hands
-        self._wanted = 0 if eager else sink.wanted
         if CAN_STOP:
             self._feedback = QgsFeedback()
             sink.on_cancel(self._feedback.cancel)
 
     # Of an answer that is never flushed, which most are.
     _device = None
+    _wanted = 0
     _feedback = None
     _sent_status = None
     _broken = False
@@ -116,7 +109,8 @@ class Response(QgsBufferServerResponse):
     @property
     def broken(self):
         """What the sink got is not the beginning of what the answer has become."""
-        return self._broken or (self.started and self.statusCode() != self._sent_status)
+        sent = self._sent_status
+        return self._broken or (sent is not None and self.statusCode() != sent)
 
     def feedback(self):
         """QGIS looks here while it draws, and stops when it is cancelled."""
@@ -125,6 +119,8 @@ class Response(QgsBufferServerResponse):
     def flush(self):
         if self._device is None:
             self._device = self.io()
+            if not self._eager:
+                self._wanted = self._sink.wanted
         if self._device.pos() < self._wanted or self._broken:
             return
         status = self.statusCode() if self._sent_status is None else self._sent_status
@@ -145,8 +141,6 @@ class Response(QgsBufferServerResponse):
 
     def finish(self):
         """Called by QGIS at the end; the rest leaves with FINAL."""
-        if self._hands is not None:
-            self.keys = self._hands.keys()
 
     def headersSent(self):
         # QGIS itself asks this before it replaces the answer by an exception report,
@@ -157,7 +151,7 @@ class Response(QgsBufferServerResponse):
 
     def clear(self):
         self._break()
-        super().clear()
+        QgsBufferServerResponse.clear(self)
 
     def sendError(self, code, message):
         self._break()
@@ -171,7 +165,22 @@ class Response(QgsBufferServerResponse):
 
     def _break(self):
         """What has left cannot be replaced, so the stream must not look complete."""
-        self._broken = self._broken or self.started
+        if self._sent_status is not None:
+            self._broken = True
+
+
+class Document(Response):
+    """A response that plugins may let be kept for others."""
+
+    def __init__(self, sink, recorder, eager, hands):
+        """``hands.keys()`` says for whom the document was made; it is asked while the
+        plugins still know the request.
+        """
+        super().__init__(sink, recorder, eager)
+        self._hands = hands
+
+    def finish(self):
+        self.keys = self._hands.keys()
 
 
 # Where the landing page is. QGIS looks here at each request, and nowhere else.
@@ -193,18 +202,20 @@ def serve(server, recorder, sink, eager, method, url, headers, body, project, ha
     """Pass one request to QGIS.
 
     Returns ``(status, headers, data, keys)`` with all that the sink did not get: the whole
-    answer, or the rest of a stream; and, if there are ``hands``, for whom it was made. Returns ``None`` when the answer is not to be
-    trusted: a plugin raised or the stream broke.
+    answer, or the rest of a stream; and, if there are ``hands``, for whom it was made.
+    Returns ``None`` when the answer is not to be trusted: a plugin raised or the stream broke.
     """
     verb = METHODS.get(method)
     if verb is None:
-        return 405, {"Allow": ", ".join(METHODS)}, b"", []
+        return 405, {"Allow": ", ".join(METHODS)}, b"", ()
     mount(headers.get("X-Forwarded-Prefix", ""))
     request = QgsBufferServerRequest(url, verb, headers, body)
-    response = Response(sink, recorder, eager, hands)
+    if hands is None:
+        response = Response(sink, recorder, eager)
+    else:
+        response = Document(sink, recorder, eager, hands)
     recorder.begin()
-    asked = request.parameters().get("SERVICE")
-    if project is None and asked in services.offered:
+    if project is None and services.offered and _service(request) in services.offered:
         # QGIS asks no service without one.
         project = QgsProject()
     if project is None:
@@ -213,11 +224,13 @@ def serve(server, recorder, sink, eager, method, url, headers, body, project, ha
         server.handleRequest(request, response, project)
     is_good = recorder.end() and not response.broken
     status, data = response.statusCode(), response.data()
-    if not is_good and not (asked is None and not body and _is_bare(response, status, data)):
+    if not is_good and (body or _service(request) is not None or not _is_bare(response, status, data)):
         return None
-    if status == 200 and UNKNOWN_SERVICE in bytes(data[:400]):
-        status = 400
-    return status, response.headers(), data, list(response.keys)
+    return status, response.headers(), data, response.keys
+
+
+def _service(request):
+    return request.parameters().get("SERVICE")
 
 
 def _is_bare(response, status, data):

@@ -2,8 +2,9 @@
 //!
 //! The first is the caller's own, which is the broker's: what passes between a
 //! connection there and the broker wakes no other thread, and to wake one costs
-//! more than a small request. So a new connection goes to the thread that has the
-//! fewest, and to the first when in doubt.
+//! more than a small request. So the others are for crowds, which keep all awake: a
+//! new connection goes to the first thread as long as that has few, then to the one
+//! that has the fewest.
 
 use std::future::Future;
 use std::io;
@@ -14,6 +15,9 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
 use crate::thread::Thread;
+
+/// So many more connections than the others our own thread has before they get one.
+const AHEAD: usize = 32;
 
 /// Where connections can go.
 pub struct Threads {
@@ -75,7 +79,7 @@ impl Threads {
         Ok((Self { own, others }, Keeper(kept)))
     }
 
-    /// Lets `serve` run with `tcp` on the thread that has the fewest connections.
+    /// Lets `serve` run with `tcp` on the thread whose turn it is.
     pub fn spawn<F>(&self, tcp: TcpStream, serve: impl FnOnce(TcpStream) -> F + Send + 'static)
     where
         F: Future<Output = ()> + Send + 'static,
@@ -100,11 +104,11 @@ impl Threads {
         });
     }
 
-    /// Another thread, if it has fewer connections than our own.
+    /// Another thread, if our own has more than enough connections.
     fn emptier(&self) -> Option<&Other> {
         let n = |count: &AtomicUsize| count.load(Ordering::Relaxed);
         let other = self.others.iter().min_by_key(|it| n(&it.n_connections))?;
-        (n(&other.n_connections) < n(&self.own)).then_some(other)
+        (n(&other.n_connections) + AHEAD < n(&self.own)).then_some(other)
     }
 }
 
@@ -117,14 +121,15 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn connections_spread_over_the_threads_and_the_first_is_ours() {
+    async fn a_crowd_spreads_over_the_threads_and_the_first_connections_are_ours() {
         let (threads, keeper) = Threads::start(2).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (tell, mut told) = mpsc::unbounded_channel();
         let ours = std::thread::current().id();
         let mut clients = Vec::new();
-        for expected in [true, false, true, false] {
+        let few = std::iter::repeat_n(true, AHEAD + 1);
+        for expected in few.chain([false, true, false]) {
             clients.push(TcpStream::connect(address).await.unwrap());
             let (tcp, _) = listener.accept().await.unwrap();
             let tell = tell.clone();

@@ -790,8 +790,12 @@ impl Qgis {
         }
         let (status, headers, data, keys): (u16, Bound<'_, PyDict>, Bound<'_, PyAny>, _) =
             answer.extract(py)?;
+        let (mut head, bytes) = (head(status, &headers)?, bytes(&data)?);
+        if status == 200 && is_unknown_service(&bytes) {
+            head.status = 400;
+        }
         Ok(Some(Answer {
-            whole: (head(status, &headers)?, bytes(&data)?),
+            whole: (head, bytes),
             keys,
         }))
     }
@@ -942,6 +946,13 @@ fn finish(sink: &Sink, (head, rest): (Head, Bytes)) -> Result<(Option<Head>, Byt
 
 /// What QGIS answers when one of its own exceptions ended the request.
 const BARE: &[u8] = b"Internal Server Error";
+
+/// QGIS reports a SERVICE that nobody registered with status 200, early in its report.
+fn is_unknown_service(bytes: &[u8]) -> bool {
+    const CODE: &[u8] = b"code=\"Service configuration error\"";
+    let start = &bytes[..bytes.len().min(400)];
+    start.starts_with(b"<") && start.windows(CODE.len()).any(|it| it == CODE)
+}
 
 /// An image without its end.
 fn is_cut_off(head: &Head, bytes: &[u8]) -> bool {
