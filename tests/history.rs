@@ -270,19 +270,18 @@ fn a_worker_killed_every_second_costs_no_map() {
     let start = Instant::now();
     let (failures, n_killed) = std::thread::scope(|scope| {
         let mut maps = Vec::new();
-        let (mut n_killed, mut next_kill) = (0, 25);
+        let mut n_killed = 0;
         for i in 0..n_seconds * 50 {
             let due = start + Duration::from_millis(i * 20);
             // The rate is what is tried, and nobody waits for answers.
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
             maps.push(scope.spawn(|| server.try_get(GET_MAP)));
-            if i >= next_kill && i % 10 == 5 {
-                // One of two: on a busy machine the last one may not be replaced yet.
+            if i % 50 == 25 {
+                // On a busy machine there may be none to kill yet.
                 let workers = server.workers();
-                if workers.len() == 2 {
-                    common::kill(*dice.pick(&workers).unwrap(), Signal::SIGKILL);
+                if let Some(worker) = dice.pick(&workers) {
+                    common::kill(*worker, Signal::SIGKILL);
                     n_killed += 1;
-                    next_kill = i + 50;
                 }
             }
         }
@@ -302,5 +301,5 @@ fn a_worker_killed_every_second_costs_no_map() {
         failures.len(),
         failures.first()
     );
-    assert!(n_killed > 1, "only {n_killed} were killed");
+    assert!(n_killed * 3 > n_seconds, "only {n_killed} were killed");
 }

@@ -302,6 +302,9 @@ impl Pool {
         };
         if young {
             self.strike(now);
+        } else if useful && worker.born >= self.struck_at {
+            // Those that die before they can serve are not all.
+            self.strikes = 0;
         }
         if worker.state == State::Serving {
             self.vacate(worker.end.unwrap_or(Because::Exited));
@@ -733,6 +736,24 @@ mod tests {
         let (mut pool, now) = settled();
         pool.died(2, true, now);
         assert_eq!(pool.step(now), [Effect::Promote(3), Effect::Fork(2)]);
+    }
+
+    #[test]
+    fn a_useful_worker_that_dies_ends_the_pauses_of_those_before_it() {
+        let (mut pool, now) = settled();
+        for number in [2, 3] {
+            pool.died(number, false, now);
+        }
+        assert_eq!(pool.backoff(now), Duration::from_millis(500));
+        let now = pool.next_wake(now).unwrap();
+        assert_eq!(pool.step(now), [Effect::Fork(2)]);
+        // What it did was before the strikes, so it says nothing of them.
+        pool.died(1, true, now);
+        assert_eq!(pool.strikes, 2);
+        pool.ready(2, now);
+        pool.step(now);
+        pool.died(2, true, now);
+        assert_eq!(pool.strikes, 0);
     }
 
     #[test]
