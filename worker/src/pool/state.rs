@@ -741,6 +741,7 @@ mod tests {
     #[test]
     fn a_useful_worker_that_dies_ends_the_pauses_of_those_before_it() {
         let (mut pool, now) = settled();
+        let now = now + Duration::from_secs(1);
         for number in [2, 3] {
             pool.died(number, false, now);
         }
