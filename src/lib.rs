@@ -8,6 +8,7 @@
 mod admin;
 mod broker;
 pub mod config;
+pub mod descriptors;
 pub mod directory;
 #[doc(hidden)]
 pub mod fuzzing;

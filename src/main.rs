@@ -5,9 +5,9 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use qgisserver::config::{self, Action, Config, Management, Sources};
-use qgisserver::log;
 use qgisserver::sockets::{Inherited, MANAGEMENT, Sockets};
 use qgisserver::upgrade::Program;
+use qgisserver::{descriptors, log};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
@@ -87,7 +87,7 @@ fn serve(config: Config, sources: Sources) -> Result<ExitCode, Failed> {
     become_user(config.setuid.as_deref())?;
     // The first thread besides this one: from here on the environment stays as it is.
     let _aside = log::aside().map_err(unavailable)?;
-    raise_descriptor_limit();
+    descriptors::raise_limit();
     let outcome = runtime.block_on(async {
         let stopped = stopped(stop);
         qgisserver::run(config, sources, sockets, program, stopped).await
@@ -183,16 +183,6 @@ fn is_already(user: &nix::unistd::User) -> bool {
     let uid = getresuid().is_ok_and(|it| [it.real, it.effective, it.saved] == [user.uid; 3]);
     let gid = getresgid().is_ok_and(|it| [it.real, it.effective, it.saved] == [user.gid; 3]);
     uid && gid
-}
-
-/// Every connection is a descriptor, and the usual soft limit is 1024.
-fn raise_descriptor_limit() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
-    if let Err(error) = raised {
-        tracing::warn!(%error, "the limit of open files stays as it is");
-    }
 }
 
 /// Some supervisors signal the process and its group: one wish, told twice.

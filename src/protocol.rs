@@ -370,6 +370,15 @@ pub struct Head {
     pub validator: Option<Validator>,
 }
 
+impl Head {
+    /// The first header of that name, in whatever case.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let is_it = |(known, _): &&(String, String)| known.eq_ignore_ascii_case(name);
+        let found = self.headers.iter().find(is_it);
+        found.map(|(_, value)| value.as_str())
+    }
+}
+
 /// Part of a reply; the first part carries the head.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Partial {

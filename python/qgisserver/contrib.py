@@ -4,7 +4,7 @@ They are ours, with those names: a filter finds decorators, its settings and the
 exceptions that it raises, whether or not the package that it was written for is installed.
 """
 
-import asyncio
+import collections.abc
 import configparser
 import http.client
 import importlib.metadata
@@ -45,7 +45,10 @@ class PolicyFilter:
         named = found.groupdict() if isinstance(found, re.Match) else {}
         subject = Handler(request) if self._takes_handler else request
         outcome = self.fn(subject, **({} if self._takes_handler else named))
-        if asyncio.iscoroutine(outcome):
+        if isinstance(outcome, collections.abc.Coroutine):
+            # It takes 40 ms to import, which few handlers are worth.
+            import asyncio
+
             asyncio.run(outcome)
 
 

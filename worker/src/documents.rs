@@ -109,7 +109,7 @@ impl Asked<'_> {
     /// `keys`: for whom access control let it be made.
     pub fn settle(&self, keys: &[String], mut head: Head, bytes: Bytes) -> (Head, Bytes) {
         // What a plugin says of its own documents is its own business.
-        if head.status != 200 || header(&head, "etag").is_some() {
+        if head.status != 200 || head.header("etag").is_some() {
             return (head, bytes);
         }
         let bytes = self
@@ -156,7 +156,7 @@ fn is_held(held: &Held, validator: &Validator) -> bool {
 }
 
 fn name_of(head: &Head, bytes: &[u8], keys: &[String]) -> String {
-    let kind = header(head, "content-type").unwrap_or_default();
+    let kind = head.header("content-type").unwrap_or_default();
     let keys = keys.iter().map(String::as_bytes);
     let parts: Vec<&[u8]> = [kind.as_bytes(), bytes].into_iter().chain(keys).collect();
     name(Sha256::new(), &parts)
@@ -177,7 +177,9 @@ fn name(mut hash: Sha256, parts: &[impl AsRef<[u8]>]) -> String {
 /// page is what it is since its project is.
 fn dated(head: &Head, bytes: Bytes, at: u64) -> Bytes {
     const STAMP: &[u8] = b"\"timeStamp\":\"";
-    let is_json = header(head, "content-type").is_some_and(|kind| kind.contains("json"));
+    let is_json = head
+        .header("content-type")
+        .is_some_and(|kind| kind.contains("json"));
     let start = is_json.then(|| bytes.windows(STAMP.len()).position(|part| part == STAMP));
     let Some(start) = start.flatten().map(|start| start + STAMP.len()) else {
         return bytes;
@@ -199,12 +201,6 @@ fn iso(seconds: u64) -> String {
     let (year, month) = (tm.tm_year + 1900, tm.tm_mon + 1);
     let (day, hour, minute, second) = (tm.tm_mday, tm.tm_hour, tm.tm_min, tm.tm_sec);
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
-}
-
-fn header<'a>(head: &'a Head, name: &str) -> Option<&'a str> {
-    let is_it = |(known, _): &&(String, String)| known.eq_ignore_ascii_case(name);
-    let found = head.headers.iter().find(is_it);
-    found.map(|(_, value)| value.as_str())
 }
 
 fn is_of_copies(name: &str) -> bool {

@@ -25,11 +25,10 @@ mod storages;
 
 use std::process::ExitCode;
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use qgisserver::config::{self, Action, Config, Sources};
-use qgisserver::log;
 use qgisserver::protocol::Versions;
+use qgisserver::{descriptors, log};
 
 use qgis::Zygote;
 
@@ -61,7 +60,7 @@ fn run(config: Config, sources: Sources, warnings: &[String]) -> ExitCode {
         .iter()
         .for_each(|warning| tracing::warn!("{warning}"));
     environment::prepare(&config.pool.env, &config.pool.env_allow);
-    raise_open_files();
+    descriptors::raise_limit();
     let mask = match pool::hold_signals() {
         Ok(mask) => mask,
         Err(error) => {
@@ -102,15 +101,6 @@ fn run(config: Config, sources: Sources, warnings: &[String]) -> ExitCode {
             tracing::error!(%error, "the pool cannot go on");
             ExitCode::from(UNAVAILABLE)
         }
-    }
-}
-
-/// Each layer of an open project holds a file or a connection.
-fn raise_open_files() {
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
-    if let Err(error) = raised {
-        tracing::warn!(%error, "the limit of open files stays as it is");
     }
 }
 

@@ -10,6 +10,8 @@ use nix::unistd::Pid;
 use qgisserver::config;
 use qgisserver::protocol::{Plugin, PluginStatus};
 
+use crate::ready;
+
 /// Of READY, for reports about plugins.
 const REPORTS_MAX: usize = 40 << 10;
 
@@ -38,10 +40,8 @@ pub fn fit(mut plugins: Vec<Plugin>) -> Vec<Plugin> {
             *error = last(SHORT, error).to_owned();
         }
     }
-    while size(&plugins) > REPORTS_MAX {
-        plugins.pop();
-    }
-    plugins
+    let brackets = 1;
+    ready::first(REPORTS_MAX - brackets, plugins)
 }
 
 fn size(plugins: &[Plugin]) -> usize {

@@ -276,7 +276,8 @@ impl<P> Projects<P> {
             pinned: false,
         };
         let is_pinned = self.pinned.contains(name);
-        if is_pinned {
+        let known = self.entries.peek(&place.source);
+        if is_pinned && !known.is_some_and(|entry| entry.names.contains(name)) {
             self.unpin_others(name, place);
         }
         let entry = self.entries.get_or_insert_mut_ref(&place.source, new);

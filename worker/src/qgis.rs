@@ -956,13 +956,8 @@ fn is_unknown_service(bytes: &[u8]) -> bool {
 
 /// An image without its end.
 fn is_cut_off(head: &Head, bytes: &[u8]) -> bool {
-    let kind = head
-        .headers
-        .iter()
-        .find(|(name, _)| name.eq_ignore_ascii_case("content-type"))
-        .map_or("", |(_, kind)| {
-            kind.split(';').next().unwrap_or_default().trim()
-        });
+    let kind = head.header("content-type").unwrap_or_default();
+    let kind = kind.split(';').next().unwrap_or_default().trim();
     match kind {
         "image/png" => !bytes.ends_with(b"IEND\xaeB`\x82"),
         "image/jpeg" => !bytes.ends_with(b"\xff\xd9"),

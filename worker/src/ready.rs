@@ -24,8 +24,8 @@ pub fn fit(ready: Ready) -> Ready {
     }
 }
 
-/// As many as fit into so many bytes as they are written.
-fn first<T: Serialize>(bytes: usize, all: Vec<T>) -> Vec<T> {
+/// As many as fit into so many bytes as they are written, each with a comma.
+pub fn first<T: Serialize>(bytes: usize, all: Vec<T>) -> Vec<T> {
     let mut left = bytes;
     let fits = |one: &T| {
         let comma = 1;

@@ -305,11 +305,7 @@ impl Server {
                 let report = self.report();
                 return (Final { head, ..report }, bytes);
             }
-            Judgement::Failed(failure) => {
-                let failure = Some(failure);
-                let report = self.report();
-                return (Final { failure, ..report }, Bytes::new());
-            }
+            Judgement::Failed(failure) => return (failed(failure, self.report()), Bytes::new()),
         };
         let start = Instant::now();
         let found = self.find(request, outlet);
@@ -322,12 +318,10 @@ impl Server {
                     render_us: 0,
                 };
                 let report = Final {
-                    failure: Some(failure),
-                    leaving: failure == Failure::QgisFailed,
                     timings,
                     ..self.report()
                 };
-                return (report, Bytes::new());
+                return (failed(failure, report), Bytes::new());
             }
         };
         let copy = found.as_ref().map(|(place, _)| self.projects.copy(place));
@@ -447,11 +441,7 @@ impl Server {
                 found: Some(found),
                 ..report
             },
-            Err(failure) => Final {
-                failure: Some(failure),
-                leaving: failure == Failure::QgisFailed,
-                ..report
-            },
+            Err(failure) => failed(failure, report),
         }
     }
 
@@ -513,18 +503,20 @@ fn document<'a>(
     Some(documents.asked(document, &request.url, state, has_plugins))
 }
 
+/// There is no answer. After one failure there will be no more from this process.
+fn failed(failure: Failure, report: Final) -> Final {
+    Final {
+        failure: Some(failure),
+        leaving: failure == Failure::QgisFailed,
+        ..report
+    }
+}
+
 /// What is left for FINAL; of much that is left, all but the last chunk is sent here.
 fn finish(outlet: &Outlet, served: Served, report: Final, chunk_bytes: usize) -> (Final, Bytes) {
     let (mut head, mut bytes) = match served.answer {
         Ok(answer) => answer,
-        Err(failure) => {
-            let report = Final {
-                failure: Some(failure),
-                leaving: failure == Failure::QgisFailed,
-                ..report
-            };
-            return (report, Bytes::new());
-        }
+        Err(failure) => return (failed(failure, report), Bytes::new()),
     };
     if let Some(head) = &mut head {
         head.length = Some(bytes.len() as u64);
@@ -532,8 +524,7 @@ fn finish(outlet: &Outlet, served: Served, report: Final, chunk_bytes: usize) ->
     while bytes.len() > chunk_bytes {
         let part = bytes.split_to(chunk_bytes);
         if outlet.part(head.take(), part).is_err() {
-            let failure = Some(Failure::Cancelled);
-            return (Final { failure, ..report }, Bytes::new());
+            return (failed(Failure::Cancelled, report), Bytes::new());
         }
     }
     let head = head.map(|head| outlet.dress(head));
