@@ -45,7 +45,7 @@ replay: cargo
 
 # One test at a time: each wants the whole machine.
 soak: cargo
-	@.ci/need $(BUILD) $(QGIS) $(TEST)
+	@.ci/need $(BUILD) $(QGIS) procps slowhttptest
 	cargo build --release --workspace --bins
 	HISTORY_REQUESTS=1000000 HISTORY_SECONDS=60 cargo test --release --test history --test overload -- --nocapture --test-threads=1
 	@.ci/fuzz 120

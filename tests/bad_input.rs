@@ -7,7 +7,7 @@ use std::os::unix::fs::symlink;
 use std::time::{Duration, Instant};
 
 use common::http::read_all;
-use common::{Reply, Server, World, eventually, source};
+use common::{Reply, Server, World, capabilities, eventually, source};
 use roxmltree::Document;
 
 const MAP: &str = "VERSION=1.3.0&REQUEST=GetMap&STYLES=&CRS=EPSG:4326&BBOX=-90,-180,90,180&WIDTH=60&HEIGHT=30&FORMAT=image/png";
@@ -33,10 +33,6 @@ fn without_losses(server: &Server, work: impl FnOnce()) {
     let good = server.get(&format!("/ows/?MAP=world&SERVICE=WMS&LAYERS=land&{MAP}"));
     assert_eq!(good.status, 200, "{}", good.text());
     assert_eq!(server.workers(), before, "a worker was lost");
-}
-
-fn capabilities(map: &str) -> String {
-    format!("/ows/?MAP={map}&SERVICE=WMS&VERSION=1.3.0&REQUEST=GetCapabilities")
 }
 
 #[test]

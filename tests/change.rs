@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 use common::load::{EVERY_MANNER, Load};
 use common::process::{is_alive, parent, user_of};
 use common::tls::Certificate;
-use common::{Pool, Server, World, eventually, http, kill, path_of};
+use common::{MANAGED, Pool, Server, World, eventually, http, kill, path_of};
 use nix::sys::signal::Signal;
 use tokio_rustls::rustls;
 
@@ -238,13 +238,9 @@ fn sighup_brings_a_new_certificate_and_keeps_the_old_one_when_it_is_broken() {
 
 #[test]
 fn sighup_brings_the_management_a_new_certificate_and_keeps_the_old_one_when_it_is_broken() {
-    let enabled = "management.enabled = yes\nmanagement.port = 0";
-    renew_the_certificate("management", enabled, |server| {
-        let log = &server.process.log;
-        log.wait_for("management at ", |line| {
-            let rest = line.split("management at https://").nth(1)?;
-            rest.split('/').next()?.parse().ok()
-        })
+    renew_the_certificate("management", MANAGED, |server| {
+        let address = server.management();
+        address.strip_prefix("https://").unwrap().parse().unwrap()
     });
 }
 

@@ -238,7 +238,13 @@ fn whoever_hardly_reads_a_map_holds_no_worker() {
     });
     // Not in the buffers of connections, either: without the server there is no more.
     server.signal(Signal::SIGSTOP);
-    let n_there: Vec<_> = slow.iter_mut().map(n_there).collect();
+    let n_there: Vec<_> = std::thread::scope(|scope| {
+        let reading: Vec<_> = slow
+            .iter_mut()
+            .map(|it| scope.spawn(|| n_there(it)))
+            .collect();
+        reading.into_iter().map(|it| it.join().unwrap()).collect()
+    });
     server.signal(Signal::SIGCONT);
     assert!(n_there.iter().all(|n| *n < SIZE), "{n_there:?}");
 }

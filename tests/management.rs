@@ -6,34 +6,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
 
 use common::process::is_log_full;
-use common::{Server, World, eventually, http, path_of};
+use common::{MANAGED, Server, World, eventually, http, path_of};
 use nix::sys::signal::Signal;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message;
 use serde_json::Value;
 
-const ENABLED: &str = "management.enabled = yes\nmanagement.port = 0";
-
-/// The server, and where its management listener is.
-struct Managed {
-    server: Server,
-    base: String,
-}
+/// A server, and what its management listener says of it.
+struct Managed(Server);
 
 impl Managed {
     fn start(settings: &str) -> Self {
-        let server = Server::stub(&format!("{ENABLED}\n{settings}"));
-        let base = server
-            .process
-            .log
-            .wait_for("management at ", address_in_text);
-        Self { server, base }
+        Self(Server::stub(&format!("{MANAGED}\n{settings}")))
     }
 
     fn get(&self, path: &str) -> http::Reply {
-        let url = format!("{}{path}", self.base);
-        http::ask("GET", &url, &[], b"").unwrap_or_else(|error| panic!("{path}: {error}"))
+        self.0.managed(path)
     }
 
     fn scrape(&self) -> Exposition {
@@ -52,11 +41,6 @@ impl Managed {
             (self.scrape().value(sample) == value).then_some(())
         });
     }
-}
-
-fn address_in_text(line: &str) -> Option<String> {
-    let rest = line.split("management at ").nth(1)?;
-    Some(rest.split("/ ").next()?.trim_end_matches('/').to_owned())
 }
 
 /// A page in the text format of Prometheus, read strictly.
@@ -144,7 +128,7 @@ impl Exposition {
 fn the_metrics_count_what_was_done() {
     let settings = "server.timeout = 1\nzmq.cancel_grace = 0.2\nworker.young = 0";
     let managed = Managed::start(settings);
-    let server = &managed.server;
+    let server = &managed.0;
     let before = managed.scrape();
     assert_eq!(before.value("qgisserver_workers{state=\"idle\"}"), 2.0);
     assert_eq!(before.value("qgisserver_ready"), 1.0);
@@ -217,7 +201,7 @@ fn the_metrics_count_what_was_done() {
 #[test]
 fn the_queue_is_seen_while_it_waits_and_a_client_that_leaves_it_is_counted() {
     let managed = Managed::start("server.workers = 1\nworker.spares = 0");
-    let server = &managed.server;
+    let server = &managed.0;
     let busy = server.act_later("DO=wait&FOR=go&MARK=began");
     server.world.wait_count("began", 1);
     let mut waiting: Vec<_> = (0..5).map(|_| server.connect()).collect();
@@ -254,8 +238,8 @@ fn the_queue_is_seen_while_it_waits_and_a_client_that_leaves_it_is_counted() {
 #[test]
 fn each_port_serves_its_own_pages_only() {
     let managed = Managed::start("server.status_page = yes");
-    assert_eq!(managed.server.get("/metrics").status, 404);
-    let public = managed.server.get("/status").json();
+    assert_eq!(managed.0.get("/metrics").status, 404);
+    let public = managed.0.get("/status").json();
     assert_eq!(public["pools"], Value::Null);
     assert_eq!(public["workers"][0]["request"], Value::Null);
     assert_eq!(managed.get(&path_of("DO=echo")).status, 404);
@@ -290,7 +274,7 @@ fn a_management_port_that_is_taken_is_a_wrong_configuration() {
 #[test]
 fn a_server_that_stops_is_not_ready_and_says_so_until_its_last_request_ended() {
     let managed = Managed::start("");
-    let server = &managed.server;
+    let server = &managed.0;
     assert_eq!(managed.get("/ready").status, 200);
     let last = server.act_later("DO=wait&FOR=go&MARK=began");
     server.world.wait_count("began", 1);
@@ -308,7 +292,7 @@ fn a_server_that_stops_is_not_ready_and_says_so_until_its_last_request_ended() {
 #[test]
 fn nobody_reads_the_log_and_all_is_served_and_what_was_lost_is_told_later() {
     let managed = Managed::start("logging.slow_seconds = 0.000001\nworker.young = 0");
-    let (server, log) = (&managed.server, &managed.server.process.log);
+    let (server, log) = (&managed.0, &managed.0.process.log);
     let stalled = log.stall();
     let long = "x".repeat(30_000);
     // More than fits in the pipe and in memory.

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Reply, Server, World, eventually, http};
+use common::{Reply, Server, World, eventually};
 use nix::sys::signal::Signal;
 
 const FORM: &str = "application/x-www-form-urlencoded";
@@ -625,7 +625,7 @@ fn a_pool_with_policies_does_not_serve_a_server_without_them() {
     server.wait_ready();
     let reply = server.act("DO=echo");
     assert_eq!(reply.status, 500, "{}", reply.text());
-    let reply = http::ask("GET", &server.url("/wfs3/?MAP=city"), &[], b"").unwrap();
+    let reply = server.get("/wfs3/?MAP=city");
     assert_eq!(reply.status, 500, "{}", reply.text());
 }
 

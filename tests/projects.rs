@@ -10,35 +10,21 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use common::process::succeed;
-use common::{Reply, Server, World, eventually, http, kill, source};
+use common::{MANAGED, Reply, Server, World, capabilities, eventually, http, kill, source};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
 /// A server, and what its management listener says of it.
-struct Managed {
-    server: Server,
-    base: String,
-}
+struct Managed(Server);
 
 impl Managed {
     fn start(world: World, settings: &str) -> Self {
-        let own = "management.enabled = yes\nmanagement.port = 0";
-        let server = Server::start(world, &format!("{own}\n{settings}")).ready();
-        let address = |line: &str| {
-            let rest = line.split("management at ").nth(1)?;
-            Some(rest.split("/ ").next()?.trim_end_matches('/').to_owned())
-        };
-        let base = server.process.log.wait_for("management at ", address);
-        Self { server, base }
-    }
-
-    fn page(&self, path: &str) -> Reply {
-        http::ask("GET", &format!("{}{path}", self.base), &[], b"").unwrap()
+        Self(Server::start(world, &format!("{MANAGED}\n{settings}")).ready())
     }
 
     /// How many projects were `cached`, `loaded` or `reloaded`.
     fn count(&self, found: &str) -> u64 {
-        let page = self.page("/metrics").text();
+        let page = self.0.managed("/metrics").text();
         let name = format!("qgisserver_projects_total{{found=\"{found}\"}} ");
         let value = page.lines().find_map(|line| line.strip_prefix(&name));
         value
@@ -48,7 +34,7 @@ impl Managed {
     }
 
     fn bad_layers(&self) -> Value {
-        self.page("/status").json()["bad_layers"].take()
+        self.0.managed("/status").json()["bad_layers"].take()
     }
 }
 
@@ -92,10 +78,7 @@ fn no_worker_answers_with_an_older_project_than_another_did_before() {
     both("one");
     // One that never had the old one answers with the new one, and then all do.
     kill(pid, Signal::SIGKILL);
-    eventually("another worker", || {
-        let workers = server.workers();
-        (workers.len() == 2 && !workers.contains(&pid)).then_some(())
-    });
+    server.wait_replaced(&[pid], 2);
     eventually("the new one", || {
         let held = server.act_later("DO=wait&FOR=go");
         eventually("a worker is busy", || {
@@ -233,7 +216,7 @@ fn what_is_listed_is_open_before_the_first_client_comes_and_after_a_death() {
         world.path("list").display()
     );
     let managed = Managed::start(world, &settings);
-    let server = &managed.server;
+    let server = &managed.0;
     let line = server.process.log.wait_line("projects opened ahead");
     assert!(line.contains("n_projects=2"), "{line}");
     let log = server.process.log.text();
@@ -253,10 +236,7 @@ fn what_is_listed_is_open_before_the_first_client_comes_and_after_a_death() {
     for pid in &pids {
         kill(*pid, Signal::SIGKILL);
     }
-    eventually("other workers", || {
-        let workers = server.workers();
-        (workers.len() == 2 && workers.iter().all(|pid| !pids.contains(pid))).then_some(())
-    });
+    server.wait_replaced(&pids, 2);
     each_is_open();
     assert_eq!((managed.count("cached"), managed.count("loaded")), (8, 0));
     // It stays, and is renewed.
@@ -272,7 +252,7 @@ fn a_list_can_be_spread_over_the_workers() {
     }
     let settings = "projects.cache.restore_projects = a,b,c,d\nprojects.cache.preload_spread = yes\nworker.spares = 0";
     let managed = Managed::start(world, settings);
-    let server = &managed.server;
+    let server = &managed.0;
     assert_eq!(server.world.count("read"), 4, "each once");
     let pid = |name: &str| {
         let path = format!("/ows/?MAP={name}&SERVICE=WMS&REQUEST=GetMap");
@@ -294,13 +274,13 @@ fn a_project_that_cannot_be_opened_ahead_does_not_keep_the_server_from_starting(
         let settings = "server.workers = 1\nworker.spares = 0\nworker.start_timeout = 2\nworker.young = 0\n\
                         projects.cache.preload_seconds = 1\nprojects.cache.restore_projects = fatal,city";
         let managed = Managed::start(world, settings);
-        let log = &managed.server.process.log;
+        let log = &managed.0.process.log;
         log.wait_line("not opened ahead any more");
         assert!(
             log.text()
                 .contains("while serving the opening of file:fatal ahead")
         );
-        text(&managed.server, "city");
+        text(&managed.0, "city");
         assert_eq!(
             (managed.count("cached"), managed.count("loaded")),
             (1, 0),
@@ -325,10 +305,6 @@ fn opening_ahead_has_a_bound_in_time() {
 }
 
 // With QGIS.
-
-fn capabilities(map: &str) -> String {
-    format!("/ows/?MAP={map}&SERVICE=WMS&VERSION=1.3.0&REQUEST=GetCapabilities")
-}
 
 fn title(reply: &Reply) -> String {
     let text = reply.text();
@@ -361,7 +337,7 @@ fn two_hundred_projects_of_25_layers_are_loaded_once() {
     let managed = Managed::start(world, &settings);
     for pass in [0, N as u64] {
         for n in 0..N {
-            let reply = managed.server.get(&capabilities(&format!("p{n}")));
+            let reply = managed.0.get(&capabilities(&format!("p{n}")));
             assert_eq!(title(&reply), format!("Project {n}"));
             assert_eq!(
                 reply.text().matches("<Name>layer").count(),
@@ -373,7 +349,7 @@ fn two_hundred_projects_of_25_layers_are_loaded_once() {
         assert_eq!(counts, [N as u64, pass, 0]);
     }
     // Both had their share.
-    let status = managed.page("/status").json();
+    let status = managed.0.managed("/status").json();
     let served: Vec<_> = status["workers"].as_array().unwrap().iter().collect();
     assert!(
         served.iter().all(|it| it["served"].as_u64() > Some(100)),
@@ -387,7 +363,7 @@ fn what_is_open_takes_no_more_memory_than_it_may() {
         let settings = format!("projects.cache.memory = {memory}");
         let managed = Managed::start(World::real(), &settings);
         for project in ["world", "atlas", "world", "atlas", "world", "atlas"] {
-            assert_eq!(managed.server.get(&capabilities(project)).status, 200);
+            assert_eq!(managed.0.get(&capabilities(project)).status, 200);
         }
         let counts = [
             managed.count("loaded"),
@@ -495,15 +471,15 @@ fn nor_when_the_old_one_answers_while_the_new_one_loads() {
 #[test]
 fn invalid_layers_are_named_to_the_operator_and_not_to_the_client() {
     let managed = Managed::start(World::real(), "");
-    let reply = managed.server.get(&capabilities("broken"));
+    let reply = managed.0.get(&capabilities("broken"));
     assert_eq!(reply.status, 422, "{}", reply.text());
     assert!(!reply.text().contains("lost"), "{}", reply.text());
     let listed = managed.bad_layers();
     assert_eq!(listed[0]["project"], "file:broken");
     assert_eq!(listed[0]["layers"], serde_json::json!(["lost"]));
     assert_eq!(listed[0]["refused"], true);
-    assert!(managed.server.process.log.text().contains("lost"));
-    let public = managed.server.status();
+    assert!(managed.0.process.log.text().contains("lost"));
+    let public = managed.0.status();
     assert!(!public.to_string().contains("lost"), "{public}");
 }
 
@@ -515,12 +491,12 @@ fn a_project_may_be_served_without_its_invalid_layers_and_says_so() {
                &BBOX=-90,-180,90,180&WIDTH=60&HEIGHT=30&STYLES=&FORMAT=image/png&LAYERS=land,countries";
     let streamed = "/ows/?MAP=broken&SERVICE=WFS&VERSION=1.1.0&REQUEST=GetFeature&TYPENAME=countries&OUTPUTFORMAT=GeoJSON";
     for path in [&capabilities("broken"), map, streamed] {
-        let reply = managed.server.get(path);
+        let reply = managed.0.get(path);
         assert_eq!(reply.status, 200, "{}", reply.text());
         assert_eq!(reply.header("x-qgisserver-bad-layers"), Some("1"), "{path}");
     }
     assert_eq!(managed.bad_layers()[0]["refused"], false);
-    let whole = managed.server.get(&capabilities("world"));
+    let whole = managed.0.get(&capabilities("world"));
     assert_eq!(whole.header("x-qgisserver-bad-layers"), None);
     assert_eq!(managed.bad_layers().as_array().unwrap().len(), 1);
 }
@@ -529,12 +505,12 @@ fn a_project_may_be_served_without_its_invalid_layers_and_says_so() {
 fn a_layer_comes_back_when_its_source_does() {
     let settings = "projects.cache.bad_layers = retry\nprojects.cache.bad_layers_seconds = 0.1\nserver.workers = 2";
     let managed = Managed::start(World::real(), settings);
-    let get = || managed.server.get(&capabilities("broken"));
+    let get = || managed.0.get(&capabilities("broken"));
     assert_eq!(get().header("x-qgisserver-bad-layers"), Some("1"));
     let query = "SERVICE=WFS&VERSION=1.1.0&REQUEST=GetFeature&TYPENAME=lost&MAXFEATURES=1";
-    let features = || managed.server.get(&format!("/ows/?MAP=broken&{query}"));
+    let features = || managed.0.get(&format!("/ows/?MAP=broken&{query}"));
     assert!(!features().text().contains("<gml:featureMember>"));
-    let data = managed.server.world.path("projects/data");
+    let data = managed.0.world.path("projects/data");
     std::fs::copy(data.join("land.fgb"), data.join("lost.fgb")).unwrap();
     eventually("the layer", || {
         let reply = get();
@@ -628,9 +604,9 @@ fn layers_are_read_only_where_the_operator_says_so() {
 #[test]
 fn a_change_beside_the_project_is_a_change_of_it() {
     let managed = Managed::start(World::real(), "");
-    let get = || managed.server.get(&capabilities("world")).status;
+    let get = || managed.0.get(&capabilities("world")).status;
     assert_eq!((get(), get()), (200, 200));
-    let beside = managed.server.world.path("projects/world_attachments.zip");
+    let beside = managed.0.world.path("projects/world_attachments.zip");
     std::fs::write(&beside, "PK\x05\x06\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0").unwrap();
     assert_eq!((get(), get()), (200, 200));
     std::fs::remove_file(&beside).unwrap();
@@ -653,7 +629,7 @@ fn a_layer_that_is_embedded_changes_with_its_own_project() {
     let embedding = format!("{before}<projectlayers>{layer}</projectlayers>{after}");
     std::fs::write(projects.join("embedding.qgs"), embedding).unwrap();
     let managed = Managed::start(world, "");
-    let get = || assert_eq!(managed.server.get(&capabilities("embedding")).status, 200);
+    let get = || assert_eq!(managed.0.get(&capabilities("embedding")).status, 200);
     get();
     get();
     let text = std::fs::read_to_string(projects.join("world.qgs")).unwrap();

@@ -14,7 +14,7 @@ use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
 
 use common::process::succeed;
-use common::{Pool, Reply, Server, World, eventually, free_address, source};
+use common::{Pool, Reply, Server, World, eventually, source};
 use nix::sys::signal::Signal;
 use objects::Objects;
 use postgres::Postgres;
@@ -480,9 +480,8 @@ fn a_pool_of_another_machine_has_schemes_of_its_own() {
         "projects.schemes.own = file://{}/",
         world.projects().display()
     );
-    let gate = free_address();
-    let http = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
-    let server = Server::proxy_at(world, http, gate, "");
+    let server = Server::proxy(world, "");
+    let gate = server.gate.unwrap();
     let _pool = Pool::start(&server.world, gate, &format!("server.workers = 1\n{own}"));
     server.wait_workers(1);
     let get = |map: &str| {

@@ -30,6 +30,9 @@ use process::Process;
 /// No event that a test waits for takes longer, even on a busy machine.
 pub const SOON: Duration = Duration::from_secs(20);
 
+/// A management listener on a port of its own.
+pub const MANAGED: &str = "management.enabled = yes\nmanagement.port = 0";
+
 /// `tests/`, `examples/` and the programs.
 pub fn source(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
@@ -365,6 +368,20 @@ impl Server {
         })
     }
 
+    /// The address of its management listener, see [`MANAGED`].
+    pub fn management(&self) -> String {
+        self.process.log.wait_for("management at ", |line| {
+            let (_, rest) = line.split_once("management at ")?;
+            let (address, _) = rest.split_once("/ ").unwrap_or((rest, ""));
+            Some(address.trim_end_matches('/').to_owned())
+        })
+    }
+
+    pub fn managed(&self, path: &str) -> Reply {
+        let url = format!("{}{path}", self.management());
+        http::ask("GET", &url, &[], b"").unwrap_or_else(|error| panic!("{path}: {error}"))
+    }
+
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
@@ -452,6 +469,11 @@ fn listening(process: &Process) -> SocketAddr {
         let rest = url.split("://").nth(1)?;
         rest.split(['/', ' ']).next()?.parse().ok()
     })
+}
+
+/// The path that asks for what a project has.
+pub fn capabilities(map: &str) -> String {
+    format!("/ows/?MAP={map}&SERVICE=WMS&VERSION=1.3.0&REQUEST=GetCapabilities")
 }
 
 /// Path and query of a GetMap that makes the stub do `what`.
