@@ -5,8 +5,11 @@ here=$(cd "$(dirname "$0")" && pwd)
 program=$1
 shift
 
-# The layer `places` of the example may be edited, which newer QGIS refuses by default.
-"$program" -b 127.0.0.1 -p "${PORT:-8080}" --rootdir "$here/projects" \
+# A copy, because clients may edit the layer `places`; newer QGIS refuses that by default.
+projects=$(mktemp -d)
+trap 'rm -rf "$projects"' EXIT
+cp -R "$here/projects/." "$projects"
+"$program" -b 127.0.0.1 -p "${PORT:-8080}" --rootdir "$projects" \
     --set projects.cache.force_readonly_layers=no "$@" &
 server=$!
 trap 'kill -TERM $server 2>/dev/null || true' HUP INT TERM

@@ -26,7 +26,6 @@ pub mod upgrade;
 
 use std::future::Future;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
@@ -121,7 +120,7 @@ pub async fn run(
     program: Program,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), Error> {
-    let gate = open_gate(&mut sockets, config.broker.gate)?;
+    let gate = sockets.others(GATE).map_err(Error::Sockets)?.pop();
     sockets.close_rest();
     let (handle, mut broker) = broker::start(&config.broker, gate)
         .await
@@ -219,19 +218,6 @@ pub async fn run(
 enum End {
     Told,
     Succeeded { pid: u32 },
-}
-
-fn open_gate(
-    sockets: &mut Sockets,
-    address: Option<SocketAddr>,
-) -> Result<Option<TcpListener>, Error> {
-    let Some(address) = address else {
-        return Ok(None);
-    };
-    match sockets.open_other(GATE, address) {
-        Ok(listener) => Ok(Some(listener)),
-        Err(error) => Err(Error::Broker(broker::StartError::Gate { address, error })),
-    }
 }
 
 /// Waits until requests will be answered, and tells the server whose place we take.

@@ -5,7 +5,7 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use qgisserver::config::{self, Action, Config, Management, Sources};
-use qgisserver::sockets::{Inherited, MANAGEMENT, Sockets};
+use qgisserver::sockets::{GATE, Inherited, MANAGEMENT, Sockets};
 use qgisserver::upgrade::Program;
 use qgisserver::{descriptors, log};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -55,13 +55,27 @@ fn log_panics() {
 
 /// `--check-config`: `verdict`, unless the server would not start with it all the same.
 fn check(config: &Config, sources: &Sources, verdict: &str) -> ExitCode {
-    let mistakes = qgisserver::mistakes(config, sources);
-    if mistakes.is_empty() {
-        print!("{verdict}");
-        return ExitCode::SUCCESS;
+    match as_user(config, sources) {
+        Ok(()) => {
+            print!("{verdict}");
+            ExitCode::SUCCESS
+        }
+        Err((code, message)) => {
+            eprintln!("qgisserver: {message}");
+            ExitCode::from(code)
+        }
     }
-    eprintln!("qgisserver: {}", mistakes.join("\n"));
-    ExitCode::from(CONFIGURATION)
+}
+
+/// Becomes the user that the settings name, and looks whether that one may read what the
+/// server reads now and at each reload.
+fn as_user(config: &Config, sources: &Sources) -> Result<(), Failed> {
+    become_user(config.setuid.as_deref())?;
+    let mistakes = qgisserver::mistakes(config, sources);
+    match mistakes.is_empty() {
+        true => Ok(()),
+        false => Err((CONFIGURATION, mistakes.join("\n"))),
+    }
 }
 
 type Failed = (u8, String);
@@ -84,7 +98,7 @@ fn serve(config: Config, sources: Sources) -> Result<ExitCode, Failed> {
             .map(|kind| signal(kind).expect("the signal can be handled"))
     };
     let sockets = open(&config, inherited)?;
-    become_user(config.setuid.as_deref())?;
+    as_user(&config, &sources)?;
     // The first thread besides this one: from here on the environment stays as it is.
     let _aside = log::aside().map_err(unavailable)?;
     descriptors::raise_limit();
@@ -105,11 +119,12 @@ fn serve(config: Config, sources: Sources) -> Result<ExitCode, Failed> {
 /// What is listened on for HTTP and the workers, and what for the management.
 fn open(config: &Config, inherited: Inherited) -> Result<Sockets, Failed> {
     let opened = Sockets::open(&config.http, inherited);
-    let mut sockets = opened.map_err(|(address, error)| not_bound("server", address, error))?;
-    let listeners = sockets
-        .http()
-        .map_err(|error| (UNAVAILABLE, error.to_string()))?;
-    announce("listening on", config.http.tls.is_some(), &listeners);
+    let mut sockets = opened.map_err(|taken| not_bound(&HTTP_NAMES, taken))?;
+    let found = listeners(sockets.http())?;
+    announce("listening on", config.http.tls.is_some(), &found);
+    let gate = config.broker.gate.into_iter();
+    let opened = sockets.open_others(GATE, gate);
+    opened.map_err(|taken| not_bound(&GATE_NAMES, taken))?;
     if let Some(Management {
         interfaces,
         port,
@@ -118,19 +133,28 @@ fn open(config: &Config, inherited: Inherited) -> Result<Sockets, Failed> {
     }) = &config.management
     {
         let addresses = interfaces.iter().map(|ip| SocketAddr::new(*ip, *port));
-        sockets
-            .open_others(MANAGEMENT, addresses)
-            .map_err(|(address, error)| not_bound("management", address, error))?;
-        let listeners = sockets
-            .others(MANAGEMENT)
-            .map_err(|error| (UNAVAILABLE, error.to_string()))?;
-        announce("management at", tls.is_some(), &listeners);
+        let opened = sockets.open_others(MANAGEMENT, addresses);
+        opened.map_err(|taken| not_bound(&MANAGEMENT_NAMES, taken))?;
+        announce(
+            "management at",
+            tls.is_some(),
+            &listeners(sockets.others(MANAGEMENT))?,
+        );
     }
     Ok(sockets)
 }
 
-fn not_bound(section: &str, address: SocketAddr, error: std::io::Error) -> Failed {
-    let names = format!("{section}.interfaces, {section}.port");
+fn listeners(all: std::io::Result<Vec<TcpListener>>) -> Result<Vec<TcpListener>, Failed> {
+    all.map_err(|error| (UNAVAILABLE, error.to_string()))
+}
+
+/// The settings that say where to listen.
+const HTTP_NAMES: [&str; 2] = ["server.interfaces", "server.port"];
+const GATE_NAMES: [&str; 1] = ["zmq.bindaddr"];
+const MANAGEMENT_NAMES: [&str; 2] = ["management.interfaces", "management.port"];
+
+fn not_bound(names: &[&str], (address, error): (SocketAddr, std::io::Error)) -> Failed {
+    let names = names.join(", ");
     (
         CONFIGURATION,
         format!("cannot listen on {address} ({names}): {error}"),

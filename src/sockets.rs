@@ -158,21 +158,9 @@ impl Sockets {
         all.map(|socket| socket.listener.try_clone()).collect()
     }
 
-    /// What is called `name`, such as [`GATE`]: passed by whoever started us, or at
-    /// `address`. A successor gets it, too.
-    pub fn open_other(&mut self, name: &str, address: SocketAddr) -> io::Result<TcpListener> {
-        let passed = self.rest.iter().position(|it| it.name == name);
-        let socket = match passed {
-            Some(index) => self.rest.remove(index),
-            None => Socket::at(address, &mut self.rest, name)?,
-        };
-        let listener = socket.listener.try_clone()?;
-        self.others.push(socket);
-        Ok(listener)
-    }
-
     /// All that is called `name`, such as [`MANAGEMENT`]: passed by whoever started us, or
-    /// else at `addresses`. An error names the address that cannot be had.
+    /// else at `addresses`. A successor gets it, too. An error names the address that
+    /// cannot be had.
     pub fn open_others(
         &mut self,
         name: &str,
@@ -309,8 +297,10 @@ mod tests {
                 other
             };
             assert_eq!(addresses(&sockets), [expected]);
-            let gate = sockets.open_other(GATE, gate_address).unwrap();
-            assert_eq!(gate.local_addr().unwrap(), gate_address);
+            let wanted = [gate_address].into_iter();
+            sockets.open_others(GATE, wanted).unwrap();
+            let gate = sockets.others(GATE).unwrap();
+            assert_eq!(gate[0].local_addr().unwrap(), gate_address);
         }
     }
 

@@ -5,7 +5,7 @@ mod common;
 use std::io::{Read, Write};
 use std::process::{Command, Output};
 
-use common::process::user_of;
+use common::process::{Process, user_of};
 use common::tls::Certificate;
 use common::{Server, World, http};
 use tokio_rustls::rustls;
@@ -104,14 +104,108 @@ fn check_config_reads_the_certificates_that_the_server_would_use() {
 #[test]
 fn a_port_that_is_taken_is_a_wrong_configuration() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = taken.local_addr().unwrap().port().to_string();
-    let output = run(
-        "qgisserver",
-        &["-b", "127.0.0.1", "-p", &port, "--rootdir", "/"],
+    let port = taken.local_addr().unwrap().port();
+    let gate = format!("zmq.bindaddr=tcp://127.0.0.1:{port}");
+    let management = format!("management.port={port}");
+    for (more, named) in [
+        (&["-p", &*port.to_string()][..], "server.port"),
+        (&["-p", "0", "--proxy", "--set", &gate], "zmq.bindaddr"),
+        (
+            &[
+                "-p",
+                "0",
+                "--set",
+                "management.enabled=yes",
+                "--set",
+                &management,
+            ],
+            "management.port",
+        ),
+    ] {
+        let output = run(
+            "qgisserver",
+            &[&["-b", "127.0.0.1", "--rootdir", "/"], more].concat(),
+        );
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(78), "{text}");
+        assert!(text.contains(named), "{text}");
+    }
+}
+
+#[test]
+fn a_worker_program_that_is_none_is_a_wrong_configuration() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let path = file.path().to_str().unwrap();
+    for program in ["/nowhere/qgisserver-worker", "/etc/passwd", "/"] {
+        std::fs::write(path, format!("[worker]\nprogram = {program}\n")).unwrap();
+        let output = run("qgisserver", &["--rootdir=/", "--check-config", "-c", path]);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(78), "{text}");
+        let expected = ":2: worker.program: expected a program";
+        assert!(text.contains(expected), "{text}");
+    }
+}
+
+/// Clients that learn from the examples may edit them, and the next ones find them new.
+#[test]
+fn the_examples_are_served_from_a_copy_and_each_address_that_is_printed_answers() {
+    let tmp = common::tmp();
+    let script = common::source("examples/serve.sh");
+    let command = format!(
+        "exec sh {} {} -w 1 >&2",
+        script.display(),
+        env!("CARGO_BIN_EXE_qgisserver")
     );
+    let port = common::free_address().port().to_string();
+    let variable = |name: &str| (name.to_owned(), std::env::var(name).unwrap_or_default());
+    let mut environment = vec![variable("PATH"), variable("HOME")];
+    environment.push(("TMPDIR".into(), tmp.path().display().to_string()));
+    environment.push(("PORT".into(), port));
+    let shell = std::path::Path::new("/bin/sh");
+    let mut process = Process::spawn(shell, &["-c".into(), command], tmp, environment);
+    process.log.wait_line("Stop with");
+    let text = process.log.text();
+    let urls = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| line.starts_with("http://"));
+    let statuses: Vec<_> = urls
+        .map(|url| http::ask("GET", url, &[], b"").unwrap().status)
+        .collect();
+    assert_eq!(statuses, [200; 6], "{text}");
+    let arguments = |pid| std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let copy = format!("--rootdir\0{}", process.tmp().display());
+    let is_served = |pid| String::from_utf8_lossy(&arguments(pid)).contains(&copy);
+    assert!(process.family().into_keys().any(is_served), "{copy}");
+    process.stop();
+}
+
+/// It reads them again at each reload, when it is that user.
+#[test]
+fn a_key_that_the_user_may_not_read_is_found_before_it_is_needed() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let world = World::stub();
+    world.open_to_everybody();
+    let settings = Certificate::of(&world).settings("server");
+    let file = world.path("q.conf");
+    std::fs::write(&file, settings).unwrap();
+    let key = world.path("key.pem");
+    let check = |mode| {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(&key, std::fs::Permissions::from_mode(mode)).unwrap();
+        let file = file.to_str().unwrap();
+        run(
+            "qgisserver",
+            &["--rootdir=/", "--check-config", "-u", "nobody", "-c", file],
+        )
+    };
+    assert!(check(0o644).status.success());
+    let output = check(0o600);
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(78), "{text}");
-    assert!(text.contains("server.port"), "{text}");
+    assert!(text.contains("q.conf:3: server.ssl_key: "), "{text}");
 }
 
 /// As root everything becomes the user; anybody else is told that it cannot be.
@@ -143,6 +237,11 @@ fn setuid_takes_the_privileges_of_all_processes_once_the_port_is_bound() {
         "server.setuid = nobody\nworker.program = {}",
         worker.display()
     );
+    // Which only root may have.
+    let low = (600..1024).find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok());
+    let [http, gate] = [0, low.expect("one is free")].map(|port| ([127, 0, 0, 1], port).into());
+    let mut proxy = Server::proxy_at(World::stub(), http, gate, "server.setuid = nobody");
+    assert!(proxy.process.stop().success());
     let server = Server::start(world, &settings).ready();
     assert_eq!(server.act("DO=echo").status, 200);
     let family = server.process.family();

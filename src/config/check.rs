@@ -6,6 +6,8 @@
 use std::fs;
 use std::path::Path;
 
+use nix::unistd::{AccessFlags, access};
+
 use super::bad_layers::{self, OnBadLayers};
 use super::keys::Program;
 use super::kind::loopback;
@@ -42,6 +44,9 @@ pub fn mistakes(
     }
     if is_server {
         found.note("zmq.ipcpath", socket_directory(&config.broker.runtime_dir));
+    }
+    if let (true, Some(program)) = (is_server && !config.proxy, &config.pool.program) {
+        found.note("worker.program", executable(program));
     }
     let is_start = moment == Moment::Start;
     if let (true, Some(tls)) = (is_server && is_start, &config.http.tls) {
@@ -198,6 +203,15 @@ fn directory(path: &Path) -> Result<(), String> {
             "expected an absolute directory that exists, found {:?}",
             path
         )),
+    }
+}
+
+/// A name without a folder is looked for in PATH when it is needed.
+fn executable(program: &Path) -> Result<(), String> {
+    let is_name = program.parent() == Some(Path::new(""));
+    match is_name || program.is_file() && access(program, AccessFlags::X_OK).is_ok() {
+        true => Ok(()),
+        false => Err(format!("expected a program, found {program:?}")),
     }
 }
 

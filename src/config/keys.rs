@@ -266,7 +266,7 @@ pub const SETTINGS: &[Setting] = &[
         .flags(&[Flag::value("timeout", "SECONDS", SERVER)]).live(),
     row("server.drain_timeout", Kind::SecondsOrZero, "20", "seconds that running requests may take when the server is told to stop").live(),
     row("server.drain_idle", Kind::SecondsOrZero, "1", "seconds that a connection without a request is still kept then, because one may be on its way").live(),
-    row("server.setuid", Kind::Text, "", "user to become once the ports are bound")
+    row("server.setuid", Kind::Text, "", "user to become once the ports are bound; may read certificates and keys")
         .flags(&[Flag::value("setuid", "SETUID", SERVER).short('u')]),
     row("server.proxy", Kind::Bool, "no", "start no local pool: workers join through zmq.bindaddr")
         .flags(&[Flag::value("proxy", "", SERVER).takes(Takes::Nothing { means: "yes" })]),
@@ -402,7 +402,7 @@ pub const SETTINGS: &[Setting] = &[
     row("worker.python", Kind::Path, "/usr/bin/python3", "the Python that QGIS was built for"),
     row("worker.env_allow", Kind::Words, "", "more variables (NAME or PREFIX*) that workers inherit"),
     row("worker.start_timeout", Kind::Seconds, "60", "seconds for a worker to become ready; the pool may take twice as long to import QGIS").live(),
-    row("worker.young", Kind::SecondsOrZero, "5", "seconds; a worker that dies younger is replaced after a pause").live(),
+    row("worker.young", Kind::SecondsOrZero, "5", "seconds; a worker that dies younger, without having served, is replaced after a pause").live(),
     row("worker.backoff_max", Kind::SecondsOrZero, "30", "seconds that this pause grows to").live(),
     row("worker.drain_timeout", Kind::SecondsOrZero, "20", "seconds that a running request may take when its worker is told to leave").live(),
     row("worker.memory_limit", MEMORY, "0", "memory that one worker may allocate; 0: half of the machine's or the control group's, but 512M at least").live(),

@@ -18,12 +18,15 @@ const DEPTH_MAX: usize = 10;
 /// Values in this section of a file are no settings; others may refer to them.
 const VARIABLES: &str = "DEFAULT";
 
-/// Variables of container images and monitors that look like settings.
-const FOREIGN: [&str; 4] = [
-    "QGSRV_USER",
-    "QGSRV_DISPLAY_XVFB",
-    "QGSRV_XVFB_ARGS",
-    "QGSRV_MONITOR_TAG_",
+/// Variables of container images that look like settings.
+const FOREIGN: [&str; 3] = ["QGSRV_USER", "QGSRV_DISPLAY_XVFB", "QGSRV_XVFB_ARGS"];
+
+/// Variables of py-qgis-server that look like no setting, and what they are for.
+const MISSED: [(&str, &str); 4] = [
+    ("QGSRV_MONITOR_TAG_", "a label of messages to a monitor"),
+    ("AMQP_GLOBAL_TAG_", "a label of messages to a monitor"),
+    ("AMQPPASSFILE", "the password of a monitor"),
+    ("PY_QGIS_SERVER_REQUEST_LOG", "a log of requests for tests"),
 ];
 
 /// What has such a word in its name, a setting or a parameter of a request, has a value
@@ -109,6 +112,7 @@ pub fn merge(env: &Environment, file: Vec<Given>, flags: Vec<Given>) -> Merged {
     }
     let settings = texts.into_settings(&mut mistakes);
     let mut warnings = strangers(env);
+    warnings.extend(missing(env));
     warnings.extend(without_effect(&settings));
     Merged {
         settings,
@@ -306,13 +310,26 @@ fn strangers(env: &Environment) -> Vec<String> {
     let is_foreign = |name: &str| FOREIGN.iter().any(|foreign| name.starts_with(foreign));
     let known: Vec<String> = SETTINGS.iter().flat_map(|row| row.variables()).collect();
     env.keys()
-        .filter(|name| name.starts_with("QGSRV_") && !is_foreign(name))
+        .filter(|name| name.starts_with("QGSRV_") && !is_foreign(name) && missed(name).is_none())
         .filter(|name| row_of(name).is_none() && member_of(name).is_none())
         .map(|name| {
             let meant = did_you_mean(name, known.iter().map(String::as_str));
             format!("{name} is no variable of ours and is ignored{meant}")
         })
         .collect()
+}
+
+/// Variables that another server knows and this one does not, not yet.
+fn missing(env: &Environment) -> impl Iterator<Item = String> {
+    env.keys().filter_map(|name| {
+        let what = missed(name)?;
+        Some(format!("{name} ({what}) is not implemented yet"))
+    })
+}
+
+fn missed(name: &str) -> Option<&'static str> {
+    let row = MISSED.iter().find(|(start, _)| name.starts_with(start));
+    row.map(|(_, what)| *what)
 }
 
 /// Settings that somebody turned on in vain.
@@ -765,6 +782,20 @@ mod tests {
             [
                 "server.monitor (q.conf:1) is accepted but not implemented yet",
                 "zmq.broadcastaddr (q.conf:4) has no effect: server and worker share one connection for everything",
+            ]
+        );
+    }
+
+    #[test]
+    fn variables_of_another_server_that_do_nothing_here_are_a_warning() {
+        let names = ["AMQPPASSFILE", "AMQP_GLOBAL_TAG_A", "QGSRV_MONITOR_TAG_B"];
+        let merged = merge(&env(&names.map(|name| (name, "x"))), vec![], vec![]);
+        assert_eq!(
+            merged.warnings,
+            [
+                "AMQPPASSFILE (the password of a monitor) is not implemented yet",
+                "AMQP_GLOBAL_TAG_A (a label of messages to a monitor) is not implemented yet",
+                "QGSRV_MONITOR_TAG_B (a label of messages to a monitor) is not implemented yet",
             ]
         );
     }

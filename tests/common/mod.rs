@@ -514,7 +514,7 @@ impl Pool {
 }
 
 /// Short, because the name of a socket may not be long.
-fn tmp() -> Arc<TempDir> {
+pub fn tmp() -> Arc<TempDir> {
     use std::os::unix::fs::PermissionsExt;
     let tmp = tempfile::Builder::new().prefix("qs").tempdir().unwrap();
     // A server that becomes somebody else puts its files here, too.

@@ -106,6 +106,10 @@ pub fn prepare(set: &BTreeMap<String, String>, allow: &[String]) {
     }
     let headless = std::env::var_os("DISPLAY").is_none();
     for (name, value, always) in FIXED {
+        let is_other = std::env::var(name).is_ok_and(|was| was != value);
+        if always && is_other {
+            tracing::warn!("{name} is always {value:?} here, whatever the environment says");
+        }
         if always || (headless && std::env::var_os(name).is_none()) {
             // SAFETY: as above.
             unsafe { std::env::set_var(name, value) };
