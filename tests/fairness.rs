@@ -157,6 +157,34 @@ fn a_client_and_a_project_beyond_their_limits_are_refused_at_once() {
     assert_eq!(status(map(&server, "192.0.2.1", "")), 200);
 }
 
+#[test]
+fn a_client_that_asks_too_often_waits_and_others_do_not() {
+    let server = Server::stub("server.http_proxy = yes\nlimits.client_rate = 1");
+    let ask = |client: &str| {
+        let path = path_of("DO=echo");
+        server.request("GET", &path, &[("X-Forwarded-For", client)], b"")
+    };
+    let replies: Vec<_> = (0..40).map(|_| ask("192.0.2.1")).collect();
+    let (served, refused): (Vec<_>, Vec<_>) = replies.iter().partition(|it| it.status == 200);
+    assert!(
+        served.len() >= 10 && !refused.is_empty(),
+        "{}",
+        served.len()
+    );
+    for reply in refused {
+        assert_eq!(
+            (reply.status, reply.header("retry-after")),
+            (429, Some("1"))
+        );
+        assert!(
+            reply.text().contains("ServiceException"),
+            "{}",
+            reply.text()
+        );
+    }
+    assert_eq!(ask("192.0.2.2").status, 200);
+}
+
 /// Its deadline is far, and QGIS cannot stop.
 #[test]
 fn a_worker_that_nobody_waits_for_makes_way_for_those_who_wait() {

@@ -15,6 +15,7 @@ mod lanes;
 mod pace;
 mod quarantine;
 mod queue;
+mod rate;
 mod router;
 #[cfg(test)]
 mod tests;
@@ -329,6 +330,11 @@ pub enum Error {
         limit: usize,
         retry_after: Duration,
     },
+    /// Requests in a second.
+    ClientTooFast {
+        limit: usize,
+        retry_after: Duration,
+    },
     /// Of one project, waiting and running.
     ProjectBusy {
         limit: usize,
@@ -379,6 +385,7 @@ impl Error {
             Self::BreakerOpen { .. } => "breaker_open",
             Self::ShareTaken { .. } => "share_taken",
             Self::ClientBusy { .. } => "client_busy",
+            Self::ClientTooFast { .. } => "client_too_fast",
             Self::ProjectBusy { .. } => "project_busy",
             Self::WaitsForItself => "waits_for_itself",
             Self::Stopping => "stopping",
@@ -394,6 +401,9 @@ impl std::fmt::Display for Error {
             Self::QueueFull { limit, .. } => write!(f, "{limit} requests are waiting already"),
             Self::ClientBusy { limit, .. } => {
                 write!(f, "the client has {limit} requests here already")
+            }
+            Self::ClientTooFast { limit, .. } => {
+                write!(f, "the client asks more often than {limit} times a second")
             }
             Self::ProjectBusy { limit, .. } => {
                 write!(f, "the project has {limit} requests here already")

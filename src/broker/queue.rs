@@ -47,6 +47,7 @@ use super::cost::{Costs, Kind};
 use super::crowd::Crowd;
 use super::lanes::{Line, Rules, Sort};
 use super::pace::Pace;
+use super::rate::Rates;
 use super::waiting::{Name, Waiting, Wish};
 
 /// Projects that asked us are forgotten so long after they last did, or when
@@ -67,6 +68,8 @@ pub struct Limits {
     /// Waiting and running, of one client and of one project; 0: any number.
     pub client_max: usize,
     pub project_max: usize,
+    /// Of one client in a second; 0: any number.
+    pub client_rate: usize,
     pub lanes: Rules,
     pub queue_timeout: Duration,
     pub heartbeat: Duration,
@@ -196,6 +199,7 @@ pub struct Queue {
     /// One per worker at most.
     errands: HashMap<Peer, (Id, Ticket)>,
     crowd: Crowd,
+    rates: Rates,
     costs: Costs,
     pace: Pace,
     /// Projects whose requests made their workers ask us, and when they last did.
@@ -270,6 +274,7 @@ impl Queue {
             spared: Vec::new(),
             errands: HashMap::new(),
             crowd: Crowd::default(),
+            rates: Rates::default(),
             costs: Costs::default(),
             pace: Pace::default(),
             ask_us: LruCache::new(ASKS_US_MAX),
@@ -336,7 +341,12 @@ impl Queue {
     /// A request arrived.
     pub fn submit(&mut self, id: Id, ticket: Ticket, now: Instant) {
         let cause = self.cause_of(&ticket);
-        if let Err(error) = self.admit(&ticket, cause.is_some()) {
+        let admitted = self.admit(&ticket, cause.is_some());
+        let admitted = admitted.and_then(|()| match cause {
+            Some(_) => Ok(()),
+            None => self.count(&ticket, now),
+        });
+        if let Err(error) = admitted {
             return self.effects.push(Effect::Answer { id, error });
         }
         if let Some(cause) = cause {
@@ -402,6 +412,14 @@ impl Queue {
             });
         }
         Ok(())
+    }
+
+    fn count(&mut self, ticket: &Ticket, now: Instant) -> Result<(), Error> {
+        let limit = self.limits.client_rate;
+        match self.rates.ask(&ticket.client, limit, now) {
+            None => Ok(()),
+            Some(retry_after) => Err(Error::ClientTooFast { limit, retry_after }),
+        }
     }
 
     /// Only those that would have to wait count: it came last, so it goes first.
@@ -1184,6 +1202,7 @@ mod tests {
             queue_max: 2,
             client_max: 0,
             project_max: 0,
+            client_rate: 0,
             lanes: Rules {
                 reserved: None,
                 slow: S,

@@ -1198,6 +1198,7 @@ fn limits(config: &config::Broker) -> Limits {
         queue_max: config.queue_max,
         client_max: config.client_max,
         project_max: config.project_max,
+        client_rate: config.client_rate,
         lanes: Rules {
             reserved: config.reserved_workers,
             slow: config.slow,

@@ -443,6 +443,7 @@ pub const SETTINGS: &[Setting] = &[
         .moot(ONE_CONNECTION),
 
     row("limits.client_requests", ANY, "500", "requests of one client that may be here, waiting or running; 0: any number").live(),
+    row("limits.client_rate", ANY, "0", "requests of one client a second, on average over ten seconds; 0: any number").live(),
     row("limits.project_requests", ANY, "0", "requests of one project that may be here, waiting or running; 0: any number").live(),
     row("lanes.reserved_workers", Kind::Integer, "-1", "workers that long requests leave alone; -1: a quarter, but two of four and one of two").live(),
     row("lanes.slow_ms", Kind::Milliseconds, "1500", "milliseconds; a request that is likely to take more is long, as every print is").live(),

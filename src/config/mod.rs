@@ -170,6 +170,8 @@ pub struct Broker {
     /// Requests of one client and of one project; 0: any number.
     pub client_max: usize,
     pub project_max: usize,
+    /// Requests of one client in a second; 0: any number.
+    pub client_rate: usize,
     /// Workers that long requests leave alone; None: what suits their number.
     pub reserved_workers: Option<usize>,
     /// What is likely to take longer is long.
@@ -360,6 +362,7 @@ impl Default for Config {
                 queue_max: 1000,
                 client_max: 500,
                 project_max: 0,
+                client_rate: 0,
                 reserved_workers: None,
                 slow: Duration::from_millis(1500),
                 reserved_for: seconds(10),
@@ -564,6 +567,7 @@ impl Broker {
             queue_max: settings.size("zmq.maxqueue"),
             client_max: settings.size("limits.client_requests"),
             project_max: settings.size("limits.project_requests"),
+            client_rate: settings.size("limits.client_rate"),
             reserved_workers: usize::try_from(settings.integer("lanes.reserved_workers")).ok(),
             slow: settings.duration("lanes.slow_ms"),
             reserved_for: settings.duration("lanes.reserved_seconds"),

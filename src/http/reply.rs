@@ -199,6 +199,12 @@ impl Refusal {
                 None,
                 format!("You have {limit} requests here already").into(),
             ),
+            Self::Broker(Error::ClientTooFast { limit, .. }) => (
+                S::TOO_MANY_REQUESTS,
+                "ServerBusy",
+                None,
+                format!("You ask more often than {limit} times a second").into(),
+            ),
             Self::Broker(Error::ProjectBusy { limit, .. }) => (
                 S::SERVICE_UNAVAILABLE,
                 "ServerBusy",
@@ -294,6 +300,7 @@ impl Refusal {
                 Error::BreakerOpen { retry_after }
                 | Error::QueueFull { retry_after, .. }
                 | Error::ClientBusy { retry_after, .. }
+                | Error::ClientTooFast { retry_after, .. }
                 | Error::ProjectBusy { retry_after, .. },
             ) => Some(seconds(*retry_after)),
             _ => matches!(status, S::SERVICE_UNAVAILABLE | S::TOO_MANY_REQUESTS).then_some(1),
@@ -560,6 +567,14 @@ mod tests {
                 },
                 429,
                 Some("2"),
+            ),
+            (
+                Error::ClientTooFast {
+                    limit: 1,
+                    retry_after: second / 2,
+                },
+                429,
+                Some("1"),
             ),
             (
                 Error::ProjectBusy {
