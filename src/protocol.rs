@@ -194,6 +194,10 @@ pub struct ProjectRef {
 /// The alias of projects in files below the root, which may be left out.
 pub const FILE: &str = "file";
 
+/// The alias of projects in the catalogue of QGIS, which has an identifier for each. No client
+/// can write it as a scheme.
+pub const CATALOG: &str = "catalog/project";
+
 /// The name of a project, which may be written with the suffix of its file or without.
 pub fn without_suffix(name: &str) -> &str {
     let bare = name.strip_suffix(".qgs");

@@ -2,6 +2,11 @@
 
 mod common;
 
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use common::native::Native;
 use common::{Reply, Server, World, source};
 
 const PUBLIC: &str = "https://maps.example.org/pre/fix";
@@ -216,6 +221,229 @@ fn the_catalogue_follows_its_settings_and_the_proxy() {
     let expected = server.url("/ows/catalog/index.json");
     assert_eq!(direct.header("location"), Some(&*expected));
     assert_eq!(server.get("/catalog/index.json").status, 404);
+}
+
+/// The catalogue lists the projects below the root. With the identifier of one.
+fn with_catalogue(world: World, settings: &str) -> (Server, String) {
+    let settings = format!("api.enabled.landing_page = yes\n{settings}");
+    let server = Server::start(world, &settings).ready();
+    let json = server.get("/catalog/index.json").json();
+    let projects = json["projects"].as_array().unwrap();
+    let world = projects.iter().find(|project| project["title"] == "World");
+    let id = world.expect("a project of that title")["id"].as_str();
+    (server, id.unwrap().to_owned())
+}
+
+/// The page of a project shows a map and its layers, and links to its services.
+#[test]
+fn what_the_pages_of_the_catalogue_ask_for_is_answered_as_by_qgis_itself() {
+    let (server, id) = with_catalogue(World::real(), "");
+    let root = server.world.path("projects");
+    let native = Native::start(&[
+        ("QGIS_SERVER_LANDING_PAGE_PREFIX", Path::new("/catalog")),
+        ("QGIS_SERVER_LANDING_PAGE_PROJECTS_DIRECTORIES", &root),
+    ]);
+    let project = format!("/catalog/project/{id}");
+    let map = "VERSION=1.3.0&LAYERS=land,places&STYLES=&CRS=EPSG:4326&BBOX=-90,-180,90,180\
+               &WIDTH=200&HEIGHT=100&FORMAT=image/png&TRANSPARENT=true&DPI=96";
+    let info = "QUERY_LAYERS=land&I=100&J=30&INFO_FORMAT=text/html";
+    for path in [
+        "/catalog/index.json".to_owned(),
+        "/catalog/index.html".into(),
+        "/catalog/js/app.f9f4e567.js".into(),
+        format!("/catalog/map/{id}.json"),
+        format!("{project}/?SERVICE=WMS&REQUEST=GetCapabilities"),
+        format!("{project}/?SERVICE=WFS&REQUEST=GetCapabilities"),
+        format!("{project}?SERVICE=WMS&REQUEST=GetMap&{map}"),
+        format!("{project}/?SERVICE=WMS&REQUEST=GetMap&{map}"),
+        format!("{project}/?SERVICE=WMS&REQUEST=GetFeatureInfo&{map}&{info}"),
+        format!(
+            "{project}/?SERVICE=WMS&REQUEST=GetLegendGraphics&LAYERS=land&FORMAT=application/json"
+        ),
+        format!("{project}/wfs3"),
+        format!("{project}/wfs3.html"),
+        format!("{project}/wfs3/collections"),
+        format!("{project}/wfs3/api.openapi3"),
+        format!("{project}/wfs3/static/style.css"),
+        format!("{project}/wfs3/collections/places/items/5"),
+        format!("{project}/wfs3/collections/places/items.json?limit=5&offset=5&sortby=name"),
+    ] {
+        assert_eq!(native.agrees(&server, &path).status, 200, "{path}");
+    }
+}
+
+#[test]
+fn a_project_of_the_catalogue_has_its_links_behind_the_proxy() {
+    let (server, id) = with_catalogue(World::real(), "server.http_proxy = yes");
+    let project = format!("/catalog/project/{id}");
+    let prefixed = [
+        ("X-Forwarded-Prefix", "/pre/fix"),
+        ("X-Forwarded-Host", "maps.example.org"),
+        ("X-Forwarded-Proto", "https"),
+    ];
+    for headers in [&[BEHIND][..], &prefixed] {
+        for service in ["WMS", "WFS"] {
+            let path = format!("{project}/?SERVICE={service}&REQUEST=GetCapabilities");
+            let reply = server.request("GET", &path, headers, b"");
+            let found = references(&reply.text());
+            assert!(!found.is_empty(), "{}", reply.text());
+            for link in found {
+                assert!(behind(&link).starts_with(&project), "{link}");
+                assert!(!link.contains("MAP="), "{link}");
+            }
+        }
+    }
+    let mut found = Vec::new();
+    links(
+        &ask(&server, "GET", &format!("{project}/wfs3"), "").json(),
+        &mut found,
+    );
+    assert!(!found.is_empty());
+    for link in found {
+        let next = ask(&server, "GET", behind(&link), "");
+        assert_eq!(next.status, 200, "{link}: {}", next.text());
+    }
+    // The page itself refers to what lies beside it, so it needs no prefix.
+    let html = ask(&server, "GET", "/catalog/index.html", "");
+    assert!(references(&html.text()).is_empty(), "{}", html.text());
+}
+
+/// What the catalogue calls a project.
+fn digest(path: &Path) -> String {
+    let mut program = Command::new("md5sum")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = program.stdin.take().unwrap();
+    stdin
+        .write_all(path.as_os_str().as_encoded_bytes())
+        .unwrap();
+    drop(stdin);
+    let said = program.wait_with_output().unwrap().stdout;
+    String::from_utf8(said).unwrap()[..32].to_owned()
+}
+
+/// A catalogue of a folder, in which are `city`, a link to a project elsewhere, and what
+/// no catalogue lists.
+fn with_folder(settings: &str) -> Server {
+    let world = World::stub();
+    let (shown, outside) = (world.path("shown"), world.path("outside"));
+    std::fs::create_dir_all(shown.join("below")).unwrap();
+    std::fs::create_dir(&outside).unwrap();
+    for file in [
+        "shown/city.qgs",
+        "shown/UPPER.QGS",
+        "shown/.hidden.qgs",
+        "shown/below/deep.qgs",
+    ] {
+        std::fs::write(world.path(file), "<qgis/>").unwrap();
+    }
+    std::fs::write(outside.join("secret.qgs"), "<qgis/>").unwrap();
+    std::os::unix::fs::symlink(outside.join("secret.qgs"), shown.join("link.qgs")).unwrap();
+    let variable = "api:landing_page.QGIS_SERVER_LANDING_PAGE_PROJECTS_DIRECTORIES";
+    let settings = format!(
+        "api.enabled.landing_page = yes\n{variable} = /nowhere||{}\n{settings}",
+        shown.display()
+    );
+    Server::start(world, &settings).ready()
+}
+
+fn listed(server: &Server, file: &str) -> String {
+    format!("/catalog/project/{}", digest(&server.world.path(file)))
+}
+
+const CAPABILITIES: &str = "SERVICE=WMS&REQUEST=GetCapabilities";
+
+#[test]
+fn the_catalogue_leads_to_nothing_that_it_does_not_list() {
+    let server = with_folder("");
+    let status = |path: &str| server.get(path).status;
+    let of = |file: &str| status(&format!("{}/?{CAPABILITIES}", listed(&server, file)));
+    assert_eq!((of("shown/city.qgs"), of("shown/UPPER.QGS")), (200, 200));
+    for file in [
+        "shown/link.qgs",
+        "shown/.hidden.qgs",
+        "shown/below/deep.qgs",
+        "shown/nothing.qgs",
+        "outside/secret.qgs",
+        "projects/city.qgs",
+    ] {
+        assert_eq!(of(file), 404, "{file}");
+    }
+    let city = listed(&server, "shown/city.qgs");
+    let id = city.rsplit('/').next().unwrap();
+    // The path has the last word, and is the only one that has this name for it.
+    for map in ["MAP=corrupt", "map=nothing", "MAP=&MAP=/etc/passwd"] {
+        assert_eq!(
+            status(&format!("{city}/?{CAPABILITIES}&{map}")),
+            200,
+            "{map}"
+        );
+        assert_eq!(status(&format!("{city}/wfs3?{map}")), 200, "{map}");
+    }
+    let header = [("X-Qgis-Project", "nothing")];
+    let reply = server.request("GET", &format!("{city}/?{CAPABILITIES}"), &header, b"");
+    assert_eq!(reply.status, 200);
+    for map in [
+        format!("catalog/project:{id}"),
+        format!("catalog:{id}"),
+        id.to_owned(),
+    ] {
+        assert_eq!(
+            status(&format!("/ows/?{CAPABILITIES}&MAP={map}")),
+            404,
+            "{map}"
+        );
+    }
+    for path in [
+        format!("{city}/nothing"),
+        format!("{city}/../{id}"),
+        format!("{city}0"),
+    ] {
+        assert_eq!(status(&format!("{path}?{CAPABILITIES}")), 404, "{path}");
+    }
+    std::fs::remove_file(server.world.path("shown/city.qgs")).unwrap();
+    assert_eq!(of("shown/city.qgs"), 404);
+}
+
+#[test]
+fn without_the_catalogue_no_project_has_a_path_in_it() {
+    let server = with_folder("");
+    let path = format!("{}/?{CAPABILITIES}", listed(&server, "shown/city.qgs"));
+    assert_eq!(server.get(&path).status, 200);
+    let off = Server::start(World::stub(), "").ready();
+    assert_eq!(off.get(&path).status, 404);
+    let closed = with_folder("projects.cache.allow_storage_schemes = s3");
+    let path = format!("{}/?{CAPABILITIES}", listed(&closed, "shown/city.qgs"));
+    assert_eq!(closed.get(&path).status, 404);
+}
+
+/// No rule can tell which project it is, so rules about projects are on the safe side.
+#[test]
+fn a_project_of_the_catalogue_does_not_get_round_rules() {
+    let form = "application/x-www-form-urlencoded";
+    for (rule, ows, features) in [
+        ("deny if MAP=secret", 403, 403),
+        ("deny if MAP!=city", 403, 403),
+        ("deny if path=/catalog/.*", 403, 403),
+        ("deny if path=/ows/", 403, 200),
+        ("deny if path=/wfs3.*", 200, 403),
+        ("deny if SERVICE=WMS", 403, 200),
+        ("deny if LAYERS=nothing", 200, 200),
+        // Another project, or none, by the operator's word.
+        ("rewrite MAP=nothing", 404, 404),
+        ("rewrite MAP=", 400, 400),
+    ] {
+        let server = with_folder(&format!("policies.a = {rule}"));
+        let city = listed(&server, "shown/city.qgs");
+        let get = |path: &str| server.get(&format!("{city}{path}")).status;
+        assert_eq!(get(&format!("/?{CAPABILITIES}")), ows, "{rule}");
+        let posted = server.post(&format!("{city}/"), form, CAPABILITIES.as_bytes());
+        assert_eq!(posted.status, ows, "{rule}");
+        assert_eq!(get("/wfs3/collections"), features, "{rule}");
+        assert_eq!(get("/%77fs3/collections"), features, "{rule}");
+    }
 }
 
 fn with_echo(settings: &str) -> Server {

@@ -4,10 +4,9 @@
 mod common;
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
-use common::{Reply, Server, World, eventually, free_address, http, poll, source};
+use common::native::Native;
+use common::{Reply, Server, World, eventually, http, source};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -454,52 +453,6 @@ fn literal_service(server: &Server) {
     );
 }
 
-/// QGIS's own server with the same plugins.
-struct Native {
-    child: Child,
-    base: String,
-    _home: tempfile::TempDir,
-}
-
-impl Native {
-    fn start(plugins: &Path) -> Self {
-        let home = tempfile::tempdir().unwrap();
-        let address = free_address();
-        let child = Command::new("qgis_mapserver")
-            .arg(address.to_string())
-            .env("QGIS_PLUGINPATH", plugins)
-            .env("QT_QPA_PLATFORM", "offscreen")
-            .env("PYTHONDONTWRITEBYTECODE", "1")
-            .env("HOME", home.path())
-            .env("TMPDIR", home.path())
-            .env("LANG", "C.UTF-8")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let connect = || std::net::TcpStream::connect(address).ok();
-        let listens = poll(Duration::from_secs(60), connect);
-        assert!(listens.is_some(), "qgis_mapserver does not listen");
-        Self {
-            child,
-            base: format!("http://{address}"),
-            _home: home,
-        }
-    }
-
-    fn get(&self, path: &str) -> Reply {
-        http::ask("GET", &format!("{}{path}", self.base), &[], b"").unwrap()
-    }
-}
-
-impl Drop for Native {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 /// With `HELLOSERVER` naming a folder that has another plugin of that name, such as the
 /// original, that one.
 #[test]
@@ -514,28 +467,34 @@ fn helloserver_answers_as_in_qgis_itself() {
     let server = Server::start(world, &settings).ready();
     assert_eq!(statuses(&server), [pair("HelloServer", "loaded")]);
     let before = server.workers();
-    let native = Native::start(&plugins);
+    let native = Native::start(&[("QGIS_PLUGINPATH", plugins.as_path())]);
     let whole = format!("MAP={}", project.display());
+    let info = "REQUEST=GetFeatureInfo&QUERY_LAYERS=land&I=100&J=10&INFO_FORMAT=text/html";
+    let info = MAP.replace("REQUEST=GetMap", info);
+    let features = "VERSION=1.1.0&REQUEST=GetFeature&TYPENAME=places&OUTPUTFORMAT=GeoJSON";
     for (status, path) in [
         (200, format!("/ows/?{whole}&SERVICE=HELLO")),
+        (200, format!("/ows/?{whole}&service=hello&REQUEST=GetMap")),
         (500, "/ows/?SERVICE=HELLO".into()),
         (500, format!("/ows/?{whole}&SERVICE=EXCEPTION")),
+        (500, "/ows/?SERVICE=EXCEPTION".into()),
         (200, format!("/ows/?{whole}&{MAP}&WIDTH=200")),
+        (
+            200,
+            format!("/ows/?{whole}&{MAP}&WIDTH=200&FORMAT=image/jpeg"),
+        ),
+        // Of what is no map it makes no map, and of an exception neither.
+        (400, format!("/ows/?{whole}&{MAP}&WIDTH=200&LAYERS=nothing")),
+        (200, format!("/ows/?{whole}&{info}&WIDTH=200")),
+        (
+            200,
+            format!("/ows/?{whole}&SERVICE=WMS&REQUEST=GetCapabilities"),
+        ),
+        (200, format!("/ows/?{whole}&SERVICE=WFS&{features}")),
         (500, format!("/ows/?{whole}")),
         (500, format!("/wfs3/?{whole}")),
     ] {
-        let (ours, theirs) = (server.get(&path), native.get(&path));
-        let shown = |reply: &Reply| {
-            let kind = reply.header("content-type").map(str::to_owned);
-            (
-                reply.status,
-                kind,
-                String::from_utf8_lossy(&reply.body).into_owned(),
-            )
-        };
-        assert_eq!(shown(&ours), shown(&theirs), "{path}");
-        assert_eq!(ours.body, theirs.body, "{path}");
-        assert_eq!(ours.status, status, "{path}");
+        assert_eq!(native.agrees(&server, &path).status, status, "{path}");
     }
     assert_eq!(server.workers(), before);
 }

@@ -167,6 +167,41 @@ fn a_database_that_is_away_is_a_503_in_time_and_a_project_is_back_with_it() {
     nothing_told(&server, postgres::PASSWORD);
 }
 
+/// What the catalogue of QGIS shows of a database it leads to, and to nothing else there.
+#[test]
+fn the_catalogue_leads_to_projects_in_postgresql() {
+    let mut postgres = Postgres::start();
+    postgres.save("city", "City");
+    let variable = "QGIS_SERVER_LANDING_PAGE_PROJECTS";
+    let catalogue = format!(
+        "api.enabled.landing_page = yes
+         api:landing_page.{variable}_DIRECTORIES = /nowhere
+         api:landing_page.{variable}_PG_CONNECTIONS = postgresql://?service=maps&dbname=gis&schema=maps"
+    );
+    let server = with_database(&postgres, &catalogue);
+    let index = server.get("/catalog/index.json").json();
+    let id = index["projects"][0]["id"].as_str().expect("a project");
+    let status = |server: &Server, id: &str| {
+        let path = format!("/catalog/project/{id}/?SERVICE=WMS&REQUEST=GetCapabilities");
+        server.get(&path).status
+    };
+    assert_eq!(
+        (index["projects_count"].as_u64(), status(&server, id)),
+        (Some(1), 200)
+    );
+    assert_eq!(status(&server, &"0".repeat(32)), 404);
+    let without = format!("{catalogue}\nprojects.cache.allow_storage_schemes = file");
+    let without = with_database(&postgres, &without);
+    assert_eq!(status(&without, id), 404);
+    postgres.sql("gis", "DELETE FROM maps.qgis_projects");
+    eventually("the project is gone", || {
+        (status(&server, id) == 404).then_some(())
+    });
+    postgres.stop();
+    assert_eq!(status(&server, &"0".repeat(32)), 503);
+    nothing_told(&server, postgres::PASSWORD);
+}
+
 #[test]
 fn what_is_not_allowed_is_not_asked() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -193,6 +193,10 @@ def mount(prefix):
     global _landing_page
     if _landing_page is None:
         _landing_page = os.environ.get(LANDING_PAGE, "")
+    if _landing_page:
+        # QGIS has a project of the catalogue there while it answers for it, and would take
+        # it for that of a request without one if it was interrupted.
+        os.unsetenv("QGIS_PROJECT_FILE")
     path = prefix + _landing_page
     if _landing_page and os.environ[LANDING_PAGE] != path:
         os.environ[LANDING_PAGE] = path

@@ -75,40 +75,55 @@ _connections = {}
 
 
 def _postgresql(uri):
-    import psycopg2
-    from psycopg2 import sql
-
     url = urlsplit(uri)
     wanted = dict(parse_qsl(url.query, keep_blank_values=True))
-    name, schema = wanted.pop("project"), wanted.pop("schema", "public")
+    name = wanted.pop("project")
     # Every save is a new xmin, however close to the one before.
     text = """SELECT coalesce(metadata->>'last_modified_time', ''), xmin::text
               FROM {}.qgis_projects WHERE name = %s"""
-    query = sql.SQL(text).format(sql.Identifier(schema))
+    rows = _rows(url, wanted, text, (name,))
+    # QGIS lets the database write the time, in UTC and without saying so.
+    return (" ".join(rows[0]), _seconds(rows[0][0], timezone.utc)) if rows else None
+
+
+def names(uri):
+    """The projects that a schema of PostgreSQL has."""
+    url = urlsplit(uri)
+    wanted = dict(parse_qsl(url.query, keep_blank_values=True))
+    wanted.pop("project", None)
+    rows = _rows(url, wanted, "SELECT name FROM {}.qgis_projects ORDER BY name", ())
+    return [name for (name,) in rows]
+
+
+def _rows(url, wanted, text, values):
+    """What the table of projects says, nothing if there is none."""
+    import psycopg2
+    from psycopg2 import sql
+
+    query = sql.SQL(text).format(sql.Identifier(wanted.pop("schema", "public")))
     end = time.monotonic() + _timeout
     key = (url.netloc, tuple(sorted(wanted.items())))
     kept = _connections.pop(key, None)
     try:
         try:
-            row = kept and _row(kept, query, name, end)
+            rows = kept and _fetched(kept, query, values, end)
         except (psycopg2.OperationalError, psycopg2.InterfaceError):
             # The server may have ended it since.
             kept = None
         if kept is None:
             kept = _connect(url, wanted, end)
-            row = _row(kept, query, name, end)
+            rows = _fetched(kept, query, values, end)
     except (psycopg2.errors.UndefinedTable, psycopg2.errors.InvalidSchemaName):
-        row = None
+        rows = []
     except psycopg2.errors.InsufficientPrivilege as error:
         components.log("warning", "PostgreSQL", str(error).strip())
-        row = None
+        rows = []
     except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
         raise Away(str(error).strip() or type(error).__name__) from None
     _connections[key] = kept
     if len(_connections) > _CONNECTIONS_MAX:
         _connections.pop(next(iter(_connections))).close()
-    # QGIS lets the database write the time, in UTC and without saying so.
-    return row and (" ".join(row), _seconds(row[0], timezone.utc))
+    return rows
 
 
 def _tell_libpq(passwords):
@@ -132,7 +147,7 @@ def _connect(url, wanted, end):
     import psycopg2
 
     options = {key: value for key, value in wanted.items() if key != "authcfg"}
-    own = {"host": url.hostname, "port": url.port, "user": url.username}
+    own = {"host": url.hostname, "port": url.port, "user": url.username, "password": url.password}
     for key, value in own.items():
         if value:
             options.setdefault(key, components.decoded(str(value)))
@@ -154,11 +169,11 @@ def _authentication(wanted):
     return source.connectionInfo(True)
 
 
-def _row(connection, query, name, end):
+def _fetched(connection, query, values, end):
     cursor = connection.cursor()
-    cursor.execute(query, (name,))
+    cursor.execute(query, values)
     _wait(connection, end)
-    return cursor.fetchone()
+    return cursor.fetchall()
 
 
 def _wait(connection, end):

@@ -58,6 +58,7 @@ pub fn of_ows(operation: &str) -> Option<Kind> {
 pub fn of_api(path: &str, apis: &[(String, String)], has_project: bool) -> Option<Kind> {
     // What it says encoded is features, too.
     let path = percent_decode_str(path).decode_utf8_lossy();
+    let path = route::in_one_spelling(&path, apis);
     let Some(rest) = route::of_features(&path, apis) else {
         return Some(Kind::Other);
     };

@@ -10,6 +10,7 @@ use hyper::Method;
 use hyper::body::{Body, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderMap};
 use hyper::http::request::Parts;
+use percent_encoding::percent_decode_str;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
@@ -18,12 +19,12 @@ use super::caching;
 use super::form::{self, FIELDS_MAX, FORM_MAX};
 use super::forwarded::Base;
 use super::reply::{Dialect, Refusal};
-use super::work;
+use super::{route, work};
 use crate::broker::{Call, Name, Work};
 use crate::config::Http;
 use crate::metrics::Kind;
 use crate::ogc::{guard, ows};
-use crate::protocol::{Document, HEAD_MAX, ProjectRef, Trace, Visitor};
+use crate::protocol::{CATALOG, Document, HEAD_MAX, ProjectRef, Trace, Visitor};
 
 /// A longer or stranger `X-Request-Id` is replaced.
 const REQUEST_ID_MAX: usize = 128;
@@ -234,6 +235,11 @@ impl Incomplete<'_> {
             // QGIS reads the body of a POST and of nothing else.
             body = Bytes::new();
         }
+        let listed = self.listed();
+        if let Some(listed) = &listed {
+            // The path has the last word, and policies look at MAP.
+            kvp.set("MAP", &listed.to_string());
+        }
         let root = ows::root(&body);
         let mut map = kvp.get("MAP").or_else(|| self.project_header());
         let mut dialect = ows_dialect(&kvp, root.as_ref());
@@ -268,7 +274,7 @@ impl Incomplete<'_> {
             }
         }
         let project = self.project(map.as_deref()).map_err(refused)?;
-        if project.is_none() && !may_be_part {
+        if project.is_none() && (!may_be_part || listed.is_some()) {
             return Err(refused(Refusal::NoProject));
         }
         let named = kvp.get("REQUEST").map(|name| ows::operation(&name));
@@ -286,6 +292,10 @@ impl Incomplete<'_> {
         };
         let kind = Kind::ows(service, &operation);
         let work = work::of(&kvp, &operation);
+        if listed.is_some() && granted.visitor.is_none() {
+            // QGIS would repeat it in its links, which have the path.
+            kvp.set("MAP", "");
+        }
         let query = kvp.to_query();
         let form = is_form.then(|| query.clone());
         let mut call = self.call(method, query, body, project, operation);
@@ -315,6 +325,10 @@ impl Incomplete<'_> {
     /// A request for an API, which keeps its own grammar.
     pub async fn api(&self, body: Bytes) -> Result<Asked, Refused> {
         let mut query = ows::api_query(self.query());
+        let listed = self.listed();
+        if let Some(listed) = &listed {
+            query = ows::with_map(&query, &listed.to_string());
+        }
         let granted = self.admit_api(self.parts.method.as_str(), &mut query);
         let map = ows::map_of(&query).or_else(|| self.project_header());
         let refused = |refusal| Refused {
@@ -332,6 +346,14 @@ impl Incomplete<'_> {
             return Err(refused(Refusal::BodyType));
         }
         let project = self.project(map.as_deref()).map_err(refused)?;
+        if listed.is_some() {
+            if project.is_none() {
+                return Err(refused(Refusal::NoProject));
+            }
+            if granted.visitor.is_none() {
+                query = ows::with_map(&query, "");
+            }
+        }
         let method = self.parts.method.clone();
         let may_repeat = matches!(method, Method::GET | Method::HEAD);
         let operation = ows::operation(self.parts.uri.path());
@@ -389,10 +411,27 @@ impl Incomplete<'_> {
     pub fn project(&self, map: Option<&str>) -> Result<Option<ProjectRef>, Refusal> {
         match map.or(self.config.default_project.as_deref()) {
             None => Ok(None),
-            Some(map) => guard::project(map, self.schemes())
+            Some(map) => self
+                .listed_as(map)
+                .or_else(|| guard::project(map, self.schemes()))
                 .map(Some)
                 .ok_or_else(Refusal::project_not_found),
         }
+    }
+
+    /// The project of the catalogue whose path this is.
+    fn listed(&self) -> Option<ProjectRef> {
+        let path = percent_decode_str(self.parts.uri.path()).decode_utf8_lossy();
+        let listed = route::listed(&path, &self.config.apis)?;
+        Some(ProjectRef {
+            alias: CATALOG.into(),
+            path: listed.id.into(),
+        })
+    }
+
+    /// The same if `map` says so, too: a policy may have made another one of it.
+    fn listed_as(&self, map: &str) -> Option<ProjectRef> {
+        self.listed().filter(|listed| listed.to_string() == map)
     }
 
     fn schemes(&self) -> guard::Schemes<'_> {

@@ -29,7 +29,19 @@ impl Route {
             "/ready" => Some(Self::Ready),
             "/status" | "/status/" if status_page => Some(Self::Status),
             "/ows" | "/ows/" => Some(Self::Ows),
-            _ => is_of_an_api(path, apis).then_some(Self::Api),
+            _ => Self::of_qgis(path, apis),
+        }
+    }
+
+    /// QGIS decodes a path before it looks for names in it, so we do.
+    fn of_qgis(path: &str, apis: &[(String, String)]) -> Option<Self> {
+        let path = percent_decode_str(path).decode_utf8_lossy();
+        match listed(&path, apis) {
+            Some(Listed { rest: "/ows/", .. }) => Some(Self::Ows),
+            Some(listed) => is_of_features(listed.rest).then_some(Self::Api),
+            // QGIS would open a project that it finds the name of anywhere in there.
+            None if of_projects(&path, apis).is_some() => None,
+            None => is_of_an_api(&path, apis).then_some(Self::Api),
         }
     }
 
@@ -52,6 +64,12 @@ impl Route {
 /// By this name the settings call OGC API Features.
 pub const FEATURES: &str = "wfs3";
 
+/// And by this the catalogue of projects.
+const CATALOG: &str = "landing_page";
+
+/// Of what the catalogue calls a project: an MD5 sum.
+const ID_LENGTH: usize = 32;
+
 /// Where that has been or will be, besides where the settings put it: in QGIS 4 and in
 /// older servers.
 const FEATURES_TOO: [&str; 2] = ["/ogcapi", "/ows/wfs3"];
@@ -59,13 +77,11 @@ const FEATURES_TOO: [&str; 2] = ["/ogcapi", "/ows/wfs3"];
 /// What OGC API Features has below its root; QGIS answers all else with the landing page.
 const OF_FEATURES: [&str; 5] = ["", "api", "collections", "conformance", "static"];
 
-/// QGIS decodes a path before it looks for names in it, so we do.
 fn is_of_an_api(path: &str, apis: &[(String, String)]) -> bool {
-    let path = percent_decode_str(path).decode_utf8_lossy();
-    if let Some(rest) = of_features(&path, apis) {
+    if let Some(rest) = of_features(path, apis) {
         return is_of_features(rest);
     }
-    let mut rests = apis.iter().filter_map(|(_, root)| below(&path, root));
+    let mut rests = apis.iter().filter_map(|(_, root)| below(path, root));
     rests.any(|rest| !names_features(rest, apis))
 }
 
@@ -109,9 +125,46 @@ pub fn of_features<'a>(path: &'a str, apis: &[(String, String)]) -> Option<&'a s
     roots.find_map(|root| below(path, root))
 }
 
-/// `path` as if that of OGC API Features were asked for where the settings put it.
+/// A project of the catalogue, and what is asked of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listed<'a> {
+    /// What the catalogue calls the project.
+    pub id: &'a str,
+    /// `/ows/`, or what follows the root of OGC API Features.
+    pub rest: &'a str,
+}
+
+/// What the pages of the catalogue link to: `/catalog/project/<id>/` has the services of
+/// a project, and `/catalog/project/<id>/wfs3` its features, wherever those are otherwise.
+pub fn listed<'a>(path: &'a str, apis: &[(String, String)]) -> Option<Listed<'a>> {
+    let (id, rest) = of_projects(path, apis)?.split_at_checked(ID_LENGTH)?;
+    let is_digit = |byte: u8| byte.is_ascii_digit() || matches!(byte, b'a'..=b'f');
+    if !id.bytes().all(is_digit) {
+        return None;
+    }
+    if matches!(rest, "" | "/") {
+        return Some(Listed { id, rest: "/ows/" });
+    }
+    let own = features_root(apis)?;
+    let mut roots = [own, "/wfs3", "/ogcapi"].into_iter();
+    let rest = roots.find_map(|root| below(rest, root))?;
+    Some(Listed { id, rest })
+}
+
+/// What follows the folder in which the catalogue has its projects.
+fn of_projects<'a>(path: &'a str, apis: &[(String, String)]) -> Option<&'a str> {
+    let (_, root) = apis.iter().find(|(name, _)| name == CATALOG)?;
+    below(path, root)?.strip_prefix("/project/")
+}
+
+/// `path` as if services and OGC API Features were asked for where the settings put them.
 pub fn in_one_spelling(path: &str, apis: &[(String, String)]) -> String {
-    match (features_root(apis), of_features(path, apis)) {
+    let rest = match listed(path, apis) {
+        Some(Listed { rest: "/ows/", .. }) => return "/ows/".into(),
+        Some(listed) => Some(listed.rest),
+        None => of_features(path, apis),
+    };
+    match (features_root(apis), rest) {
         (Some(root), Some(rest)) => format!("{root}{rest}"),
         _ => path.to_owned(),
     }
@@ -128,16 +181,16 @@ fn below<'a>(path: &'a str, root: &str) -> Option<&'a str> {
 mod tests {
     use super::*;
 
+    fn apis() -> Vec<(String, String)> {
+        vec![
+            ("wfs3".into(), "/wfs3".into()),
+            ("landing_page".into(), "/catalog".into()),
+            ("x".into(), "/a/b/".into()),
+        ]
+    }
+
     fn route(path: &str) -> Option<Route> {
-        Route::of(
-            path,
-            &[
-                ("wfs3".into(), "/wfs3".into()),
-                ("landing_page".into(), "/catalog".into()),
-                ("x".into(), "/a/b/".into()),
-            ],
-            false,
-        )
+        Route::of(path, &apis(), false)
     }
 
     #[test]
@@ -189,6 +242,57 @@ mod tests {
             assert_eq!(route(path), owner, "{path:?}");
         }
         assert_eq!(Route::of("/status", &[], true), Some(Route::Status));
+    }
+
+    #[test]
+    fn a_project_of_the_catalogue_has_services_and_features_and_nothing_else() {
+        let id = "0123456789abcdef0123456789abcdef";
+        for (path, owner, spelt) in [
+            (format!("/catalog/project/{id}"), Some(Route::Ows), "/ows/"),
+            (format!("/catalog/project/{id}/"), Some(Route::Ows), "/ows/"),
+            (
+                format!("/catalog/project/{id}/wfs3"),
+                Some(Route::Api),
+                "/wfs3",
+            ),
+            (
+                format!("/catalog/project/{id}/ogcapi/api.json"),
+                Some(Route::Api),
+                "/wfs3/api.json",
+            ),
+            (
+                format!("/catalog/project/{id}/wfs3/collections/x/items"),
+                Some(Route::Api),
+                "/wfs3/collections/x/items",
+            ),
+            (
+                format!("/catalog/project/{id}/wfs3/nothing"),
+                None,
+                "/wfs3/nothing",
+            ),
+        ] {
+            assert_eq!(route(&path), owner, "{path}");
+            assert_eq!(in_one_spelling(&path, &apis()), spelt, "{path}");
+        }
+        assert_eq!(route(&format!("/%63atalog/project/{id}")), Some(Route::Ows));
+        for path in [
+            format!("/catalog/project/{id}/x"),
+            format!("/catalog/project/{id}//"),
+            format!("/catalog/project/{id}/x/wfs3/collections"),
+            format!("/catalog/project/{id}0/wfs3"),
+            format!("/catalog/project/{}/wfs3", id.to_uppercase()),
+            format!("/catalog/project/x/{id}"),
+            format!("/catalog/project/x%2F{id}"),
+            "/catalog/project/".into(),
+            format!("/a/b/project/{id}/wfs3"),
+        ] {
+            assert_eq!(route(&path), None, "{path}");
+        }
+        // Without them the pages of the catalogue have nothing to link to.
+        let alone = [("landing_page".to_owned(), "/catalog".to_owned())];
+        let of = |path: String| Route::of(&path, &alone, false);
+        assert_eq!(of(format!("/catalog/project/{id}/wfs3")), None);
+        assert_eq!(of(format!("/catalog/project/{id}/")), Some(Route::Ows));
     }
 
     #[test]

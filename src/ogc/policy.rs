@@ -21,8 +21,8 @@
 //! | `SERVICE`, `LAYERS`, … in upper case | the parameter, decoded; case matters but in SERVICE and REQUEST |
 //! | `LAYERS` | with QUERY_LAYERS, LAYER and those of the maps of a print (`MAP0:LAYERS`); unknown with SLD or SLD_BODY, which name layers, too |
 //! | `TYPENAME` | with the types in FEATUREID, and the collection of an API |
-//! | `MAP` | the name of the project below the root, without suffix; not the place that schemes and search paths lead it to, so two names of one project want two patterns |
-//! | `path` | decoded, without `/p/<profile>`, and `/ows/` for `/ows`; `/ows/wfs3` and `/ogcapi` may be read as the path of that API in the settings, too |
+//! | `MAP` | the name of the project below the root, without suffix; not the place that schemes and search paths lead it to, so two names of one project want two patterns; unknown for a project of the catalogue |
+//! | `path` | decoded, without `/p/<profile>`, and `/ows/` for `/ows`; `/ows/wfs3` and `/ogcapi` may be read as the path of that API in the settings, too, and what the catalogue has of a project as `/ows/` or that |
 //! | `profile` | of `/ows/p/<profile>/` |
 //! | `method` | as QGIS sees it: HEAD and the POST of a form are GET |
 //! | `client` | no pattern but networks: `10.0.0.0/8,::1` |
@@ -41,7 +41,7 @@ use std::path::{Path, PathBuf};
 use regex::{Regex, RegexBuilder};
 
 use super::ows;
-use crate::protocol::{FILE, HEAD_MAX, ProjectRef, without_suffix};
+use crate::protocol::{CATALOG, FILE, HEAD_MAX, ProjectRef, without_suffix};
 
 /// What a compiled pattern may take.
 const PATTERN_MAX: usize = 1 << 20;
@@ -516,9 +516,12 @@ impl Parameters {
 
 /// A project as rules know it, however the client spelt it. None for what may lead to one
 /// in a way which only the worker could tell: an absolute path that does not begin with
-/// the root, parameters of a storage.
+/// the root, parameters of a storage, a project of the catalogue.
 fn project_name(project: &ProjectRef, root: &Path) -> Option<String> {
     let path = without_suffix(&project.path);
+    if project.alias == CATALOG {
+        return None;
+    }
     if project.alias != FILE {
         let is_plain = !path.starts_with('/') && !path.contains(['?', '%', '#']);
         return is_plain.then(|| format!("{}:{path}", project.alias));
@@ -832,6 +835,11 @@ mod tests {
             project_name(&ProjectRef { alias, path }, Path::new("/srv"))
         };
         assert_eq!(named("secret"), Some("pg:secret".into()));
+        let listed = ProjectRef {
+            alias: CATALOG.into(),
+            path: "0123".into(),
+        };
+        assert_eq!(project_name(&listed, Path::new("/srv")), None);
         for path in ["?project=secret", "/secret", "s%65cret", "secret#"] {
             assert_eq!(named(path), None, "{path}");
         }

@@ -9,6 +9,7 @@
 pub mod client;
 pub mod http;
 pub mod load;
+pub mod native;
 pub mod process;
 pub mod relay;
 pub mod tls;

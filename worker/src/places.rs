@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use lru::LruCache;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use qgisserver::config;
-use qgisserver::protocol::{Failure, ProjectRef, Seen};
+use qgisserver::protocol::{CATALOG, FILE, Failure, ProjectRef, Seen};
 
 use crate::routes::{Confined, Routes, Target};
 use crate::storages::{Fetched, Storages, Trouble};
@@ -268,6 +268,9 @@ impl Places {
     }
 
     fn resolve(&mut self, project: &ProjectRef, now: Instant) -> Result<Spelling, Failure> {
+        if project.alias == CATALOG {
+            return self.listed(&project.path, now);
+        }
         let target = self
             .routes
             .target(project)
@@ -303,6 +306,39 @@ impl Places {
             }
         }
         Err(Failure::ProjectNotFound)
+    }
+
+    /// A project in the catalogue of QGIS, which has those that the operator's folders and
+    /// databases have. A link that leads out of its folder leads nowhere.
+    fn listed(&mut self, id: &str, now: Instant) -> Result<Spelling, Failure> {
+        let listed = self.storages.listed(id);
+        let uri = Uri(listed
+            .map_err(|trouble| failed(&Uri(format!("{CATALOG}:{id}")), trouble))?
+            .ok_or(Failure::ProjectNotFound)?);
+        let is_stored = uri.scheme() == "postgresql";
+        if !self
+            .routes
+            .allow(if is_stored { "postgresql" } else { FILE })
+        {
+            return Err(Failure::ProjectNotFound);
+        }
+        if is_stored {
+            let stamp = self.ask(&uri, now)?.ok_or(Failure::ProjectNotFound)?;
+            let source = Source::Stored(uri);
+            return Ok(Spelling {
+                whole: PathBuf::new(),
+                place: Place { source, stamp },
+                asked: now,
+            });
+        }
+        let path = PathBuf::from(uri.0);
+        let folder = path.parent().ok_or(Failure::ProjectNotFound)?;
+        let file = Confined {
+            within: folder.into(),
+            root: folder.into(),
+            path: path.clone(),
+        };
+        found_file(&file, [path], now).ok_or(Failure::ProjectNotFound)
     }
 
     /// In which state the project is; None if it is not there.
@@ -398,7 +434,15 @@ fn suffixed(path: &str) -> impl Iterator<Item = String> {
 
 fn project_file(file: &Confined, now: Instant) -> Option<Spelling> {
     let path = file.path.to_str()?;
-    let (whole, path) = confined(file, suffixed(path).map(PathBuf::from))?;
+    found_file(file, suffixed(path).map(PathBuf::from), now)
+}
+
+fn found_file(
+    file: &Confined,
+    paths: impl IntoIterator<Item = PathBuf>,
+    now: Instant,
+) -> Option<Spelling> {
+    let (whole, path) = confined(file, paths)?;
     let stamp = Stamp::of(&path).ok()?;
     let source = Source::File(path);
     let place = Place { source, stamp };
@@ -458,6 +502,7 @@ pub mod tests {
     #[derive(Default)]
     struct Fake {
         projects: BTreeMap<String, Result<Stamp, ()>>,
+        listed: BTreeMap<String, String>,
         n_asked: usize,
     }
 
@@ -471,6 +516,10 @@ pub mod tests {
 
         fn fetch(&mut self, uri: &Uri) -> Result<Option<Fetched>, Trouble> {
             self.look(uri).map(|_| None)
+        }
+
+        fn listed(&mut self, id: &str) -> Result<Option<String>, Trouble> {
+            Ok(self.lock().unwrap().listed.get(id).cloned())
         }
     }
 

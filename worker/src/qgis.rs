@@ -20,7 +20,7 @@ use pyo3::exceptions::{PyException, PyMemoryError, PyRuntimeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 use qgisserver::config::{self, OnBadLayers};
-use qgisserver::protocol::{Failure, Head, Plugin, PluginStatus, Request, Seen, Versions};
+use qgisserver::protocol::{CATALOG, Failure, Head, Plugin, PluginStatus, Request, Seen, Versions};
 
 use crate::documents::Asked;
 use crate::link::{Outlet, Unwanted};
@@ -53,7 +53,7 @@ impl From<PyErr> for Error {
 }
 
 /// The Python half, compiled in: the worker is one file that cannot miss a part.
-const MODULES: [(&CStr, &CStr, &str); 11] = [
+const MODULES: [(&CStr, &CStr, &str); 12] = [
     (
         c"qgisserver",
         c"qgisserver/__init__.py",
@@ -78,6 +78,11 @@ const MODULES: [(&CStr, &CStr, &str); 11] = [
         c"qgisserver.storages",
         c"qgisserver/storages.py",
         include_str!("../../python/qgisserver/storages.py"),
+    ),
+    (
+        c"qgisserver.catalog",
+        c"qgisserver/catalog.py",
+        include_str!("../../python/qgisserver/catalog.py"),
     ),
     (
         c"qgisserver.services",
@@ -807,23 +812,35 @@ pub struct Asker;
 impl Asker {
     /// The state of a project; None if it is not there.
     pub fn look(&self, uri: &str) -> Result<Option<Stamp>, Trouble> {
-        Python::attach(|py| {
-            let seen = py
-                .import("qgisserver.storages")
-                .and_then(|storages| storages.call_method1("look", (uri,))?.extract());
-            match seen {
-                Ok(Some((version, modified))) => {
-                    let version: String = version;
-                    Ok(Some(Stamp::stored(&version, modified)))
-                }
-                Ok(None) => Ok(None),
-                Err(error) if is_called(py, &error, "Away") => {
-                    Err(Trouble::Away(error.value(py).to_string()))
-                }
-                Err(error) => Err(Trouble::Raised(trace(py, &error))),
-            }
-        })
+        let seen = asked("storages", "look", uri, |said| {
+            said.extract::<Option<(String, u64)>>()
+        })?;
+        Ok(seen.map(|(version, modified)| Stamp::stored(&version, modified)))
     }
+
+    /// The file or the URI of a project in the catalogue of QGIS.
+    pub fn listed(&self, id: &str) -> Result<Option<String>, Trouble> {
+        asked("catalog", "find", id, |said| said.extract())
+    }
+}
+
+/// What a function of Python knows of something.
+fn asked<T>(
+    module: &str,
+    function: &str,
+    of: &str,
+    read: impl FnOnce(Bound<'_, PyAny>) -> PyResult<T>,
+) -> Result<T, Trouble> {
+    Python::attach(|py| {
+        let said = py
+            .import(format!("qgisserver.{module}"))
+            .and_then(|module| module.call_method1(function, (of,)))
+            .and_then(read);
+        said.map_err(|error: PyErr| match is_called(py, &error, "Away") {
+            true => Trouble::Away(error.value(py).to_string()),
+            false => Trouble::Raised(trace(py, &error)),
+        })
+    })
 }
 
 /// strict, trust_metadata, no_layouts, read_only: for `projects.load`.
@@ -883,6 +900,8 @@ fn judgement(
             let (_, query, map, fields): (String, Option<String>, Option<String>, Fields) =
                 said.extract()?;
             let mut changed = request.clone();
+            let mut projects = request.project.iter();
+            let is_listed = projects.any(|project| project.alias == CATALOG);
             if let Some(query) = query {
                 let path = request.url.split('?').next().unwrap_or_default();
                 changed.url = format!("{path}?{query}");
@@ -893,6 +912,10 @@ fn judgement(
             }
             match map.as_deref() {
                 None => {}
+                // QGIS itself would take it from the path.
+                Some("") if is_listed => {
+                    return Ok(Judgement::Failed(Failure::ProjectNotFound));
+                }
                 Some("") => changed.project = None,
                 Some(map) => match qgisserver::project(map, finding) {
                     Some(project) => changed.project = Some(project),

@@ -85,6 +85,11 @@ impl Routes {
         }
     }
 
+    /// Whether any project may come from there.
+    pub fn allow(&self, scheme: &str) -> bool {
+        self.finding.allows(scheme)
+    }
+
     pub fn target(&self, project: &ProjectRef) -> Option<Target> {
         let (path, query) = match project.path.split_once('?') {
             Some((path, query)) if project.alias != FILE => (path, query),

@@ -30,6 +30,10 @@ pub trait Storages {
 
     /// A copy of the project on this machine; None where QGIS itself reads it.
     fn fetch(&mut self, uri: &Uri) -> Result<Option<Fetched>, Trouble>;
+
+    /// The file or the URI of a project in the catalogue of QGIS; None if it does not
+    /// list it.
+    fn listed(&mut self, id: &str) -> Result<Option<String>, Trouble>;
 }
 
 /// A copy of a project, in a folder of its own. It is there as long as this value: once
@@ -65,6 +69,10 @@ impl Storages for Everywhere {
             "s3" => self.objects.fetch(&uri.0).map(Some),
             _ => Ok(None),
         }
+    }
+
+    fn listed(&mut self, id: &str) -> Result<Option<String>, Trouble> {
+        self.asker.listed(id)
     }
 }
 
