@@ -2,12 +2,10 @@
 
 mod common;
 
-use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Stdio};
 
 use common::native::Native;
-use common::{Reply, Server, World, source};
+use common::{Reply, Server, World, md5, source};
 
 const PUBLIC: &str = "https://maps.example.org/pre/fix";
 const BEHIND: (&str, &str) = ("X-Forwarded-Url", PUBLIC);
@@ -308,22 +306,6 @@ fn a_project_of_the_catalogue_has_its_links_behind_the_proxy() {
     assert!(references(&html.text()).is_empty(), "{}", html.text());
 }
 
-/// What the catalogue calls a project.
-fn digest(path: &Path) -> String {
-    let mut program = Command::new("md5sum")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut stdin = program.stdin.take().unwrap();
-    stdin
-        .write_all(path.as_os_str().as_encoded_bytes())
-        .unwrap();
-    drop(stdin);
-    let said = program.wait_with_output().unwrap().stdout;
-    String::from_utf8(said).unwrap()[..32].to_owned()
-}
-
 /// A catalogue of a folder, in which are `city`, a link to a project elsewhere, and what
 /// no catalogue lists.
 fn with_folder(settings: &str) -> Server {
@@ -350,7 +332,7 @@ fn with_folder(settings: &str) -> Server {
 }
 
 fn listed(server: &Server, file: &str) -> String {
-    format!("/catalog/project/{}", digest(&server.world.path(file)))
+    format!("/catalog/project/{}", md5(&server.world.path(file)))
 }
 
 const CAPABILITIES: &str = "SERVICE=WMS&REQUEST=GetCapabilities";

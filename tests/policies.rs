@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Reply, Server, World, eventually};
+use common::{Reply, Server, World, eventually, md5};
 use nix::sys::signal::Signal;
 
 const FORM: &str = "application/x-www-form-urlencoded";
@@ -498,6 +498,28 @@ fn a_filter_refuses_with_its_status_however_a_request_is_written() {
         451
     );
     assert_eq!(server.act("DO=echo&LEFT=127.0.0.1").status, 402);
+}
+
+/// There a project has another name, and the path has the last word over MAP.
+#[test]
+fn a_filter_knows_a_project_of_the_catalogue_by_its_own_name() {
+    let world = World::stub();
+    install(&world, FILTERS);
+    std::fs::write(world.path("projects/secret.qgs"), "<qgis/>").unwrap();
+    let settings = "server.enable_filters = yes\napi.enabled.landing_page = yes";
+    let server = Server::start(world, settings).ready();
+    let of = |project: &str, more: &str| {
+        let id = md5(&server.world.path(&format!("projects/{project}.qgs")));
+        server.get(&format!(
+            "/catalog/project/{id}/?SERVICE=WMS&REQUEST=GetMap{more}"
+        ))
+    };
+    for more in ["", "&MAP=city", "&map=city"] {
+        assert_eq!(of("secret", more).status, 403, "{more}");
+        assert_eq!(of("city", more).status, 200, "{more}");
+    }
+    assert_eq!(of("nothing", "").status, 404);
+    assert_eq!(of("city", "&DO=fail").status, 500);
 }
 
 #[test]

@@ -16,8 +16,10 @@ pub mod tls;
 pub mod wire;
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -79,6 +81,22 @@ pub fn eventually<T>(what: &str, question: impl FnMut() -> Option<T>) -> T {
 pub fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
     let start = Instant::now();
     (work(), start.elapsed())
+}
+
+/// What the catalogue of QGIS calls a project.
+pub fn md5(path: &Path) -> String {
+    let mut program = Command::new("md5sum")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = program.stdin.take().unwrap();
+    stdin
+        .write_all(path.as_os_str().as_encoded_bytes())
+        .unwrap();
+    drop(stdin);
+    let said = program.wait_with_output().unwrap().stdout;
+    String::from_utf8(said).unwrap()[..32].to_owned()
 }
 
 /// What the workers of a server run: the stub or QGIS, on which projects.

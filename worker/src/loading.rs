@@ -125,7 +125,7 @@ impl Loading {
     }
 
     /// The name in settings, one whatever the client's spelling: they share a copy.
-    fn known_as(&self, place: &Place) -> String {
+    pub fn known_as(&self, place: &Place) -> String {
         let path = match &place.source {
             Source::File(path) => path,
             Source::Stored(uri) => return uri.name(),

@@ -12,11 +12,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use qgisserver::config;
 use qgisserver::log;
 use qgisserver::protocol::{
-    Born, Edition, Failure, Final, Found, Head, PluginStatus, ProjectRef, Ready, Request, Seen,
-    Timings, Trace, Versions,
+    Born, CATALOG, Edition, Failure, Final, Found, Head, PluginStatus, ProjectRef, Ready, Request,
+    Seen, Timings, Trace, Versions, without_suffix,
 };
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
@@ -291,8 +292,15 @@ impl Server {
     }
 
     fn answer(&mut self, request: &Request, body: &[u8], outlet: &Arc<Outlet>) -> (Final, Bytes) {
-        let changed;
+        let (named, changed);
         let asked = &request.project;
+        let request = match self.named(request) {
+            Some(other) => {
+                named = other;
+                &named
+            }
+            None => request,
+        };
         // Before the project is looked for: who may not ask learns nothing of it.
         let request = match self.qgis.judge(request, body) {
             Judgement::Unchanged => request,
@@ -366,6 +374,28 @@ impl Server {
             "served"
         );
         finish(outlet, served, report, self.chunk_bytes)
+    }
+
+    /// The same request for filters in Python, which look at MAP alone: it names a project of
+    /// the catalogue as the operator knows it. None if there is nothing to change.
+    fn named(&mut self, request: &Request) -> Option<Request> {
+        let project = request.project.as_ref()?;
+        if project.alias != CATALOG || request.visitor.is_none() {
+            return None;
+        }
+        let place = self.places.find(project, &request.seen).ok()?;
+        let name = self.loading.known_as(&place);
+        let name = utf8_percent_encode(without_suffix(&name), NON_ALPHANUMERIC);
+        let (path, query) = request.url.split_once('?')?;
+        let pairs = query.split('&').map(|pair| match pair.starts_with("MAP=") {
+            true => format!("MAP={name}"),
+            false => pair.to_owned(),
+        });
+        let query: Vec<String> = pairs.collect();
+        Some(Request {
+            url: format!("{path}?{}", query.join("&")),
+            ..request.clone()
+        })
     }
 
     /// What every FINAL says.
