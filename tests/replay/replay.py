@@ -111,8 +111,12 @@ def main():
     sys.exit(judge(outcomes))
 
 
+def name_of(stem):
+    return stem.removeprefix("test_qgsserver").lstrip("_") or "server"
+
+
 def is_chosen(stem, modules):
-    name = stem.removeprefix("test_qgsserver").lstrip("_")
+    name = name_of(stem)
     if modules:
         return name in modules
     return not any(word in name.split("_") for word in LEFT_OUT)
@@ -253,7 +257,7 @@ class Server:
 
 def replay(program, url, tmp, tries, end):
     """The module, and what each of its tests came to, in the process and over HTTP."""
-    module = program.stem.removeprefix("test_qgsserver").lstrip("_") or "server"
+    module = name_of(program.stem)
     inside = run(program, "-", tmp / module, end)
     passed = [name for name, said in inside.items() if said == "ok"]
     failed = dict.fromkeys(passed, "it did not end")
