@@ -977,11 +977,17 @@ fn is_unknown_service(bytes: &[u8]) -> bool {
     start.starts_with(b"<") && start.windows(CODE.len()).any(|it| it == CODE)
 }
 
-/// An image without its end.
+/// An image without its end. A plugin may have made one in another format than the head says.
 fn is_cut_off(head: &Head, bytes: &[u8]) -> bool {
     let kind = head.header("content-type").unwrap_or_default();
     let kind = kind.split(';').next().unwrap_or_default().trim();
-    match kind {
+    let made = match bytes {
+        [0x89, b'P', b'N', b'G', ..] => "image/png",
+        [0xff, 0xd8, 0xff, ..] => "image/jpeg",
+        _ => kind,
+    };
+    match made {
+        _ if !kind.starts_with("image/") => false,
         "image/png" => !bytes.ends_with(b"IEND\xaeB`\x82"),
         "image/jpeg" => !bytes.ends_with(b"\xff\xd9"),
         _ => kind.starts_with("image/") && bytes.is_empty(),
@@ -1294,6 +1300,15 @@ mod tests {
             assert!(cut_off(kind, b""), "{kind}");
         }
         assert!(cut_off("image/png", b"\x89PNG..."));
+        let (png, jpeg) = (b"\x89PNG..IEND\xaeB`\x82", b"\xff\xd8\xff..\xff\xd9");
+        for kind in ["image/png", "image/jpeg", "image/webp"] {
+            assert!(!cut_off(kind, png) && !cut_off(kind, jpeg), "{kind}");
+            assert!(
+                cut_off(kind, &png[..9]) && cut_off(kind, &jpeg[..5]),
+                "{kind}"
+            );
+        }
+        assert!(!cut_off("application/x-mixed", &png[..9]));
         assert!(!cut_off("text/xml", b""));
     }
 
