@@ -239,6 +239,10 @@ fn replies_have_the_headers_that_they_had() {
         assert_eq!(head.header("etag"), Some(tag));
         assert_eq!(ask(&server, &path, &[("If-None-Match", tag)]).status, 304);
     }
+    for path in ["/wfs3/?MAP=world.qgs", "/wfs3/collections?map=world.qgs"] {
+        let reply = ask(&server, path, &id);
+        assert_eq!(reply.header("x-map-id"), Some("world.qgs"), "{path}");
+    }
     let shared = ask(&server, &capabilities("WMS"), &[("Origin", "my.home")]);
     assert_eq!(shared.header("access-control-allow-origin"), Some("*"));
     let echoing = Server::real("server.cross_origin = no");

@@ -358,7 +358,7 @@ impl<B: Backend> Front<B> {
                 if let Some(url) = posted {
                     reply::mend_location(response.headers_mut(), &url);
                 }
-                response
+                with_map_id(response, map.as_deref())
             }
         };
         let mut response = with_headers(response, &headers);
