@@ -280,8 +280,11 @@ fn capabilities_have_the_address_that_the_proxy_says() {
     let below = format!("{proxy}/ows/?MAP=world.qgs");
     for (headers, address) in [
         (&[][..], server.url("/ows/?MAP=world.qgs")),
-        (&[("X-Forwarded-Url", proxy)], below.clone()),
-        (&[("X-Qgis-Forwarded-Url", proxy)], below),
+        (&[("X-Forwarded-Url", proxy)], below),
+        (
+            &[("X-Qgis-Forwarded-Url", proxy)],
+            format!("{proxy}?MAP=world.qgs"),
+        ),
         (
             &[
                 ("X-Forwarded-Host", "h.org"),
@@ -301,6 +304,13 @@ fn capabilities_have_the_address_that_the_proxy_says() {
         let resource = online_resource(&reply);
         assert!(resource.starts_with(&address), "{headers:?}: {resource}");
     }
+    // That of web services, said to all requests. There, no API knew itself any more.
+    let web = [("X-Qgis-Forwarded-Url", "https://my.proxy.loc/maps/ows/")];
+    let links = ask(&server, "/wfs3/collections.json?MAP=world", &web).text();
+    assert!(
+        links.contains("\"https://my.proxy.loc/maps/wfs3/collections"),
+        "{links}"
+    );
 }
 
 /// A copy of the example project that says where it is.

@@ -14,6 +14,9 @@ use hyper::{Uri, Version};
 /// A longer name of a client is none.
 const NAME_MAX: usize = 200;
 
+/// Where web services are.
+const SERVICES: &str = "/ows";
+
 /// Where the client believes that we live.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Base {
@@ -22,6 +25,8 @@ pub struct Base {
     pub authority: String,
     /// Empty, or a path that starts with a slash and ends without.
     pub prefix: String,
+    /// The path of web services, where a proxy says it whole.
+    pub services: Option<String>,
 }
 
 /// The Host of a request is missing, repeated or malformed.
@@ -51,22 +56,52 @@ impl Base {
             scheme: scheme.into(),
             authority,
             prefix: String::new(),
+            services: None,
         })
     }
 
-    /// What the proxies in front of us say; `proxy_url` is fixed by the operator.
-    pub fn behind_proxy(self, proxy_url: Option<&str>, headers: &HeaderMap) -> Self {
+    /// What the proxies in front of us say of a request for `path`; `proxy_url` is
+    /// fixed by the operator.
+    pub fn behind_proxy(self, proxy_url: Option<&str>, path: &str, headers: &HeaderMap) -> Self {
         let fixed = proxy_url.and_then(Self::of_url);
-        let url = |name| first(headers, name).and_then(Self::of_url);
+        let url = |name| first(headers, name);
         fixed
-            .or_else(|| url("x-forwarded-url"))
-            .or_else(|| url("x-qgis-forwarded-url"))
+            .or_else(|| url("x-forwarded-url").and_then(Self::of_url))
+            .or_else(|| url("x-qgis-forwarded-url").and_then(|url| Self::of_request(url, path)))
             .unwrap_or_else(|| self.piecewise(headers))
     }
 
-    /// `{scheme}://{authority}{prefix}` and what follows, a path.
+    /// The public address of what is at `path` here.
     pub fn with(&self, path: &str) -> String {
-        format!("{}://{}{}{path}", self.scheme, self.authority, self.prefix)
+        let site = format!("{}://{}", self.scheme, self.authority);
+        match &self.services {
+            Some(whole) if is_services(path) => format!("{site}{whole}"),
+            _ => format!("{site}{}{path}", self.prefix),
+        }
+    }
+
+    /// What a header says about paths.
+    pub fn paths(&self) -> impl Iterator<Item = &str> {
+        [self.prefix.as_str()]
+            .into_iter()
+            .chain(self.services.as_deref())
+    }
+
+    /// The same, but web services are found below the prefix like all the rest.
+    pub fn below_prefix(&self) -> Self {
+        Self {
+            services: None,
+            ..self.clone()
+        }
+    }
+
+    /// The same site without what a header says about paths.
+    pub fn at_root(self) -> Self {
+        Self {
+            prefix: String::new(),
+            services: None,
+            ..self
+        }
     }
 
     fn of_url(url: &str) -> Option<Self> {
@@ -75,6 +110,23 @@ impl Base {
             scheme: scheme(uri.scheme_str()?)?,
             authority: authority(uri.authority()?.as_str())?,
             prefix: prefix(uri.path())?,
+            services: None,
+        })
+    }
+
+    /// py-qgis-server hands this one on as it is: to web services it is their whole
+    /// address. Other paths are found below what stands before that of the request or,
+    /// where a proxy says the same to all, before that of web services.
+    fn of_request(url: &str, path: &str) -> Option<Self> {
+        let said = Self::of_url(url)?;
+        let own = path.trim_end_matches('/');
+        let above = |path: &str| said.prefix.strip_suffix(path).filter(|_| !path.is_empty());
+        let prefix = above(own).or_else(|| above(SERVICES));
+        let uri: Uri = url.trim().parse().ok()?;
+        Some(Self {
+            prefix: prefix.unwrap_or(&said.prefix).to_owned(),
+            services: is_services(path).then(|| uri.path().to_owned()),
+            ..said
         })
     }
 
@@ -97,9 +149,14 @@ impl Base {
             prefix: first(headers, "x-forwarded-prefix")
                 .and_then(prefix)
                 .unwrap_or_default(),
+            services: None,
             scheme,
         }
     }
+}
+
+fn is_services(path: &str) -> bool {
+    path.strip_suffix('/').unwrap_or(path) == SERVICES
 }
 
 /// The client's address by the word of a trusted proxy.
@@ -298,12 +355,18 @@ mod tests {
     }
 
     fn proxied(lines: &[(&str, &str)]) -> String {
-        let base = Base {
+        inner()
+            .behind_proxy(None, "/ows/", &headers(lines))
+            .with("/ows/")
+    }
+
+    fn inner() -> Base {
+        Base {
             scheme: "http".into(),
             authority: "inner".into(),
             prefix: String::new(),
-        };
-        base.behind_proxy(None, &headers(lines)).with("/ows/")
+            services: None,
+        }
     }
 
     #[test]
@@ -360,23 +423,56 @@ mod tests {
 
     #[test]
     fn a_forwarded_url_is_a_base_to_which_the_path_is_added() {
-        for name in ["x-forwarded-url", "x-qgis-forwarded-url"] {
-            assert_eq!(proxied(&[(name, "https://u/base")]), "https://u/base/ows/");
-            assert_eq!(
-                proxied(&[(name, "https://u:8443/base/")]),
-                "https://u:8443/base/ows/"
-            );
-        }
-        let base = Base {
-            scheme: "http".into(),
-            authority: "inner".into(),
-            prefix: String::new(),
-        };
-        let base = base.behind_proxy(
+        let name = "x-forwarded-url";
+        assert_eq!(proxied(&[(name, "https://u/base")]), "https://u/base/ows/");
+        assert_eq!(
+            proxied(&[(name, "https://u:8443/base/")]),
+            "https://u:8443/base/ows/"
+        );
+        let base = inner().behind_proxy(
             Some("https://fixed/x"),
-            &headers(&[("x-forwarded-url", "https://u")]),
+            "/ows/",
+            &headers(&[(name, "https://u"), ("x-qgis-forwarded-url", "https://v")]),
         );
         assert_eq!(base.with("/ows/"), "https://fixed/x/ows/");
+    }
+
+    #[test]
+    fn the_forwarded_url_of_qgis_is_the_address_of_web_services_itself() {
+        let of = |said: &str, path: &str| {
+            inner()
+                .behind_proxy(None, path, &headers(&[("x-qgis-forwarded-url", said)]))
+                .with(path)
+        };
+        for (said, path, address) in [
+            ("https://u/maps/ows/", "/ows/", "https://u/maps/ows/"),
+            ("https://u/maps/ows/", "/ows", "https://u/maps/ows/"),
+            ("https://u/anywhere", "/ows/", "https://u/anywhere"),
+            ("https://u", "/ows/", "https://u/"),
+            // The same for all requests, and one for each.
+            (
+                "https://u/maps/ows/",
+                "/wfs3/api",
+                "https://u/maps/wfs3/api",
+            ),
+            (
+                "https://u/maps/wfs3/api",
+                "/wfs3/api",
+                "https://u/maps/wfs3/api",
+            ),
+            ("https://u/maps/ows", "/ows/p/x/", "https://u/maps/ows/p/x/"),
+            (
+                "https://u/maps/ows/p/x",
+                "/ows/p/x/",
+                "https://u/maps/ows/p/x/",
+            ),
+            ("https://u/maps/ows/", "/", "https://u/maps/"),
+            ("https://u/maps/", "/", "https://u/maps/"),
+            ("https://u/maps", "/wfs3/", "https://u/maps/wfs3/"),
+            ("https://u/<x>", "/ows/", "http://inner/ows/"),
+        ] {
+            assert_eq!(of(said, path), address, "{said} for {path}");
+        }
     }
 
     #[test]
@@ -482,12 +578,13 @@ mod tests {
         #[test]
         fn no_value_panics_or_gets_raw_into_the_url(value in "[ -~]*") {
             let Ok(value) = value.parse::<hyper::header::HeaderValue>() else { return Ok(()) };
-            for name in ["forwarded", "x-forwarded-host", "x-forwarded-url", "x-forwarded-prefix"] {
+            for name in ["forwarded", "x-forwarded-host", "x-forwarded-url", "x-qgis-forwarded-url", "x-forwarded-prefix"] {
                 let mut map = HeaderMap::new();
                 map.insert(name, value.clone());
-                let base = Base { scheme: "http".into(), authority: "inner".into(), prefix: String::new() };
-                let url = base.behind_proxy(None, &map).with("/");
-                proptest::prop_assert!(url.parse::<Uri>().is_ok(), "{}", url);
+                for path in ["/", "/ows/"] {
+                    let url = inner().behind_proxy(None, path, &map).with(path);
+                    proptest::prop_assert!(url.parse::<Uri>().is_ok(), "{}", url);
+                }
             }
         }
     }

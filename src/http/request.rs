@@ -1,5 +1,6 @@
 //! An HTTP request as a call on a worker.
 
+use std::borrow::Cow;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -298,7 +299,15 @@ impl Incomplete<'_> {
         }
         let query = kvp.to_query();
         let form = is_form.then(|| query.clone());
-        let mut call = self.call(method, query, body, project, operation);
+        // Without a service QGIS looks for an API, at any address that we tell it.
+        let names_service = kvp
+            .get("SERVICE")
+            .is_some_and(|name| !name.trim().is_empty());
+        let base = match names_service && body.is_empty() {
+            true => Cow::Borrowed(self.base),
+            false => Cow::Owned(self.base.below_prefix()),
+        };
+        let mut call = self.call(&base, method, query, body, project, operation);
         self.add(&mut call, granted.request_headers, granted.visitor);
         call.document = self.document(caching::of_ows(&call.operation), &call);
         call.work = work;
@@ -357,7 +366,7 @@ impl Incomplete<'_> {
         let method = self.parts.method.clone();
         let may_repeat = matches!(method, Method::GET | Method::HEAD);
         let operation = ows::operation(self.parts.uri.path());
-        let mut call = self.call(method, query, body, project, operation);
+        let mut call = self.call(self.base, method, query, body, project, operation);
         self.add(&mut call, granted.request_headers, granted.visitor);
         let path = self.parts.uri.path();
         let kind = caching::of_api(path, &self.config.apis, call.project.is_some());
@@ -443,6 +452,7 @@ impl Incomplete<'_> {
 
     fn call(
         &self,
+        base: &Base,
         method: Method,
         query: String,
         body: Bytes,
@@ -460,8 +470,8 @@ impl Incomplete<'_> {
         Call {
             request_id: self.request_id.to_owned(),
             method: method.to_string(),
-            url: format!("{}{separator}{query}", self.base.with(&path)),
-            headers: self.headers(&path, body.is_empty()),
+            url: format!("{}{separator}{query}", base.with(&path)),
+            headers: self.headers(base, &path, body.is_empty()),
             body,
             project,
             operation,
@@ -489,16 +499,16 @@ impl Incomplete<'_> {
 
     /// Only what is meant for QGIS, in Title-Case because it looks nowhere else.
     /// Host and its like agree with the URL: QGIS prefers them to it.
-    fn headers(&self, path: &str, is_bodiless: bool) -> Vec<(String, String)> {
+    fn headers(&self, base: &Base, path: &str, is_bodiless: bool) -> Vec<(String, String)> {
         let mut out = vec![
-            ("Host".to_owned(), self.base.authority.clone()),
+            ("Host".to_owned(), base.authority.clone()),
             ("X-Request-Id".to_owned(), self.request_id.to_owned()),
-            ("X-Qgis-Forwarded-Url".to_owned(), self.base.with(path)),
+            ("X-Qgis-Forwarded-Url".to_owned(), base.with(path)),
         ];
         if self.config.http_proxy {
-            out.push(("X-Forwarded-Host".to_owned(), self.base.authority.clone()));
-            out.push(("X-Forwarded-Proto".to_owned(), self.base.scheme.clone()));
-            let prefix = self.base.prefix.clone();
+            out.push(("X-Forwarded-Host".to_owned(), base.authority.clone()));
+            out.push(("X-Forwarded-Proto".to_owned(), base.scheme.clone()));
+            let prefix = base.prefix.clone();
             out.extend((!prefix.is_empty()).then(|| ("X-Forwarded-Prefix".to_owned(), prefix)));
         }
         if let Some(Trace { parent, state }) = self.trace {

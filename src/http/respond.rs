@@ -22,7 +22,7 @@ use super::pages;
 use super::policy;
 use super::reply::{self, Dialect, Known, Refusal};
 use super::request::{self, Asked, Held, Incomplete, Refused, Room};
-use super::route::Route;
+use super::route::{self, Route};
 use super::trace;
 use super::watch::Running;
 use crate::broker::{self, Call, Name, Status};
@@ -286,10 +286,16 @@ impl<B: Backend> Front<B> {
             &parts.headers,
             &local,
         )?;
-        Ok(match self.config.http_proxy {
-            true => base.behind_proxy(self.config.proxy_url.as_deref(), &parts.headers),
-            false => base,
-        })
+        if !self.config.http_proxy {
+            return Ok(base);
+        }
+        let fixed = self.config.proxy_url.as_deref();
+        let base = base.behind_proxy(fixed, parts.uri.path(), &parts.headers);
+        // Many a proxy passes such a header on from the client, and QGIS would look for
+        // an API in it, whatever our rules know about the path that is asked for.
+        let apis = &self.config.apis;
+        let is_api = fixed.is_none() && base.paths().any(|path| route::names_an_api(path, apis));
+        Ok(if is_api { base.at_root() } else { base })
     }
 
     /// What a worker says.

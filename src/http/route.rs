@@ -94,6 +94,7 @@ pub fn names_features(path: &str, apis: &[(String, String)]) -> bool {
 
 /// The same for any API that the settings have.
 pub fn names_an_api(path: &str, apis: &[(String, String)]) -> bool {
+    let path = &*percent_decode_str(path).decode_utf8_lossy();
     let roots = apis.iter().map(|(_, root)| root.trim_end_matches('/'));
     let mut roots = roots.filter(|root| !root.is_empty());
     names_features(path, apis) || roots.any(|root| path.contains(root))

@@ -895,6 +895,61 @@ async fn the_advertised_url_follows_the_proxy_only_when_it_is_trusted() {
     );
 }
 
+/// QGIS looks for an API wherever in a path its name stands, and our rules see only the
+/// path that is asked for.
+#[tokio::test]
+async fn what_a_client_says_of_its_proxy_makes_no_request_one_for_an_api() {
+    let broker = Broker::saying("x");
+    let apis = vec![("own".to_owned(), "/own".to_owned())];
+    let server = Server::start(&broker, |http| {
+        (http.http_proxy, http.apis) = (true, apis.clone());
+    });
+    let named = ["/wfs3", "/a/ogcapi/", "/%77fs3/collections/secret", "/own"];
+    let lines = named.iter().flat_map(|path| {
+        [
+            format!("X-Forwarded-Prefix: {path}\r\n"),
+            format!("X-Forwarded-Url: http://example.org{path}\r\n"),
+            format!("X-Qgis-Forwarded-Url: http://example.org{path}\r\n"),
+        ]
+    });
+    let mut n = 0;
+    for line in lines {
+        server.send("POST", "/ows/?MAP=city", &line, "<a/>").await;
+        let call = broker.calls().pop().expect("a call");
+        assert_eq!(call.url, "http://example.org/ows/?MAP=city", "{line}");
+        n += 1;
+    }
+    assert_eq!(broker.calls().len(), n);
+    // The catalogue of projects may be anywhere.
+    let catalogue = "X-Qgis-Forwarded-Url: http://example.org/index.json\r\n";
+    for (method, path, body, public) in [
+        ("GET", "/ows/?SERVICE=WMS&REQUEST=a", "", "/index.json?"),
+        ("POST", "/ows/?MAP=a", "<a/>", "/index.json/ows/?"),
+        (
+            "POST",
+            "/ows/?MAP=a&SERVICE=WMS",
+            "<a/>",
+            "/index.json/ows/?",
+        ),
+    ] {
+        let path = format!("{path}&MAP=a");
+        server.send(method, &path, catalogue, body).await;
+        let url = broker.calls().pop().expect("a call").url;
+        let start = format!("http://example.org{public}");
+        assert!(url.starts_with(&start), "{method} {path}: {url}");
+    }
+    let fixed = Server::start(&broker, |http| {
+        (http.http_proxy, http.proxy_url) = (true, Some("https://public/wfs3".into()));
+    });
+    fixed.get(GET_MAP).await;
+    let call = broker.calls().pop().expect("a call");
+    assert!(
+        call.url.starts_with("https://public/wfs3/ows/?"),
+        "{}",
+        call.url
+    );
+}
+
 #[tokio::test]
 async fn options_is_answered_everywhere_without_a_worker() {
     let broker = Broker::saying("x");
