@@ -578,6 +578,69 @@ fn a_filter_serves_profiles_and_changes_what_is_asked() {
     assert_eq!(reply.status, 403, "{}", reply.text());
 }
 
+/// One profile is closed, all others are open.
+const BY_PATH: &str = r#"
+from pyqgisservercontrib.core.filters import policy_filter
+from tornado.web import HTTPError
+
+def register(service, *args, **kwargs):
+    @policy_filter(match=r"/ows/p/admin")
+    def closed(request):
+        raise HTTPError(403)
+
+    @policy_filter(match=r"/ows/p/(?P<profile>[^/]+)/?", repl="/ows/")
+    def by_name(request, profile):
+        request.headers["X-Qgis-Role"] = profile
+
+    service.add_filters([closed, by_name])
+"#;
+
+fn filtered_by(filters: &str) -> Server {
+    let world = World::stub();
+    install(&world, filters);
+    Server::start(world, "server.enable_filters = yes").ready()
+}
+
+#[test]
+fn a_filter_is_about_its_paths_in_any_case_that_a_client_writes() {
+    let server = filtered_by(BY_PATH);
+    let query = "SERVICE=WMS&REQUEST=GetMap&MAP=city";
+    for profile in ["admin", "ADMIN", "Admin", "%41dmin", "aDMIN"] {
+        let reply = server.get(&format!("/ows/p/{profile}/?{query}"));
+        assert_eq!(reply.status, 403, "{profile}: {}", reply.text());
+    }
+    let reply = server.get(&format!("/ows/p/Town/?{query}"));
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    assert_eq!(reply.json()["headers"]["X-Qgis-Role"], "Town");
+}
+
+const BY_PLACE: &str = r#"
+import re
+from pyqgisservercontrib.core.filters import policy_filter
+
+def register(service, *args, **kwargs):
+    @policy_filter(match=re.compile(r"/ows/p/([^/]+)/?"), repl="/ows/")
+    def by_place(request, profile):
+        request.headers["X-Qgis-Role"] = profile
+
+    @policy_filter(match=r"/ows/", repl="")
+    def keeps_the_path(request):
+        request.headers["X-Qgis-Path"] = request.path
+
+    service.add_filters([by_place], pri=2)
+    service.add_filters([keeps_the_path], pri=1)
+"#;
+
+#[test]
+fn groups_without_names_are_arguments_and_an_empty_replacement_is_none() {
+    let server = filtered_by(BY_PLACE);
+    let reply = server.get("/ows/p/town/?SERVICE=WMS&REQUEST=GetMap&MAP=city");
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    let said = reply.json();
+    assert_eq!(said["headers"]["X-Qgis-Role"], "town");
+    assert_eq!(said["headers"]["X-Qgis-Path"], "/ows/");
+}
+
 #[test]
 fn filters_read_their_settings() {
     let server = filtered("contrib:test.refused = WCS");

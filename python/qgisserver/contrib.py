@@ -23,7 +23,8 @@ class PolicyFilter:
     def __init__(self, function, match=None, repl=None, pri=0, takes_handler=False):
         self.fn = function
         self.pri = pri
-        self._pattern = re.compile(match) if match else None
+        # As py-qgis-server does: a profile has one policy, whichever case a client writes it in.
+        self._pattern = re.compile(match, re.IGNORECASE) if isinstance(match, str) else match
         self._repl = repl
         self._takes_handler = takes_handler
 
@@ -36,20 +37,29 @@ class PolicyFilter:
         if self._pattern is None:
             return True, path
         found = self._pattern.match(path)
-        if found and self._repl is not None:
+        if found and self._repl:
             path = found.expand(self._repl) + path[found.end() :]
         return found, path
 
     def apply(self, request, found):
         """Raises if the request is refused."""
-        named = found.groupdict() if isinstance(found, re.Match) else {}
-        subject = Handler(request) if self._takes_handler else request
-        outcome = self.fn(subject, **({} if self._takes_handler else named))
+        if self._takes_handler:
+            outcome = self.fn(Handler(request))
+        else:
+            groups, named = _groups(found)
+            outcome = self.fn(request, *groups, **named)
         if isinstance(outcome, collections.abc.Coroutine):
             # It takes 40 ms to import, which few handlers are worth.
             import asyncio
 
             asyncio.run(outcome)
+
+
+def _groups(found):
+    """The groups of a match as arguments: those that have names, or all if none has one."""
+    if not isinstance(found, re.Match):
+        return (), {}
+    return ((), found.groupdict()) if found.re.groupindex else (found.groups(), {})
 
 
 class Handler:
