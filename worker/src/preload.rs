@@ -99,10 +99,13 @@ impl Preload {
     }
 }
 
-/// One name per line; `#` begins a comment.
+/// One name per line; `#` begins a comment, behind a name, too.
 fn lines(text: &str) -> impl Iterator<Item = &str> {
-    let names = text.lines().map(str::trim);
-    names.filter(|name| !name.is_empty() && !name.starts_with('#'))
+    let names = text.lines().map(|line| match line.split_once('#') {
+        Some((name, _)) => name.trim(),
+        None => line.trim(),
+    });
+    names.filter(|name| !name.is_empty())
 }
 
 #[cfg(test)]
@@ -127,7 +130,8 @@ mod tests {
         part.into_iter().map(|(_, project)| project.path).collect()
     }
 
-    const LIST: &str = "# ours\n\nfile:city\n  town.qgs  \n../secret\n#old\nriver\n";
+    const LIST: &str =
+        "# ours\n\nfile:city # the old one\n  town.qgs  \n../secret\n #old\nriver#\n";
 
     #[test]
     fn a_list_has_a_name_per_line_and_what_names_nothing_is_skipped() {
