@@ -382,6 +382,11 @@ fn handlers_that_were_written_for_other_servers_find_and_read_projects() {
              projects.schemes.mine = shelf:///second/
              projects.handlers.drawer.handler = qjazz_style.Drawer
              projects.handlers.drawer.config.folder = {0}
+             projects.handlers.drawer.config.depth = 1
+             projects.handlers.drawer.config.locked = no
+             projects.handlers.plain.handler = qjazz_style.Plain
+             projects.handlers.typo.handler = qjazz_style.Drawer
+             projects.handlers.typo.config.foldre = {0}
              projects.handlers.absent.handler = no_such_module.Handler
              api:x.SHELF = {0}",
             projects.display()
@@ -389,6 +394,8 @@ fn handlers_that_were_written_for_other_servers_find_and_read_projects() {
     )
     .ready();
     server.process.log.wait_line("no_such_module");
+    let refused = server.process.log.wait_line("qjazz_style.Drawer for typo");
+    assert!(refused.contains("does not load"), "{refused}");
     // By entry point and contract id, as py-qgis-server finds them.
     has_title(&server, "shelf:first/world", "World");
     has_title(&server, "mine:world", "World");
@@ -399,6 +406,8 @@ fn handlers_that_were_written_for_other_servers_find_and_read_projects() {
         "shelf:first/world%23x",
         "drawer:wor%0Ald",
         "absent:world",
+        "plain:world",
+        "typo:world",
         "nobody:world",
     ] {
         assert_eq!(status(&server, map), 404, "{map}");

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from urllib.parse import SplitResult, unquote, urlparse, urlsplit
 
-from . import projects
+from . import models, projects
 
 CONTRACT = "@3liz.org/cache/protocol-handler;1?scheme="
 ENTRY_POINTS = "qgssrv_contrib_protocol_handler"
@@ -71,10 +71,7 @@ def handler(scheme):
 
 def _made(name, config):
     module, _, name = name.replace(":", ".").rpartition(".")
-    made = getattr(importlib.import_module(module), name)
-    if hasattr(made, "Config"):
-        return made(made.Config(**config))
-    return made(**config)
+    return models.made(getattr(importlib.import_module(module), name), config)
 
 
 def _load_entry_points():
@@ -412,6 +409,7 @@ def _install(config):
         "pyqgisserver.qgscache.handlers.proto": {"ProtocolHandler": ProtocolHandler},
         "qjazz_contrib.core.componentmanager": registry,
         "qjazz_contrib.core.logger": _logger(),
+        "qjazz_contrib.core.config": models.offered(),
         "qjazz_cache.common": common,
         "qjazz_cache.errors": errors,
         "qjazz_cache.storage": storage,

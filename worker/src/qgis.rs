@@ -53,7 +53,7 @@ impl From<PyErr> for Error {
 }
 
 /// The Python half, compiled in: the worker is one file that cannot miss a part.
-const MODULES: [(&CStr, &CStr, &str); 12] = [
+const MODULES: [(&CStr, &CStr, &str); 13] = [
     (
         c"qgisserver",
         c"qgisserver/__init__.py",
@@ -68,6 +68,11 @@ const MODULES: [(&CStr, &CStr, &str); 12] = [
         c"qgisserver.projects",
         c"qgisserver/projects.py",
         include_str!("../../python/qgisserver/projects.py"),
+    ),
+    (
+        c"qgisserver.models",
+        c"qgisserver/models.py",
+        include_str!("../../python/qgisserver/models.py"),
     ),
     (
         c"qgisserver.components",
