@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use regex::Regex;
+
 use super::layers::{Entry, Origin, Settings};
 use crate::protocol::{FILE, alias};
 
@@ -37,6 +39,17 @@ pub struct Base {
     pub path: String,
     /// Without the question mark.
     pub query: String,
+}
+
+/// What stands between two slashes of a route.
+#[derive(Debug, Clone)]
+pub enum Part {
+    Fixed(String),
+    Variable {
+        name: String,
+        /// For the whole part; None: anything.
+        pattern: Option<Regex>,
+    },
 }
 
 /// A class of the operator's that reads projects.
@@ -220,18 +233,36 @@ fn handlers(settings: &Settings) -> BTreeMap<String, Handler> {
     all
 }
 
-/// `/static/part/{variable}`
-fn route(text: &str) -> Result<(), String> {
-    let is_part = |part: &str| match part.strip_prefix('{') {
-        Some(name) => name.strip_suffix('}').is_some_and(is_name),
-        None => part != ".." && !part.contains(['{', '}']),
-    };
-    match text.starts_with('/') && text.split('/').all(is_part) {
-        true => Ok(()),
-        false => Err(format!(
-            "expected a route such as /public or /{{user}}/{{theme}}, found {text:?}"
-        )),
+/// `/static/part/{variable}/{variable:pattern}`
+pub fn route(text: &str) -> Result<Vec<Part>, String> {
+    let parts = text.split('/').filter(|part| !part.is_empty());
+    let parts: Option<Vec<Part>> = parts.map(Part::parse).collect();
+    parts.filter(|_| text.starts_with('/')).ok_or_else(|| {
+        format!("expected a route such as /public, /{{user}}/{{theme}} or /{{user:[a-z]+}}, found {text:?}")
+    })
+}
+
+impl Part {
+    fn parse(text: &str) -> Option<Self> {
+        let Some(variable) = text.strip_prefix('{') else {
+            let is_fixed = text != ".." && !text.contains(['{', '}']);
+            return is_fixed.then(|| Self::Fixed(text.into()));
+        };
+        let variable = variable.strip_suffix('}')?;
+        let (name, pattern) = match variable.split_once(':') {
+            Some((name, pattern)) => (name, Some(whole(pattern)?)),
+            None => (variable, None),
+        };
+        let name = is_name(name).then(|| name.to_owned())?;
+        Some(Self::Variable { name, pattern })
     }
+}
+
+/// As a pattern for all of a part: one that fits in the middle would let others in.
+fn whole(pattern: &str) -> Option<Regex> {
+    // Alone first: it might close the parenthesis.
+    Regex::new(pattern).ok()?;
+    Regex::new(&format!("^(?:{pattern})$")).ok()
 }
 
 fn is_name(text: &str) -> bool {
@@ -345,6 +376,7 @@ mod tests {
                 "/srv/{user}/{theme}",
             ),
             ("projects.search_paths./a", "file:///srv/a/"),
+            (r"projects.search_paths./{n:[a-z.]{2,3}}", "/srv/{n}"),
         ]);
         assert!(wrong.is_empty(), "{wrong:?}");
         let routes: Vec<_> = finding
@@ -352,7 +384,7 @@ mod tests {
             .iter()
             .map(|(route, _)| route.as_str())
             .collect();
-        assert_eq!(routes, ["/z", "/{user}/{theme}", "/a"]);
+        assert_eq!(routes, ["/z", "/{user}/{theme}", "/a", "/{n:[a-z.]{2,3}}"]);
         assert_eq!(finding.search_paths[0].1.scheme, FILE);
     }
 
@@ -388,10 +420,14 @@ mod tests {
             ("projects.schemes.e", "nonsense"),
             ("projects.search_paths.x", "/srv"),
             ("projects.search_paths./{a b}", "/srv"),
+            ("projects.search_paths./{a:[}", "/srv"),
+            ("projects.search_paths./{a:x)|(y}", "/srv"),
+            ("projects.search_paths./{a:b/c}", "/srv"),
+            ("projects.search_paths./{:b}", "/srv"),
             ("projects.handlers.x.handler", "nonsense"),
             ("projects.handlers.x.other", "y"),
         ]);
-        assert_eq!(wrong.len(), 11, "{wrong:?}");
+        assert_eq!(wrong.len(), 15, "{wrong:?}");
         assert!(!wrong.concat().contains("hush"));
     }
 

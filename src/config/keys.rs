@@ -232,7 +232,10 @@ pub fn is_variable(name: &str) -> bool {
 pub fn family(name: &str) -> Option<&'static Family> {
     FAMILIES.iter().find(|family| {
         let rest = name.strip_prefix(family.prefix).unwrap_or_default();
-        !rest.is_empty() && rest.contains('.') == family.pattern.contains('.')
+        // A route may have dots, in the pattern of a variable above all.
+        let is_route = rest.starts_with('/');
+        !rest.is_empty()
+            && (is_route || rest.contains('.')) == (is_route || family.pattern.contains('.'))
     })
 }
 
@@ -306,7 +309,7 @@ pub const SETTINGS: &[Setting] = &[
         .env(&["QGSRV_SERVER_PLUGINPATH", "QGIS_PLUGINPATH"]).older(&["worker.qgis.plugins.paths"]).live(),
     row("server.enable_filters", Kind::Bool, "no", "run access policies in Python (entry points py_qgis_server.access_policy) before a request is served; they serve /ows/p/<profile>/"),
     row("server.memory_high_water_mark", Kind::Fraction, "0.9", "part of the memory of the machine, or of the control group, above which the largest worker of a pool is replaced; 0: never").live(),
-    row("server.getfeaturelimit", Kind::Integer, "-1", "features that one WFS GetFeature may return; -1: any number").live(),
+    row("server.getfeaturelimit", Kind::Integer, "-1", "features that one WFS GetFeature may return; 0 or less: any number").live(),
     row("server.debug_request_id", Kind::Text, "", "value of X-Debug-Id that logs one request in detail")
         .later(),
     row("server.monitor", Kind::Text, "", "name of the monitor that is told about each request")
@@ -328,7 +331,7 @@ pub const SETTINGS: &[Setting] = &[
         .flags(&[Flag::value("rootdir", "PATH", BOTH)]).live(),
     row("projects.cache.size", SMALL, "10", "projects that each worker keeps open")
         .env(&["QGSRV_CACHE_SIZE"]).older(&["cache.size"]).live(),
-    row("projects.cache.check_interval", Kind::SecondsOrZero, "0", "seconds between two looks for changes of a project; 0: at each request")
+    row("projects.cache.check_interval", Kind::SecondsOrZero, "0", "seconds between two looks for changes of a project; 0: at each request; one in a storage that was deleted is served until the next look")
         .env(&["QGSRV_CACHE_CHECK_INTERVAL"])
         .older(&["cache.check_interval", "projects.cache.refresh_interval", "cache.refresh_interval"]).live(),
     row("projects.cache.broken_seconds", Kind::SecondsOrZero, "5", "seconds for which a worker remembers that a project does not load; 0: each request tries again").live(),
@@ -504,10 +507,10 @@ pub const SETTINGS: &[Setting] = &[
 #[rustfmt::skip]
 pub const FAMILIES: &[Family] = &[
     Family { prefix: "projects.schemes.", pattern: "<name>", kind: Kind::Text,
-        help: "what a scheme of MAP stands for: file:///dir/ (file:dir/ in the root directory), postgresql://user@host/?dbname=…&schema=…, geopackage:///file.gpkg?projectName={path}, s3://bucket/prefix/",
+        help: "what a scheme of MAP stands for: file:///dir/ (file:dir/ in the root directory), postgresql://user@host/?dbname=…&schema=…, geopackage:///file.gpkg?projectName={path}, s3://bucket/prefix/ (best .qgz: files beside a .qgs, such as .qgd and attachments, are not fetched)",
         env_prefix: Some("QGSRV_PROJECTS_SCHEMES_"), state: State::Ready, live: true },
     Family { prefix: "projects.search_paths.", pattern: "<route>", kind: Kind::Text,
-        help: "where a MAP below a route such as /public or /{user}/{theme} is looked for; the first route that matches wins",
+        help: "where a MAP below a route such as /public, /{user}/{theme} or, in TOML, /{user:[a-z]+} is looked for; the first route that matches wins",
         env_prefix: None, state: State::Ready, live: true },
     Family { prefix: "projects.handlers.", pattern: "<scheme>.<key>", kind: Kind::Text,
         help: "Python class that finds and reads projects of a scheme (handler = package.module.Class), and its options (config.<key>)",

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 pub use bad_layers::{BadLayers, OnBadLayers};
 pub use command_line::{Action, Exit};
-pub use finding::{Base, Finding, Handler, S3, Secret};
+pub use finding::{Base, Finding, Handler, Part, S3, Secret, route};
 pub use layers::{Environment, SECRET_WORDS, without_secrets};
 pub use print::sample;
 pub use sources::{Changed, Sources, log_mistakes};

@@ -6,7 +6,7 @@
 use std::path::{Component, Path, PathBuf};
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
-use qgisserver::config::{Base, Finding};
+use qgisserver::config::{Base, Finding, Part, route};
 use qgisserver::protocol::{FILE, ProjectRef};
 
 /// Where to look.
@@ -39,6 +39,7 @@ pub struct Confined {
 pub struct Routes {
     root: Base,
     finding: Finding,
+    search_paths: Vec<(Vec<Part>, Base)>,
 }
 
 /// A client's name, taken apart.
@@ -81,6 +82,7 @@ impl Routes {
                 path: root.to_string_lossy().into_owned(),
                 query: String::new(),
             },
+            search_paths: search_paths(finding),
             finding: finding.clone(),
         }
     }
@@ -158,7 +160,7 @@ impl Routes {
     /// The first route that `path` lies below, and what is left of the path.
     fn searched(&self, path: &str) -> Option<(Spot, String)> {
         let parts: Vec<&str> = parts(path).collect();
-        self.finding.search_paths.iter().find_map(|(route, base)| {
+        self.search_paths.iter().find_map(|(route, base)| {
             let (variables, rest) = matched(route, &parts)?;
             // A folder is no project.
             let is_folder = rest.is_empty() && matches!(base.scheme.as_str(), FILE | "s3");
@@ -190,24 +192,31 @@ impl Routes {
     }
 }
 
+/// What is no route was a mistake of the settings, and leads nowhere.
+fn search_paths(finding: &Finding) -> Vec<(Vec<Part>, Base)> {
+    let all = finding.search_paths.iter();
+    all.filter_map(|(text, base)| Some((route(text).ok()?, base.clone())))
+        .collect()
+}
+
 fn parts(path: &str) -> impl Iterator<Item = &str> {
     path.split('/').filter(|part| !part.is_empty())
 }
 
-fn matched<'a>(route: &'a str, path: &[&'a str]) -> Option<(Variables<'a>, Vec<&'a str>)> {
-    let route: Vec<&str> = parts(route).collect();
+fn matched<'a>(route: &'a [Part], path: &[&'a str]) -> Option<(Variables<'a>, Vec<&'a str>)> {
     let (head, rest) = path.split_at_checked(route.len())?;
     let mut variables = Vec::new();
-    for (part, value) in route.into_iter().zip(head) {
-        match part
-            .strip_prefix('{')
-            .and_then(|part| part.strip_suffix('}'))
-        {
+    for (part, value) in route.iter().zip(head) {
+        match part {
             // What is put in must not be taken for room to put more in.
-            Some(_) if value.contains(['{', '}']) => return None,
-            Some(name) => variables.push((name, *value)),
-            None if part == *value => {}
-            None => return None,
+            Part::Variable { .. } if value.contains(['{', '}']) => return None,
+            Part::Variable {
+                pattern: Some(pattern),
+                ..
+            } if !pattern.is_match(value) => return None,
+            Part::Variable { name, .. } => variables.push((name.as_str(), *value)),
+            Part::Fixed(text) if text == value => {}
+            Part::Fixed(_) => return None,
         }
     }
     Some((variables, rest.to_vec()))
@@ -468,6 +477,32 @@ mod tests {
             ..Finding::default()
         };
         Routes::new(Path::new("/root"), &finding)
+    }
+
+    #[test]
+    fn a_variable_takes_what_its_pattern_fits_as_a_whole() {
+        let routes = routes(
+            &[],
+            &[
+                ("/{user:[a-z]{2,3}|root}/maps", "/home/{user}"),
+                ("/{user:[0-9.]+}", "/n/{user}"),
+            ],
+        );
+        let within = |path| match target(&routes, path) {
+            Some(Target::File(it)) => it.path.to_string_lossy().into_owned(),
+            other => panic!("{path}: {other:?}"),
+        };
+        assert_eq!(within("ann/maps/city"), "/home/ann/city");
+        assert_eq!(within("root/maps/city"), "/home/root/city");
+        assert_eq!(within("1.2/city"), "/n/1.2/city");
+        for path in [
+            "anna/maps/city",
+            "rooted/maps/city",
+            "Ann/maps/city",
+            "a1/city",
+        ] {
+            assert_eq!(within(path), format!("/root/{path}"));
+        }
     }
 
     fn target(routes: &Routes, name: &str) -> Option<Target> {
