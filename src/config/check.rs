@@ -109,6 +109,12 @@ pub fn warnings(config: &Config) -> Vec<String> {
     if config.http.proxy_url.is_some() && !config.http.http_proxy {
         warnings.push("server.proxy_url has no effect without server.http_proxy".into());
     }
+    if config.pool.filters && config.http.status_page {
+        warnings.push(
+            "server.enable_filters: filters are not asked about /status (server.status_page), which anybody reads"
+                .into(),
+        );
+    }
     if config.pool.plugin_manager.is_some() && config.pool.plugin_paths.is_empty() {
         warnings.push("plugins.install_mode has no effect without server.pluginpath".into());
     }

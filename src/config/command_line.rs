@@ -517,6 +517,21 @@ mod tests {
     }
 
     #[test]
+    fn what_filters_are_not_asked_about_is_said_at_start() {
+        let warnings = |line: &str| match worker(line) {
+            Ok(Action::Run(_, warnings)) => warnings.join(" "),
+            other => panic!("{other:?}"),
+        };
+        let filters = "--rootdir . --set server.enable_filters=yes";
+        assert_eq!(warnings(filters), "");
+        let both = warnings(&format!("{filters} --set server.status_page=yes"));
+        assert!(
+            both.contains("filters are not asked about /status"),
+            "{both}"
+        );
+    }
+
+    #[test]
     fn questions_are_answered_without_running() {
         assert_eq!(server("--version"), Ok(Action::Version));
         assert!(

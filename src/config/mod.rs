@@ -641,11 +641,17 @@ impl Pool {
             force_readonly_layers: settings.bool("projects.cache.force_readonly_layers"),
             disable_owsurls: settings.bool("projects.cache.disable_owsurls"),
             force_etag: settings.bool("projects.cache.force_etag"),
-            feature_limit: u32::try_from(settings.integer("server.getfeaturelimit")).ok(),
+            feature_limit: feature_limit(settings),
             env: variables(settings),
             env_allow: settings.words("worker.env_allow"),
         }
     }
+}
+
+/// Not even 0 is a limit, as in py-qgis-server: nobody means a WFS without features.
+fn feature_limit(settings: &Settings) -> Option<u32> {
+    let limit = u32::try_from(settings.integer("server.getfeaturelimit")).ok();
+    limit.filter(|limit| *limit > 0)
 }
 
 impl BadLayers {
@@ -888,6 +894,18 @@ mod tests {
         assert_eq!(
             server(&[("worker.server", "localhost")]),
             "tcp://127.0.0.1:18080"
+        );
+    }
+
+    #[test]
+    fn only_a_positive_number_of_features_is_a_limit() {
+        let limit = |text| {
+            let lines = [("server.getfeaturelimit", text)];
+            Config::read(&settings(&lines)).pool.feature_limit
+        };
+        assert_eq!(
+            ["-1", "0", "1", "10"].map(limit),
+            [None, None, Some(1), Some(10)]
         );
     }
 
