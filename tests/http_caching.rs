@@ -223,6 +223,11 @@ fn pages_of_the_ogc_api_are_kept_like_capabilities() {
     });
     for (path, whole) in paths.into_iter().zip(pages) {
         assert_eq!(server.get(path).body, whole.body, "{path}");
+        let head = server.request("HEAD", path, &[], b"");
+        assert_eq!((head.status, head.body.len()), (200, 0), "{path}");
+        for name in ["etag", "last-modified", "content-length", "content-type"] {
+            assert_eq!(head.header(name), whole.header(name), "{name} of {path}");
+        }
         assert_eq!(whole.header("last-modified"), Some(THEN_TEXT), "{path}");
         assert_eq!(whole.header("vary"), Some("Accept"));
         let kept = ask(&server, path, &[("If-None-Match", &tag(&whole))]);

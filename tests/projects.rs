@@ -483,6 +483,23 @@ fn invalid_layers_are_named_to_the_operator_and_not_to_the_client() {
     assert!(!public.to_string().contains("lost"), "{public}");
 }
 
+/// What WMS does not show need not be there.
+#[test]
+fn a_strict_project_may_have_invalid_layers_that_are_excluded_from_wms() {
+    let world = World::real();
+    let file = world.projects().join("broken.qgs");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let layers =
+        "<WMSRestrictedLayers type=\"QStringList\"><value>lost</value></WMSRestrictedLayers>";
+    let restricted = text.replacen("<properties>", &format!("<properties>{layers}"), 1);
+    assert_ne!(restricted, text);
+    std::fs::write(world.projects().join("spared.qgs"), restricted).unwrap();
+    let server = Server::start(world, "").ready();
+    assert_eq!(server.get(&capabilities("broken")).status, 422);
+    let reply = server.get(&capabilities("spared"));
+    assert_eq!(reply.status, 200, "{}", reply.text());
+}
+
 #[test]
 fn a_project_may_be_served_without_its_invalid_layers_and_says_so() {
     let settings = "projects.cache.bad_layers_of = broken=skip";
@@ -490,7 +507,8 @@ fn a_project_may_be_served_without_its_invalid_layers_and_says_so() {
     let map = "/ows/?MAP=broken&SERVICE=WMS&VERSION=1.3.0&REQUEST=GetMap&CRS=EPSG:4326\
                &BBOX=-90,-180,90,180&WIDTH=60&HEIGHT=30&STYLES=&FORMAT=image/png&LAYERS=land,countries";
     let streamed = "/ows/?MAP=broken&SERVICE=WFS&VERSION=1.1.0&REQUEST=GetFeature&TYPENAME=countries&OUTPUTFORMAT=GeoJSON";
-    for path in [&capabilities("broken"), map, streamed] {
+    let with_lost = map.replace("land,countries", "land,lost");
+    for path in [&capabilities("broken"), map, &with_lost, streamed] {
         let reply = managed.0.get(path);
         assert_eq!(reply.status, 200, "{}", reply.text());
         assert_eq!(reply.header("x-qgisserver-bad-layers"), Some("1"), "{path}");
