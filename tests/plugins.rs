@@ -384,8 +384,16 @@ fn each_extension_point_of_qgis_works() {
     assert_eq!(reply.status, 200, "{}", reply.text());
     assert_eq!(reply.json()["query"], "MAP=world&Key=a&Key=b");
     let reply = server.get("/points/items?MAP=world&raise");
-    assert!(reply.status >= 400, "{}", reply.text());
+    assert_eq!(reply.status, 500, "{}", reply.text());
+    assert!(!reply.text().contains("secret"), "{}", reply.text());
     server.process.log.wait_line("secret of the API");
+    let reply = server.get("/points/items?MAP=world&wrong");
+    assert_eq!(reply.status, 400, "{}", reply.text());
+    assert!(
+        reply.text().contains("what the client did wrong"),
+        "{}",
+        reply.text()
+    );
 
     literal_service(&server);
     assert_eq!(page(&server, "/plugins/All%20points")["status"], "loaded");
@@ -451,6 +459,194 @@ fn literal_service(server: &Server) {
         "{}",
         reply.text()
     );
+}
+
+// Fail closed.
+
+/// A request that changes the layer `places`.
+struct Write {
+    name: &'static str,
+    method: &'static str,
+    path: &'static str,
+    body: String,
+    status: u16,
+}
+
+impl Write {
+    fn transaction(name: &'static str, action: &str) -> Self {
+        let body = format!(
+            "<Transaction xmlns=\"http://www.opengis.net/wfs\" \
+             xmlns:ogc=\"http://www.opengis.net/ogc\" \
+             service=\"WFS\" version=\"1.1.0\">{action}</Transaction>"
+        );
+        Self {
+            name,
+            method: "POST",
+            path: "/ows/?MAP=world&SERVICE=WFS&VERSION=1.1.0",
+            body,
+            status: 200,
+        }
+    }
+
+    fn api(method: &'static str, path: &'static str, body: &str, status: u16) -> Self {
+        Self {
+            name: method,
+            method,
+            path,
+            body: body.into(),
+            status,
+        }
+    }
+
+    fn is_of_api(&self) -> bool {
+        self.name == self.method
+    }
+
+    /// What plugins are asked before data changes.
+    fn asks(&self, place: &str) -> bool {
+        match place {
+            "layerFilterExpression" => !["Insert", "POST"].contains(&self.name),
+            "authorizedLayerAttributes" => self.is_of_api(),
+            "allowToEdit" => !self.is_of_api(),
+            _ => true,
+        }
+    }
+
+    fn send(&self, server: &Server, more: &str) -> Reply {
+        let kind = match self.is_of_api() {
+            true => "application/geo+json",
+            false => "text/xml",
+        };
+        let path = format!("{}{more}", self.path);
+        server.request(
+            self.method,
+            &path,
+            &[("Content-Type", kind)],
+            self.body.as_bytes(),
+        )
+    }
+}
+
+fn writes() -> Vec<Write> {
+    let that = "<ogc:Filter><ogc:FeatureId fid=\"places.7\"/></ogc:Filter>";
+    let items = "/wfs3/collections/places/items?MAP=world";
+    let item = "/wfs3/collections/places/items/5?MAP=world";
+    let feature = |properties: &str| {
+        format!(
+            "{{\"type\":\"Feature\",\"properties\":{{{properties}}},\
+             \"geometry\":{{\"type\":\"Point\",\"coordinates\":[-30.5,35.25]}}}}"
+        )
+    };
+    let named = feature("\"name\":\"Mu\"");
+    let nameless = feature("");
+    vec![
+        Write::transaction(
+            "Insert",
+            "<Insert><places><name>Atlantis</name></places></Insert>",
+        ),
+        Write::transaction(
+            "Update",
+            &format!(
+                "<Update typeName=\"places\"><Property><Name>name</Name>\
+                 <Value>Lemuria</Value></Property>{that}</Update>"
+            ),
+        ),
+        Write::transaction(
+            "Delete",
+            &format!("<Delete typeName=\"places\">{that}</Delete>"),
+        ),
+        Write::api("POST", items, &named, 201),
+        // Of no attribute anybody could be unauthorised to write.
+        Write::api("POST", items, &nameless, 201),
+        Write::api("PUT", item, &named, 200),
+        Write::api("PATCH", item, "{\"modify\":{\"name\":\"Lemuria\"}}", 200),
+        Write::api("DELETE", item, "", 200),
+    ]
+}
+
+fn places(server: &Server) -> Value {
+    let query = "SERVICE=WFS&VERSION=1.1.0&REQUEST=GetFeature&TYPENAME=places";
+    let reply = server.get(&format!("/ows/?MAP=world&{query}&OUTPUTFORMAT=GeoJSON"));
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    reply.json()["features"].clone()
+}
+
+/// QGIS acts on what it was told before anybody could throw its answer away.
+#[test]
+fn a_plugin_that_raises_lets_nobody_change_data() {
+    let plugins = source("tests/data/denying");
+    let settings = format!(
+        "server.pluginpath = {}\nprojects.cache.force_readonly_layers = no",
+        plugins.display()
+    );
+    let server = Server::real(&settings);
+    let workers = server.workers();
+    let before = places(&server);
+    let refused = |write: &Write, more: &str| {
+        let reply = write.send(&server, more);
+        let text = reply.text();
+        assert_eq!(reply.status, 500, "{} {more}: {text}", write.name);
+        assert!(!text.contains("secret"), "{} {more}: {text}", write.name);
+        assert_eq!(places(&server), before, "{} {more}", write.name);
+    };
+    for write in &writes() {
+        for place in [
+            "requestReady",
+            "late",
+            "layerPermissions",
+            "layerFilterExpression",
+            "layerFilterSubsetString",
+            "authorizedLayerAttributes",
+            "allowToEdit",
+        ] {
+            if write.asks(place) {
+                refused(write, &format!("&RAISE={place}"));
+            }
+        }
+        for place in [
+            "layerPermissions",
+            "layerFilterExpression",
+            "layerFilterSubsetString",
+        ] {
+            if write.asks(place) {
+                refused(write, &format!("&LIE={place}"));
+            }
+        }
+    }
+    // They are what changes data when nothing raises.
+    let mut seen = before;
+    for write in &writes() {
+        let reply = write.send(&server, "");
+        assert_eq!(
+            reply.status,
+            write.status,
+            "{}: {}",
+            write.name,
+            reply.text()
+        );
+        let now = places(&server);
+        assert_ne!(now, seen, "{}: {}", write.name, reply.text());
+        seen = now;
+    }
+    assert_eq!(server.workers(), workers);
+}
+
+/// A document made without a plugin's consent is nobody's, neither what shows too much
+/// nor what shows too little.
+#[test]
+fn what_was_made_while_a_plugin_raised_is_not_kept_for_others() {
+    let plugins = source("tests/data/denying");
+    let server = Server::real(&format!("server.pluginpath = {}", plugins.display()));
+    for service in ["WMS&VERSION=1.3.0", "WFS&VERSION=1.1.0"] {
+        let path = format!("/ows/?MAP=world&SERVICE={service}&REQUEST=GetCapabilities");
+        for place in ["requestReady", "layerPermissions"] {
+            let reply = server.get(&format!("{path}&RAISE={place}"));
+            assert_eq!(reply.status, 500, "{}", reply.text());
+        }
+        let reply = server.get(&path);
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        assert!(reply.text().contains("<Name>places<"), "{}", reply.text());
+    }
 }
 
 /// With `HELLOSERVER` naming a folder that has another plugin of that name, such as the

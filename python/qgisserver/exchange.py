@@ -10,7 +10,12 @@ import sys
 import traceback
 
 from qgis.core import QgsProject
-from qgis.server import QgsBufferServerRequest, QgsBufferServerResponse, QgsServerRequest
+from qgis.server import (
+    QgsBufferServerRequest,
+    QgsBufferServerResponse,
+    QgsServerException,
+    QgsServerRequest,
+)
 
 METHODS = {
     "GET": QgsServerRequest.GetMethod,
@@ -21,6 +26,9 @@ METHODS = {
 }
 if hasattr(QgsServerRequest, "PatchMethod"):
     METHODS["PATCH"] = QgsServerRequest.PatchMethod
+
+# These change nothing.
+READING = ("GET", "HEAD")
 
 # Newer QGIS (3.36) asks the response whether somebody still waits.
 CAN_STOP = hasattr(QgsBufferServerResponse, "feedback")
@@ -39,21 +47,26 @@ class Recorder:
     PyQt calls ``sys.excepthook`` when an override raises and then goes on as if
     nothing had happened, with access control not applied. Without a hook it
     aborts the process. So: record, and let ``serve`` throw the answer away.
-    Others like the hook, too: ``plugins.watch`` tells us of exceptions as well.
+    Others like the hook, too: ``watching.watch`` tells us of exceptions as well.
     """
 
     def __init__(self, log):
         self._log = log
         self._last = None
+        self._changing = None
         self.raised = False
+        # What access controls said in this request, see ``watching``.
+        self.answers = {}
 
     def install(self):
         sys.excepthook = self
 
-    def begin(self):
-        """A request begins."""
+    def begin(self, request=None):
+        """A request begins; ``request`` is given if it may change data."""
         self._last = None
+        self._changing = request
         self.raised = False
+        self.answers = {}
         if sys.excepthook is not self:
             self._log("warning", "plugin", f"sys.excepthook was replaced by {sys.excepthook!r}: taken back")
             self.install()
@@ -64,8 +77,13 @@ class Recorder:
             # Whatever raised since then was not told to us.
             self._log("error", "plugin", f"sys.excepthook was replaced by {sys.excepthook!r} in a request: no answer")
             self.raised = True
-        self._last = None
+        self._last = self._changing = None
         return not self.raised
+
+    @property
+    def changes_by_api(self):
+        """The request may change data, and QGIS gives it to an API."""
+        return self._changing is not None and not _service(self._changing)
 
     def __call__(self, kind, value, trace):
         self.raised = True
@@ -77,7 +95,7 @@ class Recorder:
 class Response(QgsBufferServerResponse):
     """A response whose bytes leave while QGIS still makes them."""
 
-    def __init__(self, sink, recorder, eager):
+    def __init__(self, server, sink, recorder, eager):
         """``sink.part(status, headers, data)`` takes the parts, blocks while the client
         is slow, and raises when nobody wants more; ``sink.wanted`` is how many bytes
         it likes to get at once; ``sink.on_cancel(stop)`` learns how to end the work.
@@ -86,6 +104,7 @@ class Response(QgsBufferServerResponse):
         in ``sendResponse`` and must find what was flushed, no more.
         """
         QgsBufferServerResponse.__init__(self)
+        self._server = server
         self._sink = sink
         self._recorder = recorder
         self._eager = eager
@@ -155,6 +174,11 @@ class Response(QgsBufferServerResponse):
 
     def sendError(self, code, message):
         self._break()
+        # QGIS says this of a filter that raised before there was a service, and would
+        # call the service all the same if there were no exception.
+        handler = self._server.serverInterface().requestHandler()
+        if handler is not None:
+            handler.setServiceException(QgsServerException(message, code))
         super().sendError(code, message)
 
     def truncate(self):
@@ -172,11 +196,11 @@ class Response(QgsBufferServerResponse):
 class Document(Response):
     """A response that plugins may let be kept for others."""
 
-    def __init__(self, sink, recorder, eager, hands):
+    def __init__(self, server, sink, recorder, eager, hands):
         """``hands.keys()`` says for whom the document was made; it is asked while the
         plugins still know the request.
         """
-        super().__init__(sink, recorder, eager)
+        super().__init__(server, sink, recorder, eager)
         self._hands = hands
 
     def finish(self):
@@ -215,10 +239,10 @@ def serve(server, recorder, sink, eager, method, url, headers, body, project, ha
     mount(headers.get("X-Forwarded-Prefix", ""))
     request = QgsBufferServerRequest(url, verb, headers, body)
     if hands is None:
-        response = Response(sink, recorder, eager)
+        response = Response(server, sink, recorder, eager)
     else:
-        response = Document(sink, recorder, eager, hands)
-    recorder.begin()
+        response = Document(server, sink, recorder, eager, hands)
+    recorder.begin(None if method in READING else request)
     if project is None and services.offered and _service(request) in services.offered:
         # QGIS asks no service without one.
         project = QgsProject()
@@ -226,7 +250,11 @@ def serve(server, recorder, sink, eager, method, url, headers, body, project, ha
         server.handleRequest(request, response)
     else:
         server.handleRequest(request, response, project)
-    is_good = recorder.end() and not response.broken
+    consented = recorder.end()
+    is_good = consented and not response.broken
+    if not consented and project is not None:
+        # QGIS may have kept a document that was made so.
+        server.serverInterface().removeConfigCacheEntry(project.fileName())
     status, data = response.statusCode(), response.data()
     if not is_good and (body or _service(request) is not None or not _is_bare(response, status, data)):
         return None

@@ -1,113 +1,22 @@
 """Find and load QGIS server plugins. A plugin that does not load is reported and left out."""
 
 import configparser
-import functools
 import importlib
-import inspect
 import os
 import sys
-import threading
 import traceback
 
-from qgisserver import services
-
-
-# What QGIS calls in classes of plugins, and goes on when it raises.
-WATCHED = {
-    "QgsServerFilter": (
-        "requestReady",
-        "sendResponse",
-        "responseComplete",
-        "onRequestReady",
-        "onProjectReady",
-        "onSendResponse",
-        "onResponseComplete",
-    ),
-    "QgsAccessControlFilter": (
-        "layerPermissions",
-        "layerFilterExpression",
-        "layerFilterSubsetString",
-        "authorizedLayerAttributes",
-        "allowToEdit",
-        "cacheKey",
-    ),
-    "QgsServerCacheFilter": (
-        "getCachedDocument",
-        "setCachedDocument",
-        "deleteCachedDocument",
-        "deleteCachedDocuments",
-        "getCachedImage",
-        "setCachedImage",
-        "deleteCachedImage",
-        "deleteCachedImages",
-    ),
-    "QgsService": ("executeRequest",),
-}
+from qgisserver import services, watching
 
 
 def count_filters(interface):
     """How many server filters plugins registered; QGIS has some of its own."""
-    return sum(_is_python(type(found)) for found in _filters(interface))
+    return sum(watching.is_python(type(found)) for found in _filters(interface))
 
 
 def _filters(interface):
     for found in interface.filters().values():
         yield from found if isinstance(found, list) else [found]
-
-
-def watch(recorder):
-    """Tell ``recorder`` when what a plugin wrote raises, whatever hook Python has by then.
-
-    PyQt looks for overrides in the classes, so that is where we stand, too.
-    """
-    import qgis.server
-
-    running = set()
-    for base, names in WATCHED.items():
-        for kind in _subclasses(getattr(qgis.server, base, None)):
-            for name in names:
-                method = _override(kind, name)
-                if inspect.isfunction(method) and not hasattr(method, "_is_watched"):
-                    setattr(kind, name, _watched(method, name, recorder, running))
-
-
-def _subclasses(kind):
-    for below in kind.__subclasses__() if kind else ():
-        yield below
-        yield from _subclasses(below)
-
-
-def _override(kind, name):
-    """What a plugin wrote for ``name``, be it in a class that QGIS does not know."""
-    for owner in kind.__mro__:
-        if name in vars(owner):
-            return vars(owner)[name] if _is_python(owner) else None
-    return None
-
-
-def _is_python(kind):
-    name = kind.__module__
-    return name not in ("sip", "PyQt5.sip", "PyQt6.sip", "builtins") and not name.startswith("qgis._")
-
-
-def _watched(method, name, recorder, running):
-    @functools.wraps(method)
-    def call(self, *args, **named):
-        # An override may call the one that it overrides, and catch what that raises.
-        key = id(self), name, threading.get_ident()
-        if key in running:
-            return method(self, *args, **named)
-        running.add(key)
-        try:
-            return method(self, *args, **named)
-        except BaseException:
-            recorder(*sys.exc_info())
-            raise
-        finally:
-            running.discard(key)
-
-    call._is_watched = True
-    return call
 
 
 # What serverClassFactory of each plugin returned. Many plugins keep their filters

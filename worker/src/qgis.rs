@@ -53,7 +53,7 @@ impl From<PyErr> for Error {
 }
 
 /// The Python half, compiled in: the worker is one file that cannot miss a part.
-const MODULES: [(&CStr, &CStr, &str); 13] = [
+const MODULES: [(&CStr, &CStr, &str); 14] = [
     (
         c"qgisserver",
         c"qgisserver/__init__.py",
@@ -103,6 +103,11 @@ const MODULES: [(&CStr, &CStr, &str); 13] = [
         c"qgisserver.policies",
         c"qgisserver/policies.py",
         include_str!("../../python/qgisserver/policies.py"),
+    ),
+    (
+        c"qgisserver.watching",
+        c"qgisserver/watching.py",
+        include_str!("../../python/qgisserver/watching.py"),
     ),
     (
         c"qgisserver.plugins",
@@ -484,7 +489,8 @@ impl Qgis {
             }
             // A plugin may have replaced the hook, as QGIS itself does.
             self.recorder.call_method0(py, "install")?;
-            package.call_method1("watch", (&self.recorder,))?;
+            py.import("qgisserver.watching")?
+                .call_method1("watch", (&self.recorder,))?;
             let n_filters: usize = package
                 .call_method1("count_filters", (&interface,))?
                 .extract()?;

@@ -122,6 +122,10 @@ class QgsBufferServerResponse:
         pass
 
 
+class QgsServerException(Exception):
+    pass
+
+
 class QgsServerProjectUtils:
     @staticmethod
     def wmsRestrictedLayers(project):

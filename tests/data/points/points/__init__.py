@@ -8,6 +8,7 @@ import json
 from qgis.core import Qgis, QgsMessageLog
 from qgis.PyQt.QtCore import QByteArray, QRegularExpression
 from qgis.server import (
+    QgsServerApiBadRequestException,
     QgsServerCacheFilter,
     QgsServerFilter,
     QgsServerOgcApi,
@@ -130,6 +131,8 @@ class Handler(QgsServerOgcApiHandler):
 
     def handleRequest(self, context):
         query = context.request().url().query()
+        if "wrong" in query:
+            raise QgsServerApiBadRequestException("what the client did wrong")
         if "raise" in query:
             raise ValueError("secret of the API")
         context.response().setHeader("Content-Type", "application/json")
