@@ -428,6 +428,18 @@ pub struct Final {
     /// Names of the project's invalid layers, the first of them if there are many.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub bad_layers: Vec<String>,
+    /// The first plugin that raised in the request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub raised: Option<Raised>,
+}
+
+/// What a plugin raised.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Raised {
+    /// Its folder's name, as in READY.
+    pub plugin: String,
+    /// The end of the traceback.
+    pub trace: String,
 }
 
 /// Where the time of a request went inside the worker, in microseconds.
@@ -774,6 +786,10 @@ mod tests {
                 Final {
                     id: 1,
                     failure: Some(Failure::BadLayers),
+                    raised: Some(Raised {
+                        plugin: "guard".into(),
+                        trace: "Traceback\n".into(),
+                    }),
                     ..Final::default()
                 },
                 Bytes::new(),

@@ -387,6 +387,11 @@ fn each_extension_point_of_qgis_works() {
     assert_eq!(reply.status, 500, "{}", reply.text());
     assert!(!reply.text().contains("secret"), "{}", reply.text());
     server.process.log.wait_line("secret of the API");
+    let told = page(&server, "/plugins/points");
+    let last = told["last_exception"]["traceback"].as_str().unwrap();
+    assert!(last.contains("secret of the API"), "{told}");
+    let before_that = told["raised_in_requests"].as_u64().unwrap();
+    assert!(before_that > 0, "{told}");
     let reply = server.get("/points/items?MAP=world&wrong");
     assert_eq!(reply.status, 400, "{}", reply.text());
     assert!(
@@ -395,7 +400,16 @@ fn each_extension_point_of_qgis_works() {
         reply.text()
     );
 
+    let told = page(&server, "/plugins/points");
+    assert_eq!(
+        told["raised_in_requests"], before_that,
+        "that is no failure"
+    );
+
     literal_service(&server);
+    let told = page(&server, "/plugins/literal");
+    let last = told["last_exception"]["traceback"].as_str().unwrap();
+    assert!(last.contains("secret of a method"), "{told}");
     assert_eq!(page(&server, "/plugins/All%20points")["status"], "loaded");
     assert_eq!(server.workers(), before);
 }

@@ -35,7 +35,7 @@ CAN_STOP = hasattr(QgsBufferServerResponse, "feedback")
 if CAN_STOP:
     from qgis.core import QgsFeedback
 
-from qgisserver import services
+from qgisserver import plugins, services
 
 # All that QGIS says when a filter raised.
 BARE = b"Internal Server Error"
@@ -55,6 +55,8 @@ class Recorder:
         self._last = None
         self._changing = None
         self.raised = False
+        # ``(plugin, traceback)`` of the first one in the request.
+        self.told = None
         # What access controls said in this request, see ``watching``.
         self.answers = {}
 
@@ -66,6 +68,7 @@ class Recorder:
         self._last = None
         self._changing = request
         self.raised = False
+        self.told = None
         self.answers = {}
         if sys.excepthook is not self:
             self._log("warning", "plugin", f"sys.excepthook was replaced by {sys.excepthook!r}: taken back")
@@ -85,11 +88,17 @@ class Recorder:
         """The request may change data, and QGIS gives it to an API."""
         return self._changing is not None and not _service(self._changing)
 
-    def __call__(self, kind, value, trace):
+    def __call__(self, kind, value, trace, asked=None):
+        """``asked`` is the object of a plugin that raised, where it is known."""
         self.raised = True
-        if value is not self._last:
-            self._last = value
-            self._log("error", "plugin", "".join(traceback.format_exception(kind, value, trace)))
+        if value is self._last:
+            return
+        self._last = value
+        text = "".join(traceback.format_exception(kind, value, trace))
+        self._log("error", "plugin", text)
+        plugin = plugins.author(trace, asked)
+        if plugin is not None and self.told is None:
+            self.told = plugin, text[-plugins.TRACE_MAX :]
 
 
 class Response(QgsBufferServerResponse):

@@ -166,6 +166,16 @@ def _start(name, folder, metadata, interface):
     return plugin
 
 
+def author(trace, asked=None):
+    """The plugin in whose code an exception came up, or whose object was ``asked``."""
+    modules = [type(asked).__module__]
+    while trace is not None:
+        modules.append(trace.tb_frame.f_globals.get("__name__") or "")
+        trace = trace.tb_next
+    names = (module.partition(".")[0] for module in reversed(modules))
+    return next((name for name in names if name in started), None)
+
+
 def _tell_utils(interface):
     """Plugins may look for the interface in ``qgis.utils``, which costs 25 MB: only where one imports it."""
     utils = sys.modules.get("qgis.utils")

@@ -136,7 +136,7 @@ def _watched(method, name, recorder, running):
             return _ask(method, name, recorder, self, *args, **named)
         except BaseException as error:
             if not _is_an_answer(self, error):
-                recorder(*sys.exc_info())
+                recorder(*sys.exc_info(), self)
             if closed is None:
                 raise
             return closed()

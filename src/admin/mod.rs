@@ -279,11 +279,11 @@ impl Server {
 
     /// All of them, or the one whose name follows the slash.
     async fn plugins(&self, rest: &str) -> Result<String, Refusal> {
-        let workers = self.status().await?.workers;
+        let broker = self.status().await?;
         let name = percent_encoding::percent_decode_str(rest).decode_utf8_lossy();
         match name.trim_matches('/') {
-            "" => Ok(plugins::list(&workers)),
-            name => plugins::one(&workers, name).ok_or(Refusal::NoSuchPath),
+            "" => Ok(plugins::list(&broker)),
+            name => plugins::one(&broker, name).ok_or(Refusal::NoSuchPath),
         }
     }
 

@@ -1,30 +1,31 @@
 //! What the workers say of their plugins, as JSON: `/plugins` and `/plugins/<name>`.
 //!
 //! Workers of one pool load the same, but not at the same moment, and pools may differ:
-//! a plugin is as well as the worst of its reports.
+//! a plugin is as well as the worst of its reports. What it raised in requests is told
+//! beside that: it is loaded, after all.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use crate::broker::Worker;
+use crate::broker::{Exceptions, Status, Worker};
 use crate::protocol::{Plugin, PluginStatus};
 
 /// A plugin and the workers that told of it.
 type Told<'a> = Vec<(&'a Worker, &'a Plugin)>;
 
 /// All plugins.
-pub fn list(workers: &[Worker]) -> String {
-    let plugins: Vec<Value> = told(workers)
+pub fn list(broker: &Status) -> String {
+    let plugins: Vec<Value> = told(&broker.workers)
         .iter()
-        .map(|(name, told)| line(name, told))
+        .map(|(name, told)| line(name, told, exceptions(broker, name)))
         .collect();
     json!({ "plugins": plugins }).to_string()
 }
 
 /// One of them, by its folder or by the name in its metadata; None if nobody knows it.
-pub fn one(workers: &[Worker], name: &str) -> Option<String> {
-    let all = told(workers);
+pub fn one(broker: &Status, name: &str) -> Option<String> {
+    let all = told(&broker.workers);
     let titled = |told: &Told| {
         told.iter()
             .any(|(_, plugin)| plugin.metadata.get("name").is_some_and(|it| it == name))
@@ -33,11 +34,13 @@ pub fn one(workers: &[Worker], name: &str) -> Option<String> {
         Some(found) => found,
         None => all.iter().find(|(_, told)| titled(told))?,
     };
-    let mut page = line(folder, told);
+    let exceptions = exceptions(broker, folder);
+    let mut page = line(folder, told, exceptions);
     let (_, worst) = worst(told);
     page["path"] = json!(worst.path);
     page["metadata"] = json!(worst.metadata);
     page["error_log"] = json!(worst.error);
+    page["last_exception"] = json!(exceptions.map(last_exception));
     page["workers"] = told
         .iter()
         .map(|(worker, plugin)| of_worker(worker, plugin))
@@ -56,6 +59,14 @@ fn told(workers: &[Worker]) -> BTreeMap<&str, Told<'_>> {
     all
 }
 
+fn exceptions<'a>(broker: &'a Status, name: &str) -> Option<&'a Exceptions> {
+    broker.exceptions.iter().find(|it| it.plugin == name)
+}
+
+fn last_exception(it: &Exceptions) -> Value {
+    json!({ "seconds_ago": it.ago.as_secs(), "traceback": it.last })
+}
+
 /// None of the lists is empty.
 fn worst<'a>(told: &Told<'a>) -> (&'a Worker, &'a Plugin) {
     let rank = |plugin: &Plugin| match plugin.status {
@@ -67,7 +78,7 @@ fn worst<'a>(told: &Told<'a>) -> (&'a Worker, &'a Plugin) {
     *worst.expect("a plugin that somebody told of")
 }
 
-fn line(name: &str, told: &Told) -> Value {
+fn line(name: &str, told: &Told, exceptions: Option<&Exceptions>) -> Value {
     let (_, worst) = worst(told);
     let conflicts = told
         .iter()
@@ -80,6 +91,7 @@ fn line(name: &str, told: &Told) -> Value {
         "title": worst.metadata.get("name"),
         "version": worst.metadata.get("version"),
         "status": worst.status,
+        "raised_in_requests": exceptions.map_or(0, |it| it.n_requests),
         "left_out": paths,
         "link": format!("/plugins/{}", percent_encoding::utf8_percent_encode(name, percent_encoding::NON_ALPHANUMERIC)),
     })
@@ -130,7 +142,7 @@ mod tests {
     #[test]
     fn a_plugin_is_as_well_as_the_worst_of_its_reports() {
         use PluginStatus::{Conflict, Failed, Loaded};
-        let workers = [
+        let workers = vec![
             worker(
                 1,
                 vec![
@@ -148,20 +160,37 @@ mod tests {
                 ],
             ),
         ];
-        let page: Value = serde_json::from_str(&list(&workers)).expect("JSON");
+        let raised = Exceptions {
+            plugin: "c".into(),
+            last: "what it raised".into(),
+            n_requests: 3,
+            ago: Duration::from_secs(4),
+        };
+        let broker = Status {
+            workers,
+            exceptions: vec![raised],
+            ..Status::default()
+        };
+        let page: Value = serde_json::from_str(&list(&broker)).expect("JSON");
         let plugins = page["plugins"].as_array().expect("plugins");
         assert_eq!(plugins.len(), 2);
         assert_eq!(plugins[0]["status"], "failed");
         assert_eq!(plugins[0]["link"], "/plugins/a%20b");
         assert_eq!(plugins[1]["status"], "loaded");
         assert_eq!(plugins[1]["left_out"], json!(["/2/c"]));
+        assert_eq!(plugins[0]["raised_in_requests"], 0);
+        assert_eq!(plugins[1]["raised_in_requests"], 3);
         for name in ["a b", "The a b"] {
-            let page = one(&workers, name).expect("it is known");
+            let page = one(&broker, name).expect("it is known");
             let page: Value = serde_json::from_str(&page).expect("JSON");
             assert_eq!(page["error_log"], "Traceback", "{name}");
             assert_eq!(page["workers"].as_array().expect("workers").len(), 2);
         }
-        assert_eq!(one(&workers, "x"), None);
-        assert_eq!(list(&[]), r#"{"plugins":[]}"#);
+        let page = one(&broker, "c").expect("it is known");
+        let page: Value = serde_json::from_str(&page).expect("JSON");
+        let last = json!({ "seconds_ago": 4, "traceback": "what it raised" });
+        assert_eq!(page["last_exception"], last);
+        assert_eq!(one(&broker, "x"), None);
+        assert_eq!(list(&Status::default()), r#"{"plugins":[]}"#);
     }
 }

@@ -15,6 +15,7 @@ mod lanes;
 mod pace;
 mod quarantine;
 mod queue;
+mod raised;
 mod rate;
 mod router;
 #[cfg(test)]
@@ -47,6 +48,7 @@ pub use cost::Work;
 pub use deaths::Departures;
 pub use lanes::Line;
 pub use quarantine::Quarantined;
+pub use raised::Exceptions;
 pub use router::StartError;
 pub use troubled::BadLayers;
 pub use waiting::Name;
@@ -469,6 +471,8 @@ pub struct Status {
     pub n_retried: u64,
     /// Projects with invalid layers, the last asked for first.
     pub bad_layers: Vec<BadLayers>,
+    /// What plugins raised in requests, the last first.
+    pub exceptions: Vec<Exceptions>,
 }
 
 /// One of the lines in which requests wait.

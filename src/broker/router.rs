@@ -30,6 +30,7 @@ use super::gate::{self, Gate};
 use super::lanes::{Rules, Sort};
 use super::quarantine::{self, Fingerprint, Quarantine};
 use super::queue::{Effect, Fate, Id, Limits, Peer, Queue, Ticket, Why};
+use super::raised::Exceptional;
 use super::throttle::Throttle;
 use super::transport::{Event, Router, Transport, Undeliverable};
 use super::troubled::Troubled;
@@ -173,6 +174,7 @@ struct Driver<T> {
     /// Requests of our own.
     errands: HashMap<Id, Errand>,
     troubled: Troubled,
+    exceptional: Exceptional,
     /// What clients have lately, for these.
     patience: Duration,
     /// Some of those that wait may not run any more.
@@ -272,6 +274,7 @@ impl<T: Transport> Driver<T> {
             versions: Versions::new(config.stale, config.broken_for),
             errands: HashMap::new(),
             troubled: Troubled::default(),
+            exceptional: Exceptional::default(),
             patience: config.queue_timeout,
             recheck: false,
             config,
@@ -594,6 +597,7 @@ impl<T: Transport> Driver<T> {
             storm: self.storm.is_on(),
             n_retried: self.shared.metrics.retries.get(),
             bad_layers: self.troubled.list(now),
+            exceptions: self.exceptional.list(now),
         }
     }
 
@@ -750,8 +754,11 @@ impl<T: Transport> Driver<T> {
         }
     }
 
-    /// What the end of a request says about its project.
+    /// What the end of a request says about its project and about plugins.
     fn learn(&mut self, peer: &Peer, serving: &Serving, last: &Final, now: Instant) {
+        if let Some(raised) = &last.raised {
+            self.exceptional.heard(raised, now);
+        }
         let Some(project) = &serving.project else {
             return;
         };

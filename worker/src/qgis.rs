@@ -20,7 +20,9 @@ use pyo3::exceptions::{PyException, PyMemoryError, PyRuntimeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 use qgisserver::config::{self, OnBadLayers};
-use qgisserver::protocol::{CATALOG, Failure, Head, Plugin, PluginStatus, Request, Seen, Versions};
+use qgisserver::protocol::{
+    CATALOG, Failure, Head, Plugin, PluginStatus, Raised, Request, Seen, Versions,
+};
 
 use crate::documents::Asked;
 use crate::link::{Outlet, Unwanted};
@@ -332,6 +334,8 @@ pub struct Served {
     pub answer: Result<(Option<Head>, Bytes), Failure>,
     /// See [`Answer::keys`].
     pub keys: Vec<String>,
+    /// The first plugin that raised.
+    pub raised: Option<Raised>,
     pub render: Duration,
 }
 
@@ -341,6 +345,7 @@ impl Served {
         Self {
             answer: Ok((Some(head), Bytes::new())),
             keys: Vec::new(),
+            raised: None,
             render: Duration::ZERO,
         }
     }
@@ -723,13 +728,14 @@ impl Qgis {
         outlet: Arc<Outlet>,
     ) -> Served {
         let start = Instant::now();
-        let mut keys = Vec::new();
+        let (mut keys, mut raised) = (Vec::new(), None);
         let answer = Python::attach(|py| {
             let sink = Bound::new(py, Sink::new(outlet, self.chunk_bytes))
                 .map_err(|_| Failure::QgisFailed)?;
             self.starved.store(false, Ordering::Relaxed);
             let outcome = self.call(py, request, body, project, &sink);
             sink.borrow().outlet.forget_stop();
+            raised = self.raised(py);
             match outcome {
                 // What QGIS made after it was asked to stop is not whole.
                 Ok(Some(_)) if sink.borrow().was_stopped() => Err(Failure::Cancelled),
@@ -749,8 +755,16 @@ impl Qgis {
         Served {
             answer,
             keys,
+            raised,
             render: start.elapsed(),
         }
+    }
+
+    /// Which plugin raised in the present request, as far as it can be told.
+    fn raised(&self, py: Python<'_>) -> Option<Raised> {
+        let told = self.recorder.getattr(py, "told").ok()?;
+        let (plugin, trace) = told.extract(py).ok()?;
+        Some(Raised { plugin, trace })
     }
 
     /// Why this answer is none. When QGIS has no memory it says so in the log alone,

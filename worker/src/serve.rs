@@ -365,6 +365,7 @@ impl Server {
             found: found.map(|(_, hit)| hit.found),
             edition,
             bad_layers: bad_layers.unwrap_or_default(),
+            raised: served.raised.clone(),
             ..self.report()
         };
         tracing::debug!(
