@@ -11,7 +11,9 @@
 //!
 //! A serving worker is *outdated* when the pool was told to restart after its birth,
 //! or when it is due for recycling. One outdated worker at a time leaves, and only
-//! when its successor serves, so that the pool never has fewer workers for it.
+//! when its successor serves, so that the pool never has fewer workers for it. It may
+//! end a long request, which has its own bounds; after [`Rules::drain_timeout`] the next
+//! one does not wait for it any more. Only a pool that stops is in a hurry.
 //!
 //! [`Pool::step`] compares what is with what should be and returns what to do;
 //! the driver does it and reports back.
@@ -102,6 +104,8 @@ struct Worker {
     because: Because,
     /// Why it is recycled, or whatever ended it.
     end: Option<Because>,
+    /// The pool stops, and waits for it no longer than it has to.
+    is_hurried: bool,
 }
 
 /// What the driver has to do.
@@ -347,7 +351,9 @@ impl Pool {
             .values()
             .filter_map(|worker| worker.overdue_at(&self.rules));
         let fork = (self.fork_at > now && !self.stopping).then_some(self.fork_at);
-        overdue.chain(fork).min()
+        let leaving = self.workers.values().filter(|it| it.is_leaving());
+        let next = leaving.map(|it| it.waited_for_until(&self.rules));
+        overdue.chain(fork).chain(next.filter(|at| *at > now)).min()
     }
 
     /// How long no worker is forked because too many died young.
@@ -391,7 +397,7 @@ impl Pool {
             let verdict = match worker.state {
                 State::Starting => Verdict::StartTimedOut,
                 State::Leaving
-                    if !worker.is_recycled() && now - worker.since >= self.rules.drain_timeout =>
+                    if worker.is_hurried && now - worker.since >= self.rules.drain_timeout =>
                 {
                     Verdict::DrainTimedOut
                 }
@@ -442,24 +448,21 @@ impl Pool {
             match worker.state {
                 State::Serving => {
                     effects.push(Effect::Dismiss(*number));
-                    worker.enter(State::Leaving, now);
+                    worker.hurry(now);
                 }
                 State::Starting | State::Spare => {
                     effects.push(Effect::Kill(*number, Verdict::Stopping));
                     worker.enter(State::Doomed, now);
                 }
-                // From now on it has to hurry.
-                State::Leaving if worker.is_recycled() => {
-                    worker.end = None;
-                    worker.enter(State::Leaving, now);
-                }
+                State::Leaving if !worker.is_hurried => worker.hurry(now),
                 State::Leaving | State::Doomed => {}
             }
         }
     }
 
     /// Outdated workers leave one at a time, each when a warm one has
-    /// taken its place and the server knows that one.
+    /// taken its place and the server knows that one. One that ends a long request
+    /// does not hold up the others, as long as there are not too many of its kind.
     fn renew(&mut self, now: Instant, effects: &mut Vec<Effect>) {
         let generation = self.generation;
         for (number, worker) in &mut self.workers {
@@ -469,7 +472,7 @@ impl Pool {
                 worker.enter(State::Doomed, now);
             }
         }
-        if self.count(State::Leaving) > 0
+        if self.has_to_wait_for_the_leaving(now)
             || self.current(State::Serving) == self.count(State::Serving)
         {
             return;
@@ -479,6 +482,12 @@ impl Pool {
             true => {}
             false => drop(self.promote_one(now, effects)),
         }
+    }
+
+    fn has_to_wait_for_the_leaving(&self, now: Instant) -> bool {
+        let mut leaving = self.workers.values().filter(|it| it.is_leaving());
+        let is_new = |it: &Worker| it.waited_for_until(&self.rules) > now;
+        self.count(State::Leaving) >= self.rules.workers || leaving.any(is_new)
     }
 
     /// Whoever was promoted is known to the server, or finds none.
@@ -604,11 +613,17 @@ impl Worker {
             chance,
             because: Because::Start,
             end: None,
+            is_hurried: false,
         }
     }
 
-    fn is_recycled(&self) -> bool {
-        self.end.is_some()
+    fn is_leaving(&self) -> bool {
+        self.state == State::Leaving
+    }
+
+    /// While it leaves: until then the next one does not.
+    fn waited_for_until(&self, rules: &Rules) -> Instant {
+        self.since + rules.drain_timeout
     }
 
     fn is_warm(&self) -> bool {
@@ -655,15 +670,21 @@ impl Worker {
         self.since = now;
     }
 
+    /// It leaves, and has not for ever.
+    fn hurry(&mut self, now: Instant) {
+        self.is_hurried = true;
+        self.enter(State::Leaving, now);
+    }
+
     fn overdue_at(&self, rules: &Rules) -> Option<Instant> {
         match self.state {
             State::Starting => Some(self.since + rules.start_timeout),
             // Frozen, it would neither end its request nor leave.
-            State::Leaving if !self.is_recycled() => {
+            State::Leaving if self.is_hurried => {
                 let silent = self.beat_at + rules.silence_max;
                 Some(silent.min(self.since + rules.drain_timeout))
             }
-            // Nobody is in a hurry: a long request may end, within its own bounds.
+            // Otherwise a long request may end, within its own bounds.
             State::Leaving | State::Spare | State::Serving => {
                 Some(self.beat_at + rules.silence_max)
             }
@@ -1010,25 +1031,83 @@ mod tests {
         pool.joined(3);
         pool.step(now);
         assert_eq!(pool.state(1), Some(State::Leaving));
-        let mut beats = 0;
-        let mut beat = |pool: &mut Pool, seconds, now: &mut Instant| {
-            let mut effects = Vec::new();
-            for _ in 0..seconds {
-                *now += Duration::from_secs(1);
-                beats += 1;
-                (1..9).for_each(|number| pool.beats(number, beats, *now));
-                effects.extend(pool.step(*now));
-            }
-            effects
-        };
-        beat(&mut pool, 50, &mut now);
+        assert_may_take_its_time_until_the_pool_stops(pool, now);
+    }
+
+    #[test]
+    fn the_request_of_a_worker_that_a_restart_replaces_may_take_its_time_until_the_pool_stops() {
+        let (mut pool, now) = settled();
+        pool.restart();
+        pool.step(now);
+        pool.died(3, false, now);
+        pool.ready(4, now);
+        pool.step(now);
+        pool.joined(4);
+        pool.step(now);
+        assert_may_take_its_time_until_the_pool_stops(pool, now);
+    }
+
+    /// Lets everybody beat for so long.
+    fn live(pool: &mut Pool, seconds: u64, now: &mut Instant) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        for _ in 0..seconds {
+            *now += Duration::from_secs(1);
+            let beats = pool.workers.values().map(|it| it.beats).max();
+            (1..9).for_each(|number| pool.beats(number, beats.unwrap_or(0) + 1, *now));
+            effects.extend(pool.step(*now));
+        }
+        effects
+    }
+
+    fn assert_may_take_its_time_until_the_pool_stops(mut pool: Pool, mut now: Instant) {
+        assert_eq!(pool.state(1), Some(State::Leaving));
+        live(&mut pool, 50, &mut now);
         assert_eq!(pool.state(1), Some(State::Leaving));
         pool.stop();
-        let effects = beat(&mut pool, 30, &mut now);
+        let effects = live(&mut pool, 19, &mut now);
+        assert!(
+            !effects.iter().any(|it| matches!(it, Effect::Kill(1, _))),
+            "{effects:?}"
+        );
+        let effects = live(&mut pool, 2, &mut now);
         assert!(
             effects.contains(&Effect::Kill(1, Verdict::DrainTimedOut)),
             "{effects:?}"
         );
+    }
+
+    #[test]
+    fn a_long_request_of_one_does_not_keep_the_others_from_being_replaced() {
+        let (mut pool, mut now) = settled();
+        pool.restart();
+        pool.step(now);
+        pool.died(3, false, now);
+        pool.ready(4, now);
+        pool.step(now);
+        pool.joined(4);
+        assert_eq!(pool.step(now), [Effect::Dismiss(1), Effect::Fork(3)]);
+        pool.ready(3, now);
+        assert_eq!(live(&mut pool, 19, &mut now), []);
+        assert_eq!(live(&mut pool, 1, &mut now), [Effect::Promote(3)]);
+        pool.joined(3);
+        let effects = pool.step(now);
+        assert!(effects.contains(&Effect::Dismiss(2)), "{effects:?}");
+        // Restart it as often as you like: they do not become ever more.
+        for _ in 0..3 {
+            pool.restart();
+            for number in 1..9 {
+                if pool.state(number) == Some(State::Doomed) {
+                    pool.died(number, false, now);
+                }
+                pool.ready(number, now);
+                pool.joined(number);
+            }
+            live(&mut pool, 30, &mut now);
+        }
+        assert_eq!(pool.count(State::Leaving), 2);
+        assert_eq!(pool.count(State::Serving), 2);
+        [1, 2].map(|number| pool.died(number, true, now));
+        assert_eq!(pool.count(State::Leaving), 0);
     }
 
     #[test]
@@ -1222,7 +1301,8 @@ mod tests {
                 let n = |wanted: fn(&Effect) -> bool| effects.iter().filter(|it| wanted(it)).count();
                 let dismissed = n(|it| matches!(it, Effect::Dismiss(_)));
                 assert!(dismissed == 0 || before > rules().workers, "whoever leaves has a successor");
-                assert!(pool.count(State::Leaving) <= 1, "one at a time");
+                assert!(dismissed <= 1, "one at a time");
+                assert!(pool.count(State::Leaving) <= rules().workers, "not ever more");
             }
             for _ in 0..100 {
                 now += Duration::from_secs(1);
