@@ -24,12 +24,12 @@ mod thread;
 mod traces;
 pub mod upgrade;
 
-use std::future::Future;
+use std::future::{Future, pending};
 use std::io;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
 use tokio::sync::{mpsc, watch};
@@ -110,15 +110,35 @@ fn certificates(config: &Config) -> (http::tls::Loaded, Option<http::tls::Loaded
 }
 
 /// Serves `sockets` until `shutdown` or a successor's word, then lets running requests
-/// end. Reads `sources`, where `config` came from, again at SIGHUP and when
+/// end: without a bound but their own after that word, and after `shutdown` within
+/// `server.drain_timeout`. Reads `sources`, where `config` came from, again at SIGHUP and when
 /// `server.restartmon` changes; starts `program` as successor at SIGUSR2. Must run on a
 /// current_thread runtime, as the broker does.
 pub async fn run(
     config: Config,
     sources: Sources,
-    mut sockets: Sockets,
+    sockets: Sockets,
     program: Program,
     shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), Error> {
+    let (tell, told) = watch::channel(None);
+    let telling = async {
+        shutdown.await;
+        tell.send_replace(Some(Instant::now()));
+        pending().await
+    };
+    tokio::select! {
+        served = run_until(Told(told), config, sources, sockets, program) => served,
+        served = telling => served,
+    }
+}
+
+async fn run_until(
+    told: Told,
+    config: Config,
+    sources: Sources,
+    mut sockets: Sockets,
+    program: Program,
 ) -> Result<(), Error> {
     let gate = sockets.others(GATE).map_err(Error::Sockets)?.pop();
     sockets.close_rest();
@@ -152,7 +172,6 @@ pub async fn run(
         endpoint: broker.endpoint.clone(),
         config: in_force,
     }));
-    let mut shutdown = pin!(shutdown);
     let may_serve = match predecessor {
         None => {
             let patience = config.pool.start_timeout;
@@ -161,7 +180,7 @@ pub async fn run(
         }
         Some(predecessor) => tokio::select! {
             () = succeed(predecessor, &handle, config.proxy) => true,
-            () = shutdown.as_mut() => false,
+            _ = told.at() => false,
         },
     };
     let mut end = End::Told;
@@ -172,7 +191,7 @@ pub async fn run(
         let drain = async {
             let patience = || current.borrow().pool.start_timeout;
             end = tokio::select! {
-                () = shutdown => End::Told,
+                _ = told.at() => End::Told,
                 pid = upgrade::watch(&program, &sockets, patience) => End::Succeeded { pid },
             };
             // What changes from here on is for others.
@@ -190,10 +209,10 @@ pub async fn run(
             management.iter().for_each(admin::Listening::stopping);
             // Who connects from here on does so to a successor, or to nobody.
             drop(sockets);
-            current.borrow().drain_timeout
         };
+        let cut = told.long_ago(&current);
         tokio::select! {
-            () = http::serve(server, threads, listeners, drain) => Ok(()),
+            () = http::serve(server, threads, listeners, drain, cut) => Ok(()),
             () = broker.ended() => Err(Error::BrokerEnded),
         }
     } else {
@@ -203,14 +222,40 @@ pub async fn run(
     if matches!(end, End::Told) {
         let _ = sd_notify::notify(false, &[NotifyState::Stopping]);
     }
-    // Every client has its answer or was cut off: nothing is left to wait for.
-    broker.stop(Duration::ZERO).await;
+    // Every client has its answer or was cut off. What runs on without one may end, too.
+    let mut stopped = pin!(broker.stop(config.broker.run_on_timeout));
+    tokio::select! {
+        () = stopped.as_mut() => {}
+        _ = told.long_ago(&current) => {
+            handle.abort();
+            stopped.await;
+        }
+    }
     if let (Some(orders), Some(keeper)) = (orders, keeper) {
         let _ = orders.send(Order::Stop).await;
         let _ = keeper.await;
     }
     tracing::info!("stopped");
     served
+}
+
+/// When the server was told to stop, once it was.
+struct Told(watch::Receiver<Option<Instant>>);
+
+impl Told {
+    async fn at(&self) -> Instant {
+        let mut told = self.0.clone();
+        let told = told.wait_for(Option::is_some).await;
+        told.ok().and_then(|at| *at).unwrap_or_else(Instant::now)
+    }
+
+    /// Resolves when that is `server.drain_timeout` ago. A handover alone is in no hurry.
+    async fn long_ago(&self, config: &watch::Receiver<Config>) -> Duration {
+        let at = self.at().await;
+        let patience = config.borrow().drain_timeout;
+        tokio::time::sleep_until((at + patience).into()).await;
+        patience
+    }
 }
 
 /// Why a server drains.

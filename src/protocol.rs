@@ -225,7 +225,8 @@ pub struct Request {
     pub id: u64,
     /// `X-Request-Id`, the one in every log line.
     pub request_id: String,
-    /// Time left until the first byte must be out, in milliseconds.
+    /// Time left until the first byte must be out, in milliseconds. More than the client
+    /// waits, if the request may run on without it: then CANCEL is the deadline.
     pub first_byte_ms: u64,
     /// From then on the time between any two chunks, in milliseconds.
     pub chunk_ms: u64,

@@ -1,5 +1,6 @@
 //! Another program takes our place: at SIGUSR2 it is started with our sockets, and once
-//! it can serve we stop accepting connections and end as at SIGTERM.
+//! it can serve we stop accepting connections, and end when the last running request
+//! has: each has bounds of its own. SIGTERM sets them one more, as ever.
 //!
 //! The sockets are open all the time, in one of the two programs or in both, so nobody
 //! is refused. Until the successor says that a worker of its own is warm it accepts

@@ -9,6 +9,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use common::load::{EVERY_MANNER, Load};
@@ -392,6 +393,38 @@ fn three_rolling_restarts_under_load_lose_nothing() {
     load.assert_served();
 }
 
+/// A download may take longer than anybody would wait for a worker that has to go.
+#[test]
+fn a_restart_waits_for_a_request_that_takes_longer_than_a_stop_would_allow() {
+    let (server, _) = start("[worker]\ndrain_timeout = 0.2\n", "server.timeout = 60");
+    let running = server.act_later("DO=wait&FOR=go&MARK=running");
+    server.world.wait_count("running", 1);
+    let before = server.workers();
+    server.signal(Signal::SIGHUP);
+    // Both places have new workers, and the one that is busy is still there.
+    let left = eventually("all but the busy one are replaced", || {
+        let now = server.workers();
+        let old: Vec<i32> = now
+            .iter()
+            .copied()
+            .filter(|it| before.contains(it))
+            .collect();
+        (now.len() == 3 && old.len() == 1).then_some(old[0])
+    });
+    // Its second beat after the bound: it would have been killed by now.
+    outlive(Duration::from_secs(1));
+    assert!(is_alive(left));
+    server.world.tell("go");
+    assert_eq!(running.join().unwrap().unwrap().status, 200);
+    server.wait_replaced(&before, 2);
+    assert_eq!(server.process.log.count("worker.drain_timeout)"), 0);
+}
+
+/// Time itself is what is tried.
+fn outlive(bound: Duration) {
+    std::thread::sleep(bound);
+}
+
 // Upgrades.
 
 /// A successor has taken over, and the server that had this pid is gone: its pid.
@@ -455,9 +488,8 @@ fn three_upgrades_of_the_program_under_load_lose_nothing_and_leak_nothing() {
     stop(pid);
 }
 
-#[test]
-fn an_upgrade_waits_for_a_running_request() {
-    let (server, _) = start("", "server.timeout = 60");
+/// A server that handed over while it serves a request: the thread that waits for that.
+fn upgrade_beside_a_request(server: &Server) -> JoinHandle<Result<http::Reply, String>> {
     let old = server.process.pid();
     let running = server.act_later("DO=wait&FOR=go&MARK=running");
     server.world.wait_count("running", 1);
@@ -467,10 +499,50 @@ fn an_upgrade_waits_for_a_running_request() {
         let pid = server.act("DO=echo").json()["pid"].as_i64()? as i32;
         (server_of(pid) != old).then_some(())
     });
+    running
+}
+
+const SHORT_DRAIN: &str = "[server]\ndrain_timeout = 0.2\n[worker]\ndrain_timeout = 0.2\n";
+
+#[test]
+fn an_upgrade_waits_for_a_request_that_takes_longer_than_a_stop_would_allow() {
+    let (server, _) = start(SHORT_DRAIN, "server.timeout = 60");
+    let old = server.process.pid();
+    let running = upgrade_beside_a_request(&server);
+    outlive(Duration::from_secs(1));
     assert!(is_alive(old));
     server.world.tell("go");
     assert_eq!(running.join().unwrap().unwrap().status, 200);
     eventually("the old one is gone", || (!is_alive(old)).then_some(()));
+    stop(server_of(server.workers()[0]));
+}
+
+/// Nobody waits for it, and yet it must not be left half done.
+#[test]
+fn an_upgrade_waits_for_a_transaction_whose_client_left() {
+    let (server, _) = start(SHORT_DRAIN, "");
+    let old = server.process.pid();
+    let workers = server.workers();
+    server.leave_behind("DO=wait&FOR=go&MARK=running");
+    kill(old, Signal::SIGUSR2);
+    server.process.log.wait_line("the successor serves");
+    outlive(Duration::from_secs(2));
+    assert!(is_alive(old) && workers.iter().all(|pid| is_alive(*pid)));
+    server.world.tell("go");
+    eventually("the old one is gone", || (!is_alive(old)).then_some(()));
+    assert_eq!(server.process.log.count("gone while serving"), 0);
+    stop(server_of(server.workers()[0]));
+}
+
+#[test]
+fn a_server_that_handed_over_and_is_told_to_stop_cuts_off_what_runs() {
+    let (server, _) = start(SHORT_DRAIN, "server.timeout = 60");
+    let old = server.process.pid();
+    let running = upgrade_beside_a_request(&server);
+    stop(old);
+    server.process.log.wait_line("(server.drain_timeout)");
+    let reply = running.join().unwrap();
+    assert!(reply.is_err() || reply.is_ok_and(|reply| reply.status >= 500));
     stop(server_of(server.workers()[0]));
 }
 

@@ -256,6 +256,41 @@ fn a_running_request_whose_client_left_is_ended_at_its_deadline_if_qgis_does_not
     assert_eq!(server.act("DO=echo").status, 200);
 }
 
+/// A transaction must not be left half done because somebody closed a browser.
+#[test]
+fn a_transaction_whose_client_left_runs_on_after_the_deadline_of_those_who_wait() {
+    let server = Server::stub("server.workers = 1\nserver.timeout = 1\nzmq.cancel_grace = 0.2");
+    let before = server.workers();
+    server.leave_behind("DO=wait&FOR=go&MARK=running");
+    let late = server.act("DO=echo");
+    assert_eq!(late.status, 504, "its deadline is over: {}", late.text());
+    server.world.tell("go");
+    assert_eq!(server.act("DO=echo").json()["pid"], before[0]);
+}
+
+#[test]
+fn a_transaction_whose_client_left_ends_when_it_has_run_on_for_too_long() {
+    let server = Server::stub(
+        "server.workers = 1\nserver.timeout = 0.5\nserver.run_on_timeout = 2\nzmq.cancel_grace = 0.2",
+    );
+    let before = server.workers();
+    let (_, took) = timed(|| {
+        server.leave_behind("DO=hang&MARK=running");
+        server.wait_replaced(&before, 1)
+    });
+    assert!(took >= Duration::from_secs(2), "{took:?}");
+}
+
+#[test]
+fn a_transaction_that_hangs_is_a_504_at_the_deadline_of_its_client_who_waits() {
+    let server = Server::stub("server.workers = 1\nserver.timeout = 1\nzmq.cancel_grace = 0.2");
+    let before = server.workers();
+    let (reply, took) = timed(|| server.act_once("DO=hang"));
+    assert_eq!(reply.status, 504, "{}", reply.text());
+    assert!(took < SOON, "{took:?}");
+    server.wait_replaced(&before, 1);
+}
+
 #[test]
 fn a_cancelled_map_is_stopped_where_qgis_can_be_and_costs_no_worker() {
     let server = Server::stub("server.timeout = 0.5\nzmq.cancel_grace = 15\nserver.workers = 1");

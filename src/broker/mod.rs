@@ -162,7 +162,8 @@ pub struct Call {
     pub operation: String,
     /// May be sent to a second worker when the first died before the first byte.
     pub retry: bool,
-    /// Cancelled when the client leaves; otherwise it runs to its end.
+    /// Cancelled when the client leaves; otherwise it runs to its end, within
+    /// `server.run_on_timeout`.
     pub cancel: bool,
     pub timeout: Duration,
     pub trace: Option<Trace>,
@@ -569,6 +570,12 @@ impl Handle {
     /// Goes by `config` from now on, as far as a running broker can.
     pub fn configure(&self, config: config::Broker) {
         let _ = self.commands.send(Command::Configure(Box::new(config)));
+    }
+
+    /// Whatever is here ends now, once the broker was told to stop.
+    pub fn abort(&self) {
+        let within = Duration::ZERO;
+        let _ = self.commands.send(Command::Stop { within });
     }
 
     /// Another server waits for our workers: those that have nothing to do are sent

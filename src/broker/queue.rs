@@ -9,7 +9,7 @@
 //! | | READY | `Idle` |
 //! | `Idle` | a request is assigned | `Busy` |
 //! | `Busy` | its FINAL | `Idle`, or `Leaving` if it says so |
-//! | `Busy` | deadline, or its client left | `Cancelled` |
+//! | `Busy` | deadline, or its client left and it may not run on | `Cancelled` |
 //! | `Cancelled` | its FINAL, which is dropped | `Idle`, or `Leaving` |
 //! | `Cancelled` | others have to wait | `Cancelled`, with a short grace |
 //! | `Cancelled` | no FINAL within its grace and the silence limit | expelled |
@@ -77,6 +77,8 @@ pub struct Limits {
     pub silence: Duration,
     pub window: u32,
     pub cancel_grace: Duration,
+    /// What is not cancelled when its client leaves may run for so long.
+    pub run_on: Duration,
 }
 
 /// What decisions need to know of a request.
@@ -565,8 +567,10 @@ impl Queue {
             self.forget(&request);
             return self.make_way(now);
         }
-        // It runs to its end, and its chunks are dropped as they come.
+        // It runs to its end, and its chunks are dropped as they come. Nobody waits for
+        // them, so that there is one bound for all it does.
         request.watched = false;
+        request.until = request.until.max(request.began + self.limits.run_on);
         let unacked = request.unacked;
         self.took(id, unacked, now);
     }
@@ -580,7 +584,7 @@ impl Queue {
         if n == 0 {
             return;
         }
-        if request.unacked == self.limits.window {
+        if request.unacked == self.limits.window && request.watched {
             request.until = now + request.ticket.timeout;
         }
         request.unacked -= n;
@@ -639,7 +643,9 @@ impl Queue {
         }
         request.streaming = true;
         request.unacked += 1;
-        request.until = now + request.ticket.timeout;
+        if request.watched {
+            request.until = now + request.ticket.timeout;
+        }
         let (until, watched) = (request.until, request.watched);
         self.alarm(until);
         if watched {
@@ -1213,6 +1219,7 @@ mod tests {
             silence: 3 * S,
             window: 2,
             cancel_grace: S,
+            run_on: 20 * S,
         }
     }
 
@@ -1789,6 +1796,35 @@ mod tests {
         assert_eq!(bench.finished("a", 1), Fate::Drop);
         assert_eq!(bench.effects(), [Effect::Forget { id: 1 }]);
         assert_eq!(bench.submit(2), [assigned(2, "a")]);
+    }
+
+    fn run_on() -> Ticket {
+        Ticket {
+            cancel: false,
+            ..ticket()
+        }
+    }
+
+    #[test]
+    fn what_runs_on_without_its_client_has_a_later_deadline_and_one_in_all() {
+        let mut bench = Bench::with_workers(&["a"]);
+        bench.submit_as(1, run_on());
+        bench.pass(4 * S, &["a"]);
+        bench.withdraw(1);
+        assert_eq!(bench.pass(13 * S, &["a"]), []);
+        assert_eq!(bench.partial("a", 1), Fate::Drop);
+        bench.effects();
+        assert_eq!(bench.pass(2 * S, &["a"]), []);
+        let effects = bench.pass(S, &["a"]);
+        assert!(effects.contains(&cancelled(1, "a")), "{effects:?}");
+    }
+
+    #[test]
+    fn what_could_run_on_ends_at_its_deadline_while_its_client_waits() {
+        let mut bench = Bench::with_workers(&["a"]);
+        bench.submit_as(1, run_on());
+        let effects = bench.pass(5 * S, &["a"]);
+        assert!(effects.contains(&cancelled(1, "a")), "{effects:?}");
     }
 
     #[test]

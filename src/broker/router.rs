@@ -329,7 +329,15 @@ impl<T: Transport> Driver<T> {
     }
 
     fn has_ended(&self) -> bool {
-        self.stop_until.is_some() && self.queue.n_waiting() + self.queue.n_running() == 0
+        self.stop_until.is_some()
+            && self.queue.n_waiting() == 0
+            && self.queue.n_running() <= self.n_errands_under_way()
+    }
+
+    /// Of whose outcome a server that stops makes no use.
+    fn n_errands_under_way(&self) -> usize {
+        let under_way = |id: &&Id| self.calls.get(id).is_some_and(|it| it.peer.is_some());
+        self.errands.keys().filter(under_way).count()
     }
 
     fn tick(&mut self) {
@@ -1055,8 +1063,8 @@ impl<T: Transport> Driver<T> {
         let request = Request {
             id,
             request_id: call.request_id.clone(),
-            first_byte_ms: left.as_millis() as u64,
-            chunk_ms: call.timeout.as_millis() as u64,
+            first_byte_ms: self.patience_of_worker(id, left).as_millis() as u64,
+            chunk_ms: self.patience_of_worker(id, call.timeout).as_millis() as u64,
             window: self.config.window,
             method: call.method.clone(),
             url: call.url.clone(),
@@ -1085,6 +1093,16 @@ impl<T: Transport> Driver<T> {
         }
         if let Err(error) = sent {
             self.undeliverable(peer, "REQUEST", &error);
+        }
+    }
+
+    /// What may run on without its client is cancelled by us alone: at its deadline while
+    /// the client waits, and later if it has left.
+    fn patience_of_worker(&self, id: Id, timeout: Duration) -> Duration {
+        let runs_on = !self.calls[&id].call.cancel && !self.errands.contains_key(&id);
+        match runs_on {
+            true => timeout.max(self.config.run_on_timeout),
+            false => timeout,
         }
     }
 
@@ -1216,6 +1234,7 @@ fn limits(config: &config::Broker) -> Limits {
         silence: config.heartbeat * config.heartbeat_misses,
         window: config.window,
         cancel_grace: config.cancel_grace,
+        run_on: config.run_on_timeout,
     }
 }
 

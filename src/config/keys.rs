@@ -267,7 +267,7 @@ pub const SETTINGS: &[Setting] = &[
         .flags(&[Flag::value("jobs", "NUM", SERVER).short('j')]),
     row("server.timeout", Kind::Seconds, "20", "seconds until a reply must begin, and between two parts of it")
         .flags(&[Flag::value("timeout", "SECONDS", SERVER)]).live(),
-    row("server.drain_timeout", Kind::SecondsOrZero, "20", "seconds that running requests may take when the server is told to stop").live(),
+    row("server.drain_timeout", Kind::SecondsOrZero, "20", "seconds that running requests may take when the server is told to stop; after an upgrade they have but their own bounds").live(),
     row("server.drain_idle", Kind::SecondsOrZero, "1", "seconds that a connection without a request is still kept then, because one may be on its way").live(),
     row("server.setuid", Kind::Text, "", "user to become once the ports are bound; may read certificates and keys")
         .flags(&[Flag::value("setuid", "SETUID", SERVER).short('u')]),
@@ -283,6 +283,7 @@ pub const SETTINGS: &[Setting] = &[
     row("server.cross_origin", Kind::Bool, "yes", "yes: any site may read replies; no: the Origin is echoed").live(),
     row("server.client_header", Kind::Text, "", "header by which the trusted proxy names the client, only with server.http_proxy; empty: its address as forwarded").live(),
     row("server.run_on", Kind::Words, "", "operations that run to their end though their client left").live(),
+    row("server.run_on_timeout", Kind::SecondsOrZero, "120", "seconds that a request may run whose client left, if it runs on; never less than server.timeout").live(),
     row("server.cancel_writes", Kind::Bool, "no", "yes: transactions and POSTs of plugins end when their client leaves; no: they run to their end").live(),
     row("server.allow_headers", Kind::Words, "X-Qgis-,X-Lizmap-", "prefixes of request headers that reach QGIS").live(),
     row("server.status_page", Kind::Bool, "no", "serve /status").live(),
@@ -407,7 +408,7 @@ pub const SETTINGS: &[Setting] = &[
     row("worker.start_timeout", Kind::Seconds, "60", "seconds for a worker to become ready; the pool may take twice as long to import QGIS").live(),
     row("worker.young", Kind::SecondsOrZero, "5", "seconds; a worker that dies younger, without having served, is replaced after a pause").live(),
     row("worker.backoff_max", Kind::SecondsOrZero, "30", "seconds that this pause grows to").live(),
-    row("worker.drain_timeout", Kind::SecondsOrZero, "20", "seconds that a running request may take when its worker is told to leave").live(),
+    row("worker.drain_timeout", Kind::SecondsOrZero, "20", "seconds that a running request may take when its pool stops; a worker that is replaced ends it first, and holds up the next for so long").live(),
     row("worker.memory_limit", MEMORY, "0", "memory that one worker may allocate; 0: half of the machine's or the control group's, but 512M at least").live(),
     row("worker.recycle_memory", MEMORY, "0", "resident memory at which a worker is replaced; 0: never").live(),
     row("worker.recycle_seconds", Kind::SecondsOrZero, "0", "age, in seconds, at which a worker is replaced, up to a quarter less; 0: never").live(),

@@ -120,12 +120,13 @@ pub fn threads(config: &Http) -> Result<(Threads, Keeper), Error> {
 }
 
 /// Serves `listeners` until `shutdown` is over, then lets running requests go on
-/// for at most as long as that says.
+/// until `cut` is, too, which says how long they had.
 pub async fn serve<B: Backend>(
     server: Arc<Server<B>>,
     (threads, keeper): (Threads, Keeper),
     listeners: Vec<TcpListener>,
-    shutdown: impl Future<Output = Duration> + Send,
+    shutdown: impl Future<Output = ()> + Send,
+    cut: impl Future<Output = Duration> + Send,
 ) {
     let threads = Arc::new(threads);
     let (phase, phases) = channel::channel(Phase::Serving);
@@ -137,15 +138,18 @@ pub async fn serve<B: Backend>(
             phases.clone(),
         ));
     }
-    let drain = shutdown.await;
+    shutdown.await;
     phase.send_replace(Phase::Draining);
-    if timeout(drain, server.all_closed()).await.is_err() {
-        tracing::warn!(
-            "requests are cut off: they ran longer than {:.1} s after the stop",
-            drain.as_secs_f64()
-        );
-        phase.send_replace(Phase::Over);
-        server.all_closed().await;
+    tokio::select! {
+        () = server.all_closed() => {}
+        patience = cut => {
+            tracing::warn!(
+                "requests are cut off: they ran longer than {:.1} s after the stop (server.drain_timeout)",
+                patience.as_secs_f64()
+            );
+            phase.send_replace(Phase::Over);
+            server.all_closed().await;
+        }
     }
     keeper.end().await;
 }

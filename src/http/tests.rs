@@ -196,13 +196,16 @@ impl Server {
         let (stop, stopped) = oneshot::channel();
         let shutdown = async move {
             _ = stopped.await;
+        };
+        let cut = async move {
+            tokio::time::sleep(drain).await;
             drain
         };
         let shared = super::Server::new(config.clone(), broker.clone());
         let threads = super::threads(&config).expect("threads can be started");
         let (shared, task) = match shared.map(Arc::new) {
             Ok(shared) => {
-                let served = serve(shared.clone(), threads, vec![listener], shutdown);
+                let served = serve(shared.clone(), threads, vec![listener], shutdown, cut);
                 let task = async {
                     served.await;
                     Ok(())

@@ -477,6 +477,19 @@ impl Server {
         std::thread::spawn(move || http::ask("POST", &url, &headers, b"<Transaction/>"))
     }
 
+    /// A transaction whose client leaves once it has put the mark `running`.
+    pub fn leave_behind(&self, what: &str) {
+        let mut leaver = self.connect();
+        let body = "<Transaction/>";
+        let head = format!(
+            "POST {} HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/xml\r\nContent-Length: {}",
+            path_of(what),
+            body.len()
+        );
+        write!(leaver, "{head}\r\n\r\n{body}").unwrap();
+        self.world.wait_count("running", 1);
+    }
+
     pub fn signal(&self, signal: Signal) {
         self.process.signal(signal);
     }
