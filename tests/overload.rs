@@ -4,13 +4,15 @@
 mod common;
 
 use std::collections::HashSet;
+use std::net::TcpStream;
 use std::process::Command;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::client::{Came, Client};
-use common::{Server, World, eventually, path_of};
+use common::{Server, World, eventually, http, path_of};
+use nix::sys::socket::{setsockopt, sockopt::RcvBuf};
 
 /// For a busy machine: answers are due at once, or at their deadline.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -256,6 +258,40 @@ fn a_thousand_clients_that_never_end_their_bodies_disturb_nobody() {
         &["-B", "-i", "2", "-s", "100000", "-t", "POST"],
         &path_of("DO=echo"),
     );
+}
+
+/// Each asks for a large answer and takes nothing of it, for now.
+#[test]
+fn large_answers_that_nobody_takes_have_a_bound_and_others_are_served() {
+    const N: usize = 80;
+    let _alone = common::alone();
+    let server = Server::start(World::stub().with_echo(), "server.reply_memory = 16M").ready();
+    (0..20).for_each(|_| assert_eq!(server.act("DO=echo").status, 200));
+    let idle = server.process.memory_kb();
+    let clients: Vec<TcpStream> = (0..N).map(|i| ask_and_wait(&server, i)).collect();
+    eventually("all are made", || {
+        let ended = ran(&server.world).1;
+        (0..N)
+            .all(|i| ended.contains(&format!("t{i}x")))
+            .then_some(())
+    });
+    assert_eq!(server.act("DO=echo").status, 200);
+    let grown = server.process.memory_kb().saturating_sub(idle);
+    println!("{grown} kB more");
+    // Each connection has a part of its own besides.
+    assert!(grown < (16 << 10) + 1000 * N as u64, "{grown} kB more");
+    drop(clients);
+}
+
+const LARGE: usize = 4_000_000;
+
+/// The kernels take little of the answer.
+fn ask_and_wait(server: &Server, i: usize) -> TcpStream {
+    let mut client = http::connect(server.address);
+    setsockopt(&client, RcvBuf, &4096).unwrap();
+    let query = format!("SERVICE=ECHO&REQUEST=Echo&MAP=city&TAG=t{i}x&SIZE={LARGE}");
+    http::send_get(&mut client, &format!("/ows/?{query}"));
+    client
 }
 
 /// Each asks for a map and hardly takes it.

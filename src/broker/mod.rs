@@ -24,6 +24,7 @@ mod throttle;
 mod transport;
 mod troubled;
 mod turns;
+mod unsent;
 mod versions;
 mod waiting;
 pub(crate) mod zmtp;
@@ -32,7 +33,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -42,6 +43,7 @@ use crate::metrics::Metrics;
 use crate::protocol::{
     Document, Failure, Head, ProjectRef, Ready, Reason, Timings, Trace, Visitor,
 };
+use unsent::Unsent;
 
 pub use breaker::Open;
 pub use cost::Work;
@@ -145,6 +147,7 @@ struct Shared {
     plugins_answer: AtomicBool,
     /// A `Command::Status` is on its way.
     status_wanted: AtomicBool,
+    unsent: Unsent,
     metrics: Arc<Metrics>,
 }
 
@@ -225,12 +228,20 @@ struct Stream {
     items: mpsc::Receiver<Item>,
     taken: Arc<AtomicU32>,
     commands: mpsc::UnboundedSender<Command>,
+    shared: Arc<Shared>,
     ended: bool,
 }
 
-/// What passes through the channel of a stream.
+/// What passes through the channel of a stream. The bytes are in [`Unsent`].
 #[derive(Debug)]
 enum Item {
+    Chunk,
+    Last(Outcome),
+    Broken(Error),
+}
+
+/// What an item stands for.
+enum Part {
     Chunk(Bytes),
     Last(Bytes, Outcome),
     Broken(Error),
@@ -244,20 +255,16 @@ impl Body {
             State::Here(bytes) => return Poll::Ready(take(bytes).map(Ok)),
             State::Stream(stream) => stream,
         };
-        match ready!(stream.poll_item(cx)) {
-            Some(Item::Chunk(bytes)) => Poll::Ready(Some(Ok(bytes))),
-            Some(Item::Last(mut bytes, outcome)) => {
+        match ready!(stream.poll_part(cx)) {
+            Part::Chunk(bytes) => Poll::Ready(Some(Ok(bytes))),
+            Part::Last(mut bytes, outcome) => {
                 let last = take(&mut bytes);
                 self.end(Some(outcome));
                 Poll::Ready(last.map(Ok))
             }
-            Some(Item::Broken(error)) => {
+            Part::Broken(error) => {
                 self.end(None);
                 Poll::Ready(Some(Err(error)))
-            }
-            None => {
-                self.end(None);
-                Poll::Ready(Some(Err(Error::WorkerDied)))
             }
         }
     }
@@ -291,16 +298,24 @@ fn take(bytes: &mut Bytes) -> Option<Bytes> {
 }
 
 impl Stream {
-    fn poll_item(&mut self, cx: &mut Context<'_>) -> Poll<Option<Item>> {
+    fn poll_part(&mut self, cx: &mut Context<'_>) -> Poll<Part> {
         loop {
-            let item = ready!(self.items.poll_recv(cx));
-            let Some(Item::Chunk(bytes)) = &item else {
-                return Poll::Ready(item);
+            let outcome = match ready!(self.items.poll_recv(cx)) {
+                Some(Item::Chunk) => None,
+                Some(Item::Last(outcome)) => Some(outcome),
+                Some(Item::Broken(error)) => return Poll::Ready(Part::Broken(error)),
+                None => return Poll::Ready(Part::Broken(Error::WorkerDied)),
             };
+            let Some(bytes) = self.shared.unsent.take(self.id, Instant::now()) else {
+                return Poll::Ready(Part::Broken(Error::ReaderTooSlow));
+            };
+            if let Some(outcome) = outcome {
+                return Poll::Ready(Part::Last(bytes, outcome));
+            }
             self.took_one();
             // A part may carry the head alone.
             if !bytes.is_empty() {
-                return Poll::Ready(item);
+                return Poll::Ready(Part::Chunk(bytes));
             }
         }
     }
@@ -315,6 +330,7 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
+        self.shared.unsent.end(self.id);
         if !self.ended {
             let _ = self.commands.send(Command::Withdraw { id: self.id });
         }
@@ -369,6 +385,8 @@ pub enum Error {
     ShareTaken {
         limit: usize,
     },
+    /// The memory for replies is full, and its client took nothing for longest.
+    ReaderTooSlow,
     /// The server is stopping.
     Stopping,
     /// The worker answered, and there is nothing from QGIS in it.
@@ -391,6 +409,7 @@ impl Error {
             Self::ClientTooFast { .. } => "client_too_fast",
             Self::ProjectBusy { .. } => "project_busy",
             Self::WaitsForItself => "waits_for_itself",
+            Self::ReaderTooSlow => "reader_too_slow",
             Self::Stopping => "stopping",
             Self::Failed(failure) => failure.reason(),
         }
@@ -438,6 +457,10 @@ impl std::fmt::Display for Error {
             Self::ShareTaken { limit } => write!(
                 f,
                 "the project did not answer in time and holds {limit} workers already"
+            ),
+            Self::ReaderTooSlow => write!(
+                f,
+                "the memory for replies is full (server.reply_memory), and this client takes its own the slowest"
             ),
             Self::Stopping => write!(f, "the server is stopping"),
             Self::Failed(failure) => write!(f, "{failure:?}"),

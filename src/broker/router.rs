@@ -265,6 +265,7 @@ impl<T: Transport> Driver<T> {
         commands: mpsc::UnboundedSender<Command>,
         published: watch::Sender<Status>,
     ) -> Self {
+        shared.unsent.configure(config.reply_memory);
         Self {
             queue: Queue::new(limits(&config), Instant::now()),
             quarantine: Quarantine::new(quarantine_rules(&config)),
@@ -534,6 +535,7 @@ impl<T: Transport> Driver<T> {
         self.quarantine.configure(quarantine_rules(&self.config));
         self.breakers.configure(breaker_rules(&self.config));
         self.storm.configure(storm_rules(&self.config));
+        self.shared.unsent.configure(self.config.reply_memory);
     }
 
     /// As long as requests wait here, no worker is too many; after that one is enough.
@@ -687,14 +689,16 @@ impl<T: Transport> Driver<T> {
         }
         let pending = self.calls.get_mut(&id).expect("the queue knows only calls");
         if let Answer::Stream { items, .. } = &pending.answer {
+            let items = items.clone();
+            self.store(id, bytes, now);
             // Full is impossible within the window. Closed: a withdrawal is on its way.
-            let _ = items.try_send(Item::Chunk(bytes));
+            let _ = items.try_send(Item::Chunk);
             return;
         }
         pending.call.body = Bytes::new();
         let (items, receiver) = mpsc::channel(self.config.window as usize + 1);
         let taken = Arc::new(AtomicU32::new(0));
-        let _ = items.try_send(Item::Chunk(bytes));
+        let _ = items.try_send(Item::Chunk);
         let stream = Answer::Stream {
             items,
             taken: taken.clone(),
@@ -708,6 +712,7 @@ impl<T: Transport> Driver<T> {
             items: receiver,
             taken,
             commands,
+            shared: self.shared.clone(),
             ended: false,
         };
         let body = Body {
@@ -716,8 +721,19 @@ impl<T: Transport> Driver<T> {
             queued: pending.queued.unwrap_or_default(),
         };
         let head = head.expect("the queue expels a worker whose reply begins without");
+        self.shared.unsent.begin(id, now);
+        self.store(id, bytes, now);
         // If nobody waits any more, dropping the body withdraws the call.
         let _ = answer.send(Ok(Reply { head, body }));
+    }
+
+    /// Until the client takes it, or has to go because all together are too much.
+    fn store(&mut self, id: Id, bytes: Bytes, now: Instant) {
+        for gone in self.shared.unsent.put(id, bytes, now) {
+            self.shared.metrics.failed(Error::ReaderTooSlow.reason());
+            // Its worker need not make the rest. One that is done is not known here.
+            self.queue.withdraw(gone, now);
+        }
     }
 
     fn finished(&mut self, peer: &Peer, last: Final, bytes: Bytes) {
@@ -758,7 +774,13 @@ impl<T: Transport> Driver<T> {
                 self.shared.metrics.failed(failure.reason());
             }
             let queued = pending.queued.unwrap_or_default();
-            pending.answer.end(last, bytes, queued);
+            match pending.answer {
+                Answer::Stream { .. } if last.failure.is_none() => {
+                    self.store(last.id, bytes, now);
+                    pending.answer.end(last, Bytes::new(), queued);
+                }
+                _ => pending.answer.end(last, bytes, queued),
+            }
         }
     }
 
@@ -1303,7 +1325,7 @@ impl Answer {
         };
         // In both cases a front that is gone needs no answer.
         match self {
-            Self::Stream { items, .. } => drop(items.try_send(Item::Last(bytes, outcome))),
+            Self::Stream { items, .. } => drop(items.try_send(Item::Last(outcome))),
             Self::Whole(answer) => {
                 let head = last
                     .head

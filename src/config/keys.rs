@@ -300,6 +300,7 @@ pub const SETTINGS: &[Setting] = &[
     row("server.linger_timeout", Kind::SecondsOrZero, "2", "seconds that a client which was refused may go on sending, so that it reads why").live(),
     row("server.body_max", BODY, "100M", "size of a request body").live(),
     row("server.body_memory", BODY, "400M", "memory for all request bodies together, but for those of up to 64K").live(),
+    row("server.reply_memory", BODY, "256M", "memory for large replies that wait for their clients; beyond it the client that has taken nothing for longest is cut off").live(),
     row("server.uri_max", URI, "32K", "size of a request URI").live(),
     row("server.header_max", HEAD, "64K", "size of a request head").live(),
     row("server.headers_max", SMALL, "100", "fields of a request head in HTTP/1").live(),

@@ -187,6 +187,8 @@ pub struct Broker {
     pub window: u32,
     /// Between CANCEL and the exit of a worker that did not stop.
     pub cancel_grace: Duration,
+    /// For parts of replies that no connection has taken yet.
+    pub reply_memory: usize,
     /// How long a request may run that does so without its client.
     pub run_on_timeout: Duration,
     /// How long a request that ended its workers is refused; zero: never.
@@ -373,6 +375,7 @@ impl Default for Config {
                 heartbeat_misses: 2,
                 window: 16,
                 cancel_grace: seconds(1),
+                reply_memory: 256 << 20,
                 run_on_timeout: seconds(120),
                 quarantine: seconds(300),
                 quarantine_deaths: 2,
@@ -579,6 +582,7 @@ impl Broker {
             heartbeat_misses: settings.small("zmq.heartbeat_misses"),
             window: settings.small("zmq.window"),
             cancel_grace: settings.duration("zmq.cancel_grace"),
+            reply_memory: settings.size("server.reply_memory"),
             run_on_timeout: settings.duration("server.run_on_timeout"),
             quarantine: settings.duration("zmq.quarantine_seconds"),
             quarantine_deaths: settings.small("zmq.quarantine_deaths"),

@@ -242,6 +242,10 @@ impl Refusal {
                 format!("The data of project '{name}' does not answer in time; it is tried again in {} s", seconds(*retry_after))
                     .into(),
             ),
+            // Its head is out, so that nobody sees this.
+            Self::Broker(Error::ReaderTooSlow) => {
+                (S::SERVICE_UNAVAILABLE, "ServerBusy", None, "The client reads too slowly".into())
+            }
             Self::Broker(Error::ShareTaken { .. }) => (
                 S::SERVICE_UNAVAILABLE,
                 "ServerBusy",
