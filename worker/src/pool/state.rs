@@ -1022,7 +1022,7 @@ mod tests {
 
     #[test]
     fn the_request_of_a_worker_that_is_recycled_may_take_its_time_until_the_pool_stops() {
-        let (mut pool, mut now) = recycling(Recycle {
+        let (mut pool, now) = recycling(Recycle {
             requests: 1,
             ..Recycle::default()
         });
@@ -1106,7 +1106,9 @@ mod tests {
         }
         assert_eq!(pool.count(State::Leaving), 2);
         assert_eq!(pool.count(State::Serving), 2);
-        [1, 2].map(|number| pool.died(number, true, now));
+        for number in [1, 2] {
+            pool.died(number, true, now);
+        }
         assert_eq!(pool.count(State::Leaving), 0);
     }
 
