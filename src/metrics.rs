@@ -14,6 +14,7 @@ use prometheus::{
 };
 
 use crate::broker::Line;
+use crate::protocol::Because;
 
 /// Upper bounds of the buckets, in seconds: from a tile to a print.
 const BUCKETS: [f64; 15] = [
@@ -119,6 +120,7 @@ pub struct Metrics {
     renders: Durations,
     waits: [Histogram; Line::ALL.len()],
     failures: IntCounterVec,
+    restarts: IntCounterVec,
     pub retries: IntCounter,
     /// Left the queue with their clients.
     pub cancelled_waiting: IntCounter,
@@ -224,6 +226,19 @@ impl Metrics {
         self.failures.with_label_values(&[reason]).inc();
     }
 
+    /// A worker serves in a place of which it said `because`. One that was known before
+    /// and one whose place is new restart nothing.
+    pub fn took_place(&self, because: Because) {
+        if because.is_restart() {
+            self.restarts.with_label_values(&[because.name()]).inc();
+        }
+    }
+
+    /// Why workers were replaced, and how many; reasons that never came about included.
+    pub fn restarts(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        restarts().map(|why| (why, self.restarts.with_label_values(&[why]).get()))
+    }
+
     pub fn connected(&self) -> Connected {
         self.connections_total.inc();
         self.connections.inc();
@@ -233,6 +248,11 @@ impl Metrics {
     pub fn gather(&self) -> Vec<MetricFamily> {
         self.registry.gather()
     }
+}
+
+fn restarts() -> impl Iterator<Item = &'static str> {
+    let reasons = Because::ALL.iter().filter(|it| it.is_restart());
+    reasons.map(|it| it.name())
 }
 
 /// Names and labels below are constants that a test registers.
@@ -255,6 +275,13 @@ impl Default for Metrics {
             "Projects that requests found open in their worker, had to load, or to load again",
             &["found"],
         );
+        let restarted = family(
+            "qgisserver_worker_restarts_total",
+            "Workers that took the place of one that is gone, by what became of that one",
+            &["because"],
+        );
+        // A series that begins at one is no increase.
+        restarts().for_each(|why| restarted.with_label_values(&[why]).reset());
         let options = HistogramOpts::new(
             "qgisserver_queue_seconds",
             "Time that requests waited for a worker",
@@ -296,6 +323,7 @@ impl Default for Metrics {
                 "Requests that ended without a reply from QGIS, by reason",
                 &["reason"],
             ),
+            restarts: restarted,
             retries: counter(
                 "qgisserver_retries_total",
                 "Requests that were sent to a second worker because the first was lost",

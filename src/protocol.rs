@@ -169,6 +169,34 @@ listed! {
     }
 }
 
+impl Because {
+    /// As it is spelt in READY, for metrics and status.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Reconnected => "reconnected",
+            Self::Killed => "killed",
+            Self::Exited => "exited",
+            Self::Stuck => "stuck",
+            Self::Frozen => "frozen",
+            Self::OutOfMemory => "out_of_memory",
+            Self::QgisFailed => "qgis_failed",
+            Self::Panicked => "panicked",
+            Self::Restart => "restart",
+            Self::RecycledRequests => "recycled_requests",
+            Self::RecycledAge => "recycled_age",
+            Self::RecycledMemory => "recycled_memory",
+            Self::HighWaterMark => "high_water_mark",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    /// Another worker had the place before.
+    pub fn is_restart(self) -> bool {
+        !matches!(self, Self::Start | Self::Reconnected)
+    }
+}
+
 /// Versions of what answers; each as its own library reports it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Versions {
@@ -815,6 +843,14 @@ mod tests {
     }
 
     /// Servers and pools are not renewed at the same moment.
+    #[test]
+    fn why_a_worker_took_its_place_is_spelt_the_same_everywhere() {
+        for because in Because::ALL {
+            let written = serde_json::to_value(because).unwrap();
+            assert_eq!(written, because.name());
+        }
+    }
+
     #[test]
     fn a_worker_of_another_age_is_understood() {
         let mut head = serde_json::to_value(Ready::default()).unwrap();

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
 
 use common::process::is_log_full;
-use common::{MANAGED, Server, World, eventually, http, path_of};
+use common::{MANAGED, Server, World, eventually, http, kill, path_of};
 use nix::sys::signal::Signal;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::trace::v1::Span;
@@ -196,6 +196,37 @@ fn the_metrics_count_what_was_done() {
         b"{\"a\": 1}",
     );
     managed.until("qgisserver_received_bytes_total", received + 8.0);
+}
+
+/// By which a signal, an exit and a recycling differ.
+#[test]
+fn restarts_are_counted_by_what_became_of_the_worker_before() {
+    let managed = Managed::start("server.workers = 2\nworker.recycle_requests = 5");
+    let series =
+        |because: &str| format!("qgisserver_worker_restarts_total{{because=\"{because}\"}}");
+    let all = |page: &Exposition| page.of(&series("")[..33]).map(|(_, n)| n).sum::<f64>();
+    let before = managed.scrape();
+    assert_eq!(all(&before), 0.0, "the first of a place restart nothing");
+    let is_there = |because: &&str| before.samples.contains_key(&series(because));
+    assert!(["killed", "out_of_memory", "restart"].iter().all(is_there));
+    assert!(!["start", "reconnected"].iter().any(is_there));
+
+    kill(managed.0.workers()[0], Signal::SIGKILL);
+    managed.until(&series("killed"), 1.0);
+    managed.0.wait_workers(2);
+    assert_eq!(all(&managed.scrape()), 1.0);
+
+    for _ in 0..12 {
+        assert_eq!(managed.0.act("DO=echo").status, 200);
+    }
+    eventually("a recycled worker is counted", || {
+        let n = managed.scrape().value(&series("recycled_requests"));
+        (n >= 1.0).then_some(())
+    });
+    let restarts = &managed.status()["worker_restarts"];
+    assert_eq!(restarts["killed"], 1);
+    assert!(restarts["recycled_requests"].as_u64() >= Some(1));
+    assert_eq!(restarts["frozen"], 0);
 }
 
 #[test]

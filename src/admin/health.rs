@@ -27,6 +27,10 @@ pub fn status(is_ready: bool, up: Duration, broker: &Status, counted: &Metrics) 
         .iter()
         .map(|(reason, n)| (reason.to_owned(), n.into()))
         .collect();
+    let restarts: Map<String, Value> = counted
+        .restarts()
+        .map(|(because, n)| (because.to_owned(), n.into()))
+        .collect();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "ready": is_ready,
@@ -41,6 +45,7 @@ pub fn status(is_ready: bool, up: Duration, broker: &Status, counted: &Metrics) 
         "top_projects": broker.top_projects.iter().map(named).collect::<Vec<_>>(),
         "retries": counted.retries.get(),
         "workers_gone": gone,
+        "worker_restarts": restarts,
         "storm": broker.storm,
         "quarantined": broker.quarantined.iter().map(pages::quarantined).collect::<Vec<_>>(),
         "breakers": broker.breakers.iter().map(pages::breaker).collect::<Vec<_>>(),

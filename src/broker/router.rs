@@ -665,7 +665,9 @@ impl<T: Transport> Driver<T> {
             return;
         }
         let worker = Member::new(ready);
-        tracing::info!(%worker, qgis = worker.ready.versions.qgis, "ready");
+        let because = worker.ready.born.because;
+        self.shared.metrics.took_place(because);
+        tracing::info!(%worker, because = because.name(), qgis = worker.ready.versions.qgis, "ready");
         let n_open = u32::try_from(worker.ready.projects.len()).unwrap_or(u32::MAX);
         for project in &worker.ready.projects {
             let name: Called = name_of(Some(project)).into();

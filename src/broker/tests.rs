@@ -8,7 +8,9 @@ use tokio::time::timeout;
 use zeromq::{DealerSocket, Socket, SocketEvent, SocketRecv, SocketSend, ZmqMessage};
 
 use super::*;
-use crate::protocol::{BODY_MAX, Cancel, Credit, Disconnect, Final, Message, Partial, Request};
+use crate::protocol::{
+    BODY_MAX, Because, Born, Cancel, Credit, Disconnect, Final, Message, Partial, Request,
+};
 
 /// Longer than anything here takes; a test that needs it has failed.
 const LONG: Duration = Duration::from_secs(10);
@@ -85,11 +87,16 @@ impl Fake {
     }
 
     async fn ready(&mut self, number: u32) {
+        self.ready_because(number, Because::Start).await;
+    }
+
+    async fn ready_because(&mut self, number: u32, because: Because) {
         let instance = format!("instance-{number}");
         let ready = Ready {
             pool: "test".into(),
             instance,
             number,
+            born: Born { because },
             ..Ready::default()
         };
         self.say(Message::Ready(ready)).await;
@@ -846,4 +853,21 @@ async fn whatever_comes_to_the_gate_real_workers_are_served() {
         assert!(call.await.unwrap().is_ok());
     }
     assert_eq!(server.handle.status().await.workers.len(), 1);
+}
+
+#[tokio::test]
+async fn a_restart_is_counted_once_and_a_new_connection_is_none() {
+    let server = Server::start(|_| ()).await;
+    let mut first = server.worker(1).await;
+    let mut second = Fake::connect(&server.broker.endpoint).await;
+    second.ready_because(2, Because::Frozen).await;
+    server.until(|it| it.workers.len() == 2).await;
+    // It says the same again, and one more connects anew.
+    second.ready_because(2, Because::Frozen).await;
+    let mut anew = Fake::connect(&server.broker.endpoint).await;
+    anew.ready_because(1, Because::Reconnected).await;
+    assert_eq!(first.hear().await, None);
+    let counted: Vec<_> = server.handle.metrics().restarts().collect();
+    let happened: Vec<_> = counted.iter().filter(|(_, n)| *n > 0).collect();
+    assert_eq!(happened, [&("frozen", 1)]);
 }
