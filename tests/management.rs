@@ -485,6 +485,55 @@ fn a_death_is_told_with_the_id_by_everybody_who_notices() {
 }
 
 #[test]
+fn the_line_of_a_failure_says_where_its_time_went() {
+    let settings = "logging.json = yes\nserver.workers = 1\nworker.spares = 0\n\
+                    server.timeout = 1\nserver.server_timing = yes\nzmq.cancel_grace = 0.2";
+    let server = Server::stub(settings);
+    let ask = |id: &str, path: &str| server.request("GET", path, &[("X-Request-Id", id)], b"");
+    let line = |id: &str| wait_line(&server, id, |line| line["target"] == "access");
+    let ms = |line: &Value, part: &str| line[part].as_f64();
+
+    let absent = ask("absent", "/ows/?MAP=absent&SERVICE=WMS&REQUEST=GetMap");
+    assert_eq!(absent.status, 404);
+    let timing = absent
+        .header("server-timing")
+        .expect("it is said")
+        .to_owned();
+    assert!(
+        timing.contains("queue;dur=") && timing.contains("load;dur="),
+        "{timing}"
+    );
+    let absent = line("absent");
+    assert!(ms(&absent, "queue_ms").is_some(), "{absent}");
+    assert!(
+        ms(&absent, "load_ms").is_some_and(|ms| ms > 0.0),
+        "{absent}"
+    );
+    assert_eq!(absent["render_ms"], Value::Null, "QGIS was not asked");
+
+    assert_eq!(ask("raised", &path_of("DO=raise")).status, 500);
+    let raised = line("raised");
+    assert!(
+        ms(&raised, "render_ms").is_some_and(|ms| ms > 0.0),
+        "{raised}"
+    );
+
+    let waiting = std::thread::scope(|scope| {
+        let busy = scope.spawn(|| ask("hung", &path_of("DO=hang&MARK=began")));
+        server.world.wait_count("began", 1);
+        let waiting = ask("waiting", &path_of("DO=echo"));
+        assert_eq!(busy.join().unwrap().status, 504);
+        waiting
+    });
+    let hung = line("hung");
+    assert!(ms(&hung, "queue_ms").is_some_and(|ms| ms < 900.0), "{hung}");
+    assert_eq!(hung["load_ms"], Value::Null, "nobody knows: {hung}");
+    // It gets a worker or its own time-out, and waited for most of a second either way.
+    assert!(matches!(waiting.status, 200 | 504), "{}", waiting.status);
+    assert!(ms(&line("waiting"), "queue_ms").is_some_and(|ms| ms > 300.0));
+}
+
+#[test]
 fn a_slow_request_is_logged_with_its_full_query_and_no_secret() {
     let server = Server::stub("logging.json = yes\nlogging.slow_seconds = 0.05");
     let long = "x".repeat(5000);

@@ -116,7 +116,7 @@ enum Command {
     Call {
         id: u64,
         call: Box<Call>,
-        answer: oneshot::Sender<Result<Reply, Error>>,
+        answer: oneshot::Sender<Result<Reply, Lost>>,
     },
     /// The counter of the stream is not zero any more.
     Took {
@@ -337,6 +337,26 @@ impl Drop for Stream {
     }
 }
 
+/// A call without a reply: why, and as much as is known of where its time went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lost {
+    pub error: Error,
+    /// How long it waited for workers.
+    pub queued: Option<Duration>,
+    /// Of the worker that gave up.
+    pub timings: Option<Timings>,
+}
+
+impl From<Error> for Lost {
+    fn from(error: Error) -> Self {
+        Self {
+            error,
+            queued: None,
+            timings: None,
+        }
+    }
+}
+
 /// Why there is no answer from a worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Error {
@@ -536,7 +556,7 @@ pub struct Handle {
 impl Handle {
     /// The reply to `call`, or why there is none. Dropping the future withdraws
     /// the call: out of the queue, or cancelled if `call.cancel`.
-    pub async fn call(&self, call: Call) -> Result<Reply, Error> {
+    pub async fn call(&self, call: Call) -> Result<Reply, Lost> {
         let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
         let (answer, answered) = oneshot::channel();
         let command = Command::Call {
@@ -549,7 +569,7 @@ impl Handle {
             id,
             commands: Some(&self.commands),
         };
-        let result = answered.await.unwrap_or(Err(Error::Stopping));
+        let result = answered.await.unwrap_or(Err(Error::Stopping.into()));
         guard.commands = None;
         result
     }

@@ -36,7 +36,7 @@ use super::transport::{Event, Router, Transport, Undeliverable};
 use super::troubled::Troubled;
 use super::versions::{Asked, Errand, Versions};
 use super::{
-    Body, Broker, Call, Command, Error, Handle, Item, Lane, Name as Called, Outcome, Reply,
+    Body, Broker, Call, Command, Error, Handle, Item, Lane, Lost, Name as Called, Outcome, Reply,
     Running, Shared, State, Status, Stream, Worker, name_of,
 };
 use crate::config;
@@ -208,7 +208,7 @@ struct Pending {
 
 /// Where its answer goes.
 enum Answer {
-    Whole(oneshot::Sender<Result<Reply, Error>>),
+    Whole(oneshot::Sender<Result<Reply, Lost>>),
     Stream {
         items: mpsc::Sender<Item>,
         taken: Arc<AtomicU32>,
@@ -402,7 +402,7 @@ impl<T: Transport> Driver<T> {
         self.act();
     }
 
-    fn submit(&mut self, id: Id, call: Box<Call>, answer: oneshot::Sender<Result<Reply, Error>>) {
+    fn submit(&mut self, id: Id, call: Box<Call>, answer: oneshot::Sender<Result<Reply, Lost>>) {
         let ticket = self.ticket(&call);
         let now = Instant::now();
         if let Some(project) = &call.project {
@@ -1184,7 +1184,11 @@ impl<T: Transport> Driver<T> {
             true => self.timed_out(pending.call.project.as_ref(), now),
             false => self.ended(id, &pending.call, now),
         }
-        pending.answer.fail(error);
+        let queued = Some(pending.queued_until(now));
+        pending.answer.fail(Lost {
+            queued,
+            ..error.into()
+        });
     }
 
     /// Whether the overdue request is its project's time-out.
@@ -1309,6 +1313,13 @@ impl Pending {
         }
     }
 
+    /// How long it waited for workers, in all.
+    fn queued_until(&self, now: Instant) -> Duration {
+        let waiting = now.saturating_duration_since(self.waiting_since);
+        let waiting = self.peer.is_none().then_some(waiting);
+        self.queued.unwrap_or_default() + waiting.unwrap_or_default()
+    }
+
     fn fingerprint(&mut self, quarantine: &Quarantine) -> Fingerprint {
         let known = self.fingerprint;
         let fingerprint = known.unwrap_or_else(|| quarantine.fingerprint(&self.call));
@@ -1320,7 +1331,11 @@ impl Pending {
 impl Answer {
     fn end(self, last: Final, bytes: Bytes, queued: Duration) {
         if let Some(failure) = last.failure {
-            return self.fail(Error::Failed(failure));
+            return self.fail(Lost {
+                error: Error::Failed(failure),
+                queued: Some(queued),
+                timings: Some(last.timings),
+            });
         }
         let outcome = Outcome {
             timings: last.timings,
@@ -1342,10 +1357,10 @@ impl Answer {
         }
     }
 
-    fn fail(self, error: Error) {
+    fn fail(self, lost: Lost) {
         match self {
-            Self::Stream { items, .. } => drop(items.try_send(Item::Broken(error))),
-            Self::Whole(answer) => drop(answer.send(Err(error))),
+            Self::Stream { items, .. } => drop(items.try_send(Item::Broken(lost.error))),
+            Self::Whole(answer) => drop(answer.send(Err(lost))),
         }
     }
 }
@@ -1469,7 +1484,7 @@ mod tests {
         fn close(&mut self, _: &Peer) {}
     }
 
-    type Answered = oneshot::Receiver<Result<Reply, Error>>;
+    type Answered = oneshot::Receiver<Result<Reply, Lost>>;
 
     impl Driver<Wire> {
         fn with_workers(names: &[&'static str]) -> Self {
@@ -1593,7 +1608,7 @@ mod tests {
         };
         let headless = Message::Final(last, Bytes::new());
         let lines = logged(|| driver.hear("a", headless));
-        assert_eq!(answered.try_recv().unwrap().unwrap_err(), Error::WorkerDied);
+        assert_eq!(refusal(&mut answered), Error::WorkerDied);
         for part in [
             "gone while serving",
             "began without a head",
@@ -1655,7 +1670,7 @@ mod tests {
                 ..get("GetMap")
             },
         );
-        let refused = answered.try_recv().unwrap().unwrap_err();
+        let refused = refusal(&mut answered);
         assert_eq!(refused, Error::RequestTooLarge { limit: HEAD_MAX });
         assert!(driver.transport.sent.is_empty());
         driver.call(2, get("GetMap"));
@@ -1739,7 +1754,7 @@ mod tests {
             limit: 1,
             retry_after,
         };
-        assert_eq!(refused.unwrap_err(), full);
+        assert_eq!(refused.unwrap_err().error, full);
         assert!(waiting.try_recv().is_err(), "it waits still");
         let default = config::Config::default().broker;
         assert_eq!(driver.config.window, default.window);
@@ -1882,7 +1897,7 @@ mod tests {
     }
 
     fn refusal(answered: &mut Answered) -> Error {
-        answered.try_recv().unwrap().unwrap_err()
+        answered.try_recv().unwrap().unwrap_err().error
     }
 
     #[test]

@@ -47,7 +47,7 @@ impl Server {
     /// A call in flight; dropping the task does not withdraw it, aborting does.
     fn call(&self, call: Call) -> tokio::task::JoinHandle<Result<Reply, Error>> {
         let handle = self.handle.clone();
-        tokio::spawn(async move { handle.call(call).await })
+        tokio::spawn(async move { handle.call(call).await.map_err(|lost| lost.error) })
     }
 
     /// When the status says so.
@@ -568,7 +568,7 @@ async fn waiting_has_two_bounds() {
     .await;
     let waiting = server.call(get("GetMap"));
     server.until(|status| status.n_waiting == 1).await;
-    let refused = server.handle.call(get("GetMap")).await.unwrap_err();
+    let refused = server.handle.call(get("GetMap")).await.unwrap_err().error;
     let retry_after = Duration::from_secs(1);
     let full = Error::QueueFull {
         limit: 1,
@@ -651,7 +651,7 @@ async fn a_stopping_broker_ends_what_it_has_and_leaves_nothing_behind() {
     };
     timeout(LONG, stopping).await.unwrap();
     assert_eq!(
-        handle.call(get("GetMap")).await.unwrap_err(),
+        handle.call(get("GetMap")).await.unwrap_err().error,
         Error::Stopping
     );
     worker.finish(request.id, ok(), "last").await;
@@ -667,7 +667,7 @@ async fn a_stopping_broker_ends_what_it_has_and_leaves_nothing_behind() {
     timeout(LONG, stopped).await.unwrap().unwrap();
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
     assert_eq!(
-        handle.call(get("GetMap")).await.unwrap_err(),
+        handle.call(get("GetMap")).await.unwrap_err().error,
         Error::Stopping
     );
     assert_eq!(handle.status().await.workers.len(), 0);

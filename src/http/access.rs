@@ -49,7 +49,7 @@ pub struct Entry {
     pub received: u64,
     pub bytes: u64,
     pub end: End,
-    /// How long it waited for a worker, if one replied.
+    /// How long it waited for a worker, whether it got one or not.
     pub queued: Option<Duration>,
     /// What the worker took, once it has said so.
     pub timings: Option<Timings>,
@@ -190,8 +190,10 @@ impl Entry {
         self.timings.map(|it| Duration::from_micros(it.load_us))
     }
 
+    /// None if it failed before QGIS was asked.
     fn render(&self) -> Option<Duration> {
-        self.timings.map(|it| Duration::from_micros(it.render_us))
+        let render = self.timings.map(|it| Duration::from_micros(it.render_us));
+        render.filter(|it| self.failure.is_none() || !it.is_zero())
     }
 
     fn trace_id(&self) -> Option<&str> {

@@ -9,7 +9,7 @@ use hyper::{Response, StatusCode};
 
 use super::body::{Chunks, Content};
 use super::caching;
-use crate::broker::Error;
+use crate::broker::{Error, Lost};
 use crate::ogc::exception::{self, Exception};
 use crate::protocol::{Failure, Head, Timings};
 
@@ -102,6 +102,12 @@ const NOT_FROM_QGIS: [&str; 14] = [
 impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
         Self::Broker(error)
+    }
+}
+
+impl From<Lost> for Refusal {
+    fn from(lost: Lost) -> Self {
+        Self::Broker(lost.error)
     }
 }
 
@@ -382,6 +388,7 @@ pub fn text_response<C>(
 }
 
 /// Where the time went, as far as the head of a response can know: for the access log.
+/// A failure took its time, too.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Known {
     pub queued: Option<Duration>,
@@ -389,6 +396,20 @@ pub struct Known {
 }
 
 impl Known {
+    pub fn of<C: Chunks>(body: &C) -> Self {
+        Self {
+            queued: body.queued(),
+            timings: body.outcome().map(|outcome| outcome.timings),
+        }
+    }
+
+    pub fn of_lost(lost: &Lost) -> Self {
+        Self {
+            queued: lost.queued,
+            timings: lost.timings,
+        }
+    }
+
     /// The value of Server-Timing, in milliseconds; None if nothing is known.
     pub fn server_timing(&self) -> Option<HeaderValue> {
         let micros = |duration: Duration| duration.as_micros() as u64;
@@ -421,10 +442,6 @@ pub fn from_qgis<C: Chunks>(
         );
         return Err(Refusal::Broker(Error::Failed(Failure::QgisFailed)));
     };
-    let known = Known {
-        queued: body.queued(),
-        timings: body.outcome().map(|outcome| outcome.timings),
-    };
     let content = Content::of_reply(body, head.length)?;
     let mut response = Response::new(if may_have_body(status) {
         content
@@ -436,7 +453,6 @@ pub fn from_qgis<C: Chunks>(
     if let Some(validator) = &head.validator {
         caching::tell(response.headers_mut(), validator, SystemTime::now());
     }
-    response.extensions_mut().insert(known);
     Ok(response)
 }
 

@@ -25,7 +25,7 @@ use super::request::{self, Asked, Held, Incomplete, Refused, Room};
 use super::route::{self, Route};
 use super::trace;
 use super::watch::Running;
-use crate::broker::{self, Call, Name, Status};
+use crate::broker::{self, Call, Lost, Name, Status};
 use crate::config::Http;
 use crate::metrics::Metrics;
 use crate::ogc::guard;
@@ -39,10 +39,7 @@ const PREFLIGHT_AGE: &str = "3600";
 /// What the front needs of the broker.
 pub trait Backend: Clone + Send + Sync + 'static {
     type Body: Chunks;
-    fn call(
-        &self,
-        call: Call,
-    ) -> impl Future<Output = Result<(Head, Self::Body), broker::Error>> + Send;
+    fn call(&self, call: Call) -> impl Future<Output = Result<(Head, Self::Body), Lost>> + Send;
     fn is_ready(&self) -> bool;
     /// Some worker has plugins that may answer what is no whole request.
     fn plugins_answer(&self) -> bool {
@@ -58,7 +55,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
 impl Backend for broker::Handle {
     type Body = broker::Body;
 
-    async fn call(&self, call: Call) -> Result<(Head, broker::Body), broker::Error> {
+    async fn call(&self, call: Call) -> Result<(Head, broker::Body), Lost> {
         broker::Handle::call(self, call)
             .await
             .map(|reply| (reply.head, reply.body))
@@ -344,7 +341,13 @@ impl<B: Backend> Front<B> {
         let is_posted = route == Route::Api && parts.method == Method::POST;
         let posted = is_posted.then(|| call.url.clone());
         let replied = self.backend.call(call).await;
-        line.failure = replied.as_ref().err().map(broker::Error::reason);
+        let known = match &replied {
+            Ok((_, body)) => Known::of(body),
+            Err(lost) => {
+                line.failure = Some(lost.error.reason());
+                Known::of_lost(lost)
+            }
+        };
         let replied = replied.map_err(Refusal::from);
         let response =
             replied.and_then(|(head, body)| reply::from_qgis(head, body, &line.request_id));
@@ -368,6 +371,7 @@ impl<B: Backend> Front<B> {
             }
         };
         let mut response = with_headers(response, &headers);
+        response.extensions_mut().insert(known);
         if is_private {
             policy::keep_private(response.headers_mut());
         }

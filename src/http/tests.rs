@@ -24,7 +24,7 @@ use tokio::time::timeout;
 
 use super::body::Chunks;
 use super::{Backend, serve};
-use crate::broker::{Call, Error, Outcome, Status};
+use crate::broker::{Call, Error, Lost, Outcome, Status};
 use crate::config::{Config, Http, Tls};
 use crate::protocol::{Failure, Head, Validator};
 
@@ -80,9 +80,9 @@ impl Broker {
 impl Backend for Broker {
     type Body = FakeBody;
 
-    async fn call(&self, call: Call) -> Result<(Head, FakeBody), Error> {
+    async fn call(&self, call: Call) -> Result<(Head, FakeBody), Lost> {
         self.0.calls.lock().expect("calls").push(call.clone());
-        (self.0.answer)(call).await
+        (self.0.answer)(call).await.map_err(Lost::from)
     }
 
     fn is_ready(&self) -> bool {
