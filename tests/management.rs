@@ -556,6 +556,30 @@ fn a_slow_request_is_logged_with_its_full_query_and_no_secret() {
 }
 
 #[test]
+fn xml_that_is_slow_is_logged_with_what_it_asked_and_no_secret() {
+    let settings = "logging.json = yes\nlogging.slow_seconds = 0.000001";
+    let server = Server::stub(settings);
+    let ask = |id: &str, body: &str| {
+        let headers = [("X-Request-Id", id), ("Content-Type", "text/xml")];
+        let reply = server.request("POST", "/ows/?MAP=city", &headers, body.as_bytes());
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        wait_line(&server, id, |line| line["target"] == "slow")
+    };
+    let query = "<GetFeature service=\"WFS\" version=\"1.1.0\">\n  <Query typeName=\"roads\"/>";
+    let plain = format!("{query}\n</GetFeature>");
+    assert_eq!(ask("plain", &plain)["xml"], plain);
+    let secret = format!("{query}<Name>token</Name><Literal>hush</Literal></GetFeature>");
+    assert_eq!(
+        ask("secret", &secret)["xml"],
+        format!("{query}<Name>token***")
+    );
+    let long = format!("{query}{}</GetFeature>", "<a/>".repeat(10_000));
+    let xml = ask("long", &long)["xml"].as_str().unwrap().len();
+    assert!((4000..=4096).contains(&xml), "{xml}");
+    assert!(!server.process.log.text().contains("hush"));
+}
+
+#[test]
 fn a_form_that_is_slow_is_logged_with_what_it_asked() {
     let settings = "logging.json = yes\nlogging.slow_seconds = 0.000001";
     let server = Server::stub(settings);

@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 
 use hyper::{Method, Uri};
 use memchr::memmem::Finder;
-use percent_encoding::percent_decode_str;
+use percent_encoding::{percent_decode, percent_decode_str};
 use tokio::runtime::Handle;
 
+use super::form;
 use super::reply::first;
 use crate::config::SECRET_WORDS;
 use crate::metrics::{self, Kind, Metrics};
@@ -21,6 +22,9 @@ use crate::traces::{Facts, Open, Traces};
 
 /// Longer targets are cut in the log.
 const TARGET_MAX: usize = 2048;
+
+/// So much of an XML body is logged: all of nearly every query.
+const XML_MAX: usize = 4096;
 
 /// 499 is what nginx calls a client that left before the answer.
 const CLIENT_LEFT: u16 = 499;
@@ -39,6 +43,8 @@ pub struct Entry {
     uri: Uri,
     /// The parameters of a form, when they came as a body.
     pub form: Option<String>,
+    /// The beginning of a body that is XML; only if the request may yet be slow.
+    xml: Option<String>,
     pub trace: Option<Trace>,
     span: Option<Open>,
     pub kind: Kind,
@@ -98,6 +104,7 @@ impl Line {
             method,
             uri: uri.clone(),
             form: None,
+            xml: None,
             trace: None,
             span: None,
             kind: Kind::PAGE,
@@ -166,6 +173,13 @@ impl Entry {
         let span = traces.begin(self.trace.as_ref());
         self.trace = Some(span.trace(self.trace.take()));
         self.span = Some(span);
+    }
+
+    /// What XML asks for stands in its body alone.
+    pub fn keep_xml(&mut self, body: &[u8]) {
+        if self.books.slow.is_some() && form::is_xml(body) {
+            self.xml = beginning(body);
+        }
     }
 
     fn close_span(&self) {
@@ -253,6 +267,7 @@ impl Entry {
             method = %self.method,
             uri = &*without_secrets(self.target()),
             form = self.form.as_deref().map(without_secrets).as_deref(),
+            xml = self.xml.as_deref().map(xml_without_secrets).as_deref(),
             status = self.status,
             failure = self.failure,
             ms = ms(self.taken),
@@ -304,6 +319,43 @@ fn is_secret(text: &str) -> bool {
     FINDERS.iter().any(has_value) || has_userinfo(&plain)
 }
 
+/// Cut behind a tag, so that no half of a secret remains by which it is not known as one.
+/// None of what has other characters than we could read.
+fn beginning(xml: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(&xml[..xml.len().min(XML_MAX)]);
+    let end = match xml.len() > XML_MAX {
+        true => text.rfind('>')? + 1,
+        false => text.len(),
+    };
+    (!text.contains('\0')).then(|| text[..end].to_owned())
+}
+
+/// `xml` up to the first name that looks secret: its value may be an attribute, an element
+/// or the literal of a filter, and end anywhere.
+fn xml_without_secrets(xml: &str) -> Cow<'_, str> {
+    let plain = xml.to_ascii_lowercase();
+    if let Some(at) = secret_in_xml(&plain) {
+        return format!("{}***", &xml[..at]).into();
+    }
+    let decoded: Vec<u8> = percent_decode(plain.as_bytes()).collect();
+    let is_hidden = secret_in_xml(&String::from_utf8_lossy(&decoded).to_ascii_lowercase());
+    is_hidden.map_or(xml.into(), |_| "***".into())
+}
+
+/// Where it may begin: behind a word, or in an address.
+fn secret_in_xml(plain: &str) -> Option<usize> {
+    let behind =
+        |(word, finder): (&str, &Finder)| Some(finder.find(plain.as_bytes())? + word.len());
+    let words = SECRET_WORDS.into_iter().zip(FINDERS.iter());
+    let in_address = |at: &usize| {
+        let rest = plain[*at..].split(|c: char| c.is_whitespace() || "/?#<>\"'".contains(c));
+        rest.into_iter().next().is_some_and(|it| it.contains('@'))
+    };
+    let addresses = plain.match_indices("://").map(|(at, _)| at + 3);
+    let address = addresses.filter(in_address).min();
+    words.filter_map(behind).chain(address).min()
+}
+
 /// Every line asks all of them.
 static FINDERS: LazyLock<[Finder<'static>; SECRET_WORDS.len()]> =
     LazyLock::new(|| SECRET_WORDS.map(Finder::new));
@@ -339,6 +391,40 @@ mod tests {
         ] {
             assert_eq!(without_secrets(target), logged);
         }
+    }
+
+    #[test]
+    fn secrets_in_xml_are_not_logged_and_nothing_before_them_is_hidden() {
+        for (xml, logged) in [
+            ("<GetFeature><Query typeNames=\"a@b\"/>", None),
+            ("<a xmlns=\"http://www.opengis.net/wfs\">b@c</a>", None),
+            ("<Password>x</Password>", Some("<Passw***")),
+            ("<a PWD='x'/>", Some("<a PWD***")),
+            (
+                "<Name>api_key</Name><Literal>x</Literal>",
+                Some("<Name>api_key***"),
+            ),
+            (
+                "<a href=\"http://me:pw@h/x\"/>",
+                Some("<a href=\"http://***"),
+            ),
+            ("<a href=\"http://h/?%74oken=x\"/>", Some("***")),
+        ] {
+            assert_eq!(xml_without_secrets(xml), logged.unwrap_or(xml));
+        }
+    }
+
+    #[test]
+    fn a_long_body_is_cut_behind_a_tag() {
+        assert_eq!(beginning(b"<a> b").as_deref(), Some("<a> b"));
+        let long = format!(
+            "<a>{}<b href=\"http://me:{}@h\"/>",
+            "é".repeat(9),
+            "x".repeat(XML_MAX)
+        );
+        assert_eq!(beginning(long.as_bytes()).as_deref(), Some("<a>"));
+        assert_eq!(beginning("<".repeat(XML_MAX + 1).as_bytes()), None);
+        assert_eq!(beginning(b"<\0a\0>\0"), None, "UTF-16 hides what is secret");
     }
 
     #[test]

@@ -45,7 +45,7 @@ fn kind(headers: &HeaderMap) -> Option<(Kind, &str)> {
 /// piece that comes.
 const BLANKS_MAX: usize = 1024;
 
-fn is_xml(body: &[u8]) -> bool {
+pub fn is_xml(body: &[u8]) -> bool {
     let body = &body[..body.len().min(BLANKS_MAX)];
     let text = body.strip_prefix("\u{FEFF}".as_bytes()).unwrap_or(body);
     text.trim_ascii_start().starts_with(b"<")

@@ -337,6 +337,9 @@ impl<B: Backend> Front<B> {
             }) => return refusal.into_response(&dialect, map.as_deref()),
         };
         (line.kind, line.form, line.called) = (kind, form, Some(Instant::now()));
+        if route == Route::Ows && line.form.is_none() {
+            line.keep_xml(&held.body);
+        }
         let has_project = call.project.is_some();
         let is_posted = route == Route::Api && parts.method == Method::POST;
         let posted = is_posted.then(|| call.url.clone());
