@@ -660,3 +660,29 @@ fn an_image_that_takes_too_much_memory_is_an_ogc_exception_and_costs_no_worker()
     }
     assert_eq!(server.workers(), before);
 }
+
+/// Of a raster without its end, GDAL complains in the threads that draw.
+#[test]
+fn what_gdal_says_is_in_the_log_with_the_id_of_the_request() {
+    let world = World::real();
+    let raster = world.path("projects/data/coast_distance.tif");
+    let whole = std::fs::read(&raster).unwrap();
+    std::fs::write(&raster, &whole[..whole.len() / 3 * 2]).unwrap();
+    let variable = Path::new("1");
+    let world = world.with("QGIS_SERVER_PARALLEL_RENDERING", variable);
+    let server = Server::start(world, "logging.json = yes").ready();
+    let query = format!("{WORLD_1_3}&REQUEST=GetMap&FORMAT=image/png&WIDTH=800&HEIGHT=400");
+    let path = format!("/ows/?MAP=world&{query}&LAYERS=coast_distance,countries,coast_distance");
+    for _ in 0..3 {
+        server.request("GET", &path, &[("X-Request-Id", "cut-off")], b"");
+    }
+    let said = server.process.log.wait_for("a line of GDAL's", |line| {
+        let line: serde_json::Value = serde_json::from_str(line).ok()?;
+        (line["tag"] == "GDAL" && line["request_id"] == "cut-off").then_some(line)
+    });
+    assert_eq!(said["level"], "ERROR");
+    let text = server.process.log.text();
+    for line in text.lines().filter(|line| !line.is_empty()) {
+        assert!(line.starts_with("{\"") && line.ends_with('}'), "{line}");
+    }
+}

@@ -6,6 +6,7 @@ mod dealer;
 mod documents;
 mod drive;
 mod environment;
+mod gdal;
 mod link;
 mod loading;
 mod machine;

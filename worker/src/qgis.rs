@@ -25,6 +25,7 @@ use qgisserver::protocol::{
 };
 
 use crate::documents::Asked;
+use crate::gdal;
 use crate::link::{Outlet, Unwanted};
 use crate::memory;
 use crate::places::{Source, Stamp};
@@ -404,14 +405,14 @@ impl Qgis {
         let current = Arc::new(Mutex::new(None));
         let starved = Arc::new(AtomicBool::new(false));
         Python::attach(|py| {
-            let log = Py::new(
-                py,
-                Log {
-                    current: current.clone(),
-                    starved: starved.clone(),
-                    qgis_info,
-                },
-            )?;
+            let log = || Log {
+                current: current.clone(),
+                starved: starved.clone(),
+                qgis_info,
+            };
+            // Before QGIS starts: that alone is worth a word of GDAL's.
+            listen_to_gdal(py, log());
+            let log = Py::new(py, log())?;
             let package = |name: &str| py.import(format!("qgisserver.{name}"));
             let prefix = zygote.prefix.to_string_lossy();
             let application = package("application")?.call_method1(
@@ -1279,6 +1280,16 @@ impl Log {
             "info" if self.qgis_info => said!(info, current, tag, text),
             _ => said!(debug, current, tag, text),
         }
+    }
+}
+
+/// Without GDAL, as in a test, nobody speaks.
+fn listen_to_gdal(py: Python<'_>, log: Log) {
+    let core = py.import("qgis._core");
+    let file = core.and_then(|core| core.getattr("__file__")?.extract::<PathBuf>());
+    let say = move |level: &str, text: &str| log.__call__(level, "GDAL", text);
+    if !file.is_ok_and(|file| gdal::listen(&file, Box::new(say))) {
+        tracing::debug!("GDAL was not found: what it says goes to standard error");
     }
 }
 
