@@ -159,7 +159,8 @@ fn is_services(path: &str) -> bool {
     path.strip_suffix('/').unwrap_or(path) == SERVICES
 }
 
-/// The client's address by the word of a trusted proxy.
+/// The client's address by the word of a trusted proxy. The first of several: the last is
+/// the proxy before ours where there are two, and we do not know how many there are.
 pub fn client(headers: &HeaderMap) -> Option<IpAddr> {
     let forwarded = combined(headers, "forwarded")
         .and_then(|value| parse(&value))
