@@ -842,7 +842,6 @@ mod tests {
         }
     }
 
-    /// Servers and pools are not renewed at the same moment.
     #[test]
     fn why_a_worker_took_its_place_is_spelt_the_same_everywhere() {
         for because in Because::ALL {
@@ -851,6 +850,7 @@ mod tests {
         }
     }
 
+    /// Servers and pools are not renewed at the same moment.
     #[test]
     fn a_worker_of_another_age_is_understood() {
         let mut head = serde_json::to_value(Ready::default()).unwrap();

@@ -420,7 +420,7 @@ fn a_restart_waits_for_a_request_that_takes_longer_than_a_stop_would_allow() {
     assert_eq!(server.process.log.count("worker.drain_timeout)"), 0);
 }
 
-/// Time itself is what is tried.
+/// That nothing happened for so long is no event one could wait for.
 fn outlive(bound: Duration) {
     std::thread::sleep(bound);
 }

@@ -45,10 +45,14 @@ WATCHED = {
 }
 
 
-def _no_rights():
+def _rights():
     from qgis.server import QgsAccessControlFilter
 
-    rights = QgsAccessControlFilter.LayerPermissions()
+    return QgsAccessControlFilter.LayerPermissions
+
+
+def _no_rights():
+    rights = _rights()()
     rights.canRead = rights.canInsert = rights.canUpdate = rights.canDelete = False
     return rights
 
@@ -174,7 +178,7 @@ def _ask_before(method, name, recorder, control, layer, *args):
 def _checked(name, answer):
     if name in TEXTS and not isinstance(answer, (str, type(None))):
         raise TypeError(f"{name} returned {type(answer).__name__}, which is no text")
-    if name == "layerPermissions" and not isinstance(answer, type(_no_rights())):
+    if name == "layerPermissions" and not isinstance(answer, _rights()):
         raise TypeError(f"{name} returned {type(answer).__name__}, which are no rights")
     return answer
 

@@ -343,12 +343,7 @@ impl Queue {
     /// A request arrived.
     pub fn submit(&mut self, id: Id, ticket: Ticket, now: Instant) {
         let cause = self.cause_of(&ticket);
-        let admitted = self.admit(&ticket, cause.is_some());
-        let admitted = admitted.and_then(|()| match cause {
-            Some(_) => Ok(()),
-            None => self.count(&ticket, now),
-        });
-        if let Err(error) = admitted {
+        if let Err(error) = self.admit(&ticket, cause.is_some(), now) {
             return self.effects.push(Effect::Answer { id, error });
         }
         if let Some(cause) = cause {
@@ -385,11 +380,13 @@ impl Queue {
         is_free && (!line.is_long() || self.doors(now).is_open(line))
     }
 
-    fn admit(&self, ticket: &Ticket, is_own: bool) -> Result<(), Error> {
+    /// A client's rate counts what nothing else keeps out.
+    fn admit(&mut self, ticket: &Ticket, is_own: bool, now: Instant) -> Result<(), Error> {
         let Limits {
             queue_max,
             client_max,
             project_max,
+            client_rate,
             ..
         } = self.limits;
         if self.stopping {
@@ -413,14 +410,12 @@ impl Queue {
                 retry_after: self.retry_after(),
             });
         }
-        Ok(())
-    }
-
-    fn count(&mut self, ticket: &Ticket, now: Instant) -> Result<(), Error> {
-        let limit = self.limits.client_rate;
-        match self.rates.ask(&ticket.client, limit, now) {
+        match self.rates.ask(&ticket.client, client_rate, now) {
             None => Ok(()),
-            Some(retry_after) => Err(Error::ClientTooFast { limit, retry_after }),
+            Some(retry_after) => Err(Error::ClientTooFast {
+                limit: client_rate,
+                retry_after,
+            }),
         }
     }
 

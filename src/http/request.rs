@@ -440,7 +440,9 @@ impl Incomplete<'_> {
 
     /// The same if `map` says so, too: a policy may have made another one of it.
     fn listed_as(&self, map: &str) -> Option<ProjectRef> {
-        self.listed().filter(|listed| listed.to_string() == map)
+        // Nearly no request is for one of them.
+        let listed = map.starts_with(CATALOG).then(|| self.listed())?;
+        listed.filter(|listed| listed.to_string() == map)
     }
 
     fn schemes(&self) -> guard::Schemes<'_> {

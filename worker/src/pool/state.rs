@@ -1036,6 +1036,13 @@ mod tests {
 
     #[test]
     fn the_request_of_a_worker_that_a_restart_replaces_may_take_its_time_until_the_pool_stops() {
+        let (mut pool, now) = renewing();
+        pool.step(now);
+        assert_may_take_its_time_until_the_pool_stops(pool, now);
+    }
+
+    /// One that restarts, and whose first new worker the server knows.
+    fn renewing() -> (Pool, Instant) {
         let (mut pool, now) = settled();
         pool.restart();
         pool.step(now);
@@ -1043,8 +1050,7 @@ mod tests {
         pool.ready(4, now);
         pool.step(now);
         pool.joined(4);
-        pool.step(now);
-        assert_may_take_its_time_until_the_pool_stops(pool, now);
+        (pool, now)
     }
 
     /// Lets everybody beat for so long.
@@ -1078,13 +1084,7 @@ mod tests {
 
     #[test]
     fn a_long_request_of_one_does_not_keep_the_others_from_being_replaced() {
-        let (mut pool, mut now) = settled();
-        pool.restart();
-        pool.step(now);
-        pool.died(3, false, now);
-        pool.ready(4, now);
-        pool.step(now);
-        pool.joined(4);
+        let (mut pool, mut now) = renewing();
         assert_eq!(pool.step(now), [Effect::Dismiss(1), Effect::Fork(3)]);
         pool.ready(3, now);
         assert_eq!(live(&mut pool, 19, &mut now), []);
