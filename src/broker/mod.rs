@@ -6,6 +6,7 @@
 //! machine connect to a socket in a private directory (`crate::directory`), all
 //! others through `gate.rs`.
 
+mod awake;
 mod breaker;
 mod cost;
 mod crowd;

@@ -23,6 +23,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{self, MissedTickBehavior};
 
+use super::awake::Awake;
 use super::breaker::{self, Breakers, Change, Verdict};
 use super::cost::{Kind, Work};
 use super::deaths::{self, Departure, Departures, Storm};
@@ -296,6 +297,7 @@ impl<T: Transport> Driver<T> {
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut alarm = pin!(time::sleep(Duration::ZERO));
         let mut armed = None;
+        let mut awake = Awake::new(Instant::now());
         for turn in 1u64.. {
             let due = self.next_deadline();
             // It may ring early, never late; so most turns leave it alone.
@@ -312,7 +314,9 @@ impl<T: Transport> Driver<T> {
                     self.tick();
                 }
                 _ = beat.tick() => self.beat(),
+                () = awake.wait() => {}
             }
+            awake.running(self.queue.n_running(), Instant::now());
             if self.has_ended() {
                 break;
             }

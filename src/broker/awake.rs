@@ -1,0 +1,135 @@
+//! Whether the broker's thread waits awake for what comes next.
+//!
+//! To wake a processor that fell asleep takes tens of microseconds, three times for
+//! each request of a lonely client, which is more than all that happens to a small
+//! one here. So while at most one request runs, the thread looks again and again
+//! instead of sleeping; but only where the last wait of that kind was short, that is
+//! where answers take less than half a millisecond and their client asks again at
+//! once. Beside maps it sleeps as any other server.
+
+use std::time::{Duration, Instant};
+
+/// For the answer of the only request that runs.
+const FOR_AN_ANSWER: Duration = Duration::from_micros(500);
+
+/// For the next request when none runs.
+const FOR_A_REQUEST: Duration = Duration::from_micros(200);
+
+/// What is waited for, and how long it took the last time.
+#[derive(Debug)]
+pub struct Awake {
+    /// There is a processor for us beside the one for QGIS.
+    possible: bool,
+    n_running: usize,
+    since: Instant,
+    /// With none running, and with one.
+    last: [Duration; 2],
+    until: Option<Instant>,
+}
+
+impl Awake {
+    pub fn new(now: Instant) -> Self {
+        let processors = std::thread::available_parallelism();
+        Self {
+            possible: processors.is_ok_and(|n| n.get() > 1),
+            n_running: 0,
+            since: now,
+            last: [Duration::MAX; 2],
+            until: None,
+        }
+    }
+
+    /// So many requests run now.
+    pub fn running(&mut self, n: usize, now: Instant) {
+        if n == self.n_running {
+            return;
+        }
+        if let Some(last) = self.last.get_mut(self.n_running) {
+            *last = now - self.since;
+        }
+        self.n_running = n;
+        self.since = now;
+        let limit = match n {
+            0 => FOR_A_REQUEST,
+            1 => FOR_AN_ANSWER,
+            _ => Duration::ZERO,
+        };
+        let soon = self.last.get(n).is_some_and(|last| *last < limit);
+        self.until = (self.possible && soon).then(|| now + limit);
+    }
+
+    /// Ends once waiting awake is over; never if it need not begin.
+    pub async fn wait(&mut self) {
+        let Some(until) = self.until else {
+            return std::future::pending().await;
+        };
+        while Instant::now() < until {
+            // Whoever else wants this processor goes first.
+            std::thread::yield_now();
+            tokio::task::yield_now().await;
+        }
+        self.until = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHORT: Duration = Duration::from_micros(100);
+    const LONG: Duration = Duration::from_millis(10);
+
+    /// Requests one after the other, each so long, with such a pause before it.
+    /// Whether the wait for the last answer was awake, and that for the next request.
+    fn after(requests: &[(Duration, Duration)]) -> (bool, bool) {
+        let mut now = Instant::now();
+        let mut awake = Awake::new(now);
+        awake.possible = true;
+        let mut seen = (false, false);
+        for (pause, length) in requests {
+            now += *pause;
+            awake.running(1, now);
+            seen.0 = awake.until.is_some();
+            now += *length;
+            awake.running(0, now);
+            seen.1 = awake.until.is_some();
+        }
+        seen
+    }
+
+    #[test]
+    fn a_lonely_client_of_small_requests_finds_us_awake() {
+        assert_eq!(after(&[(LONG, SHORT)]), (false, false));
+        assert_eq!(after(&[(LONG, SHORT), (SHORT, SHORT)]), (true, true));
+    }
+
+    #[test]
+    fn maps_and_clients_that_pause_do_not() {
+        assert_eq!(after(&[(SHORT, LONG); 3]), (false, true));
+        assert_eq!(after(&[(LONG, SHORT); 3]), (true, false));
+        assert_eq!(after(&[(LONG, LONG); 3]), (false, false));
+    }
+
+    #[test]
+    fn several_at_once_are_no_reason_to_wait_awake() {
+        let mut now = Instant::now();
+        let mut awake = Awake::new(now);
+        awake.possible = true;
+        for n in [1, 2, 3, 2] {
+            now += SHORT;
+            awake.running(n, now);
+            assert_eq!(awake.until, None);
+        }
+    }
+
+    #[tokio::test]
+    async fn waiting_awake_ends_by_itself_and_once() {
+        let now = Instant::now();
+        let mut awake = Awake::new(now);
+        awake.until = Some(now + SHORT);
+        awake.wait().await;
+        assert!(Instant::now() >= now + SHORT);
+        let again = tokio::time::timeout(LONG, awake.wait()).await;
+        assert!(again.is_err(), "it ended twice");
+    }
+}
