@@ -54,13 +54,16 @@ unsafe extern "C" fn hear(class: c_int, _number: c_int, text: *const c_char) {
     };
     // SAFETY: GDAL gives a string that ends and that lives as long as this call.
     let text = unsafe { CStr::from_ptr(text) }.to_string_lossy();
-    listener(level(class), text.trim_end());
+    let text = text.trim_end();
+    listener(level(class, text), text);
 }
 
-/// Of a `CPLErr`.
-fn level(class: c_int) -> &'static str {
+/// Of a `CPLErr`. QGIS wants GDAL to do without drivers that few builds of GDAL have, and
+/// each worker of all others would say so: nobody can act on that.
+fn level(class: c_int, text: &str) -> &'static str {
     match class {
         0 | 1 => "debug",
+        2 if text.ends_with("to unload from GDAL_SKIP environment variable.") => "debug",
         2 => "warning",
         _ => "error",
     }
@@ -69,6 +72,13 @@ fn level(class: c_int) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_driver_that_is_not_missed_is_no_warning() {
+        let text = "Unable to find driver ECW to unload from GDAL_SKIP environment variable.";
+        assert_eq!(level(2, text), "debug");
+        assert_eq!(level(2, "The file is truncated."), "warning");
+    }
 
     #[test]
     fn a_library_that_is_not_loaded_or_knows_no_gdal_is_no_mistake() {
