@@ -6,6 +6,10 @@
 //! instead of sleeping; but only where the last wait of that kind was short, that is
 //! where answers take less than half a millisecond and their client asks again at
 //! once. Beside maps it sleeps as any other server.
+//!
+//! Whoever is awake has no right to be woken: if other programs want the processor, it
+//! gets it back after their turn, which is milliseconds. So it goes to sleep when that
+//! happened, and for a while.
 
 use std::time::{Duration, Instant};
 
@@ -14,6 +18,12 @@ const FOR_AN_ANSWER: Duration = Duration::from_micros(500);
 
 /// For the next request when none runs.
 const FOR_A_REQUEST: Duration = Duration::from_micros(200);
+
+/// Between two looks nothing of ours takes so long.
+const LATE: Duration = Duration::from_micros(300);
+
+/// How long the processor is left to others who wanted it.
+const PAUSE: Duration = Duration::from_secs(10);
 
 /// What is waited for, and how long it took the last time.
 #[derive(Debug)]
@@ -25,6 +35,8 @@ pub struct Awake {
     /// With none running, and with one.
     last: [Duration; 2],
     until: Option<Instant>,
+    looked: Instant,
+    not_before: Instant,
 }
 
 impl Awake {
@@ -36,6 +48,8 @@ impl Awake {
             since: now,
             last: [Duration::MAX; 2],
             until: None,
+            looked: now,
+            not_before: now,
         }
     }
 
@@ -44,6 +58,7 @@ impl Awake {
         if n == self.n_running {
             return;
         }
+        self.look(now);
         if let Some(last) = self.last.get_mut(self.n_running) {
             *last = now - self.since;
         }
@@ -55,15 +70,30 @@ impl Awake {
             _ => Duration::ZERO,
         };
         let soon = self.last.get(n).is_some_and(|last| *last < limit);
-        self.until = (self.possible && soon).then(|| now + limit);
+        let wanted = self.possible && soon && now >= self.not_before;
+        self.until = wanted.then(|| now + limit);
+    }
+
+    /// Notices that others had our processor.
+    fn look(&mut self, now: Instant) {
+        if self.until.is_some() && now - self.looked > LATE {
+            self.until = None;
+            self.not_before = now + PAUSE;
+        }
+        self.looked = now;
     }
 
     /// Ends once waiting awake is over; never if it need not begin.
     pub async fn wait(&mut self) {
-        let Some(until) = self.until else {
+        if self.until.is_none() {
             return std::future::pending().await;
-        };
-        while Instant::now() < until {
+        }
+        loop {
+            let now = Instant::now();
+            self.look(now);
+            if self.until.is_none_or(|until| now >= until) {
+                break;
+            }
             // Whoever else wants this processor goes first.
             std::thread::yield_now();
             tokio::task::yield_now().await;
@@ -120,6 +150,30 @@ mod tests {
             awake.running(n, now);
             assert_eq!(awake.until, None);
         }
+    }
+
+    #[test]
+    fn it_sleeps_for_a_while_when_others_want_the_processor() {
+        let mut now = Instant::now();
+        let mut awake = Awake::new(now);
+        awake.possible = true;
+        let mut request = |awake: &mut Awake, length| {
+            now += SHORT;
+            awake.running(1, now);
+            let was_awake = awake.until.is_some();
+            now += length;
+            awake.running(0, now);
+            was_awake
+        };
+        request(&mut awake, SHORT);
+        assert!(request(&mut awake, SHORT), "it is calm");
+        assert!(request(&mut awake, LATE * 2), "nobody knows yet");
+        for _ in 0..3 {
+            assert!(!request(&mut awake, SHORT), "others were first");
+        }
+        request(&mut awake, PAUSE);
+        request(&mut awake, SHORT);
+        assert!(request(&mut awake, SHORT), "it is calm again");
     }
 
     #[tokio::test]
