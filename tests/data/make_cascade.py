@@ -27,7 +27,8 @@ def main(target, url, layer):
     # Whoever reads the project finds all of it or nothing.
     assert project.write(target + ".new.qgs"), project.error()
     os.rename(target + ".new.qgs", target)
-    project.clear()
+    # QGIS 3.40 crashes on what outlives it.
+    del cascaded, project
     app.exitQgis()
 
 
