@@ -9,7 +9,7 @@ use hyper::header::{FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Uri, Version};
 
 use crate::broker::zmtp::Guard;
-use crate::http::forwarded::{self, Base};
+use crate::http::forwarded::{Base, Said};
 use crate::ogc::{guard, ows};
 use crate::protocol::Message;
 
@@ -127,13 +127,18 @@ pub fn forwarded(bytes: &[u8]) {
             headers.append(name, value);
         }
     }
-    let _ = forwarded::client(&headers);
+    for proxies in [1, 2] {
+        let _ = Said::new(&headers, proxies).client();
+    }
     let uri = Uri::from_static("/ows/");
     let Ok(base) = Base::direct("http", &uri, Version::HTTP_11, &headers, "local:1") else {
         return;
     };
     assert_is_base(&base);
-    assert_is_base(&base.behind_proxy(None, "/ows/", &headers));
+    for proxies in [1, 2] {
+        let said = Said::new(&headers, proxies);
+        assert_is_base(&base.clone().behind_proxy(None, "/ows/", said));
+    }
 }
 
 /// It stands in documents and headers, so it must be one URL, and as it says.

@@ -69,6 +69,8 @@ pub struct Http {
     pub tls: Option<Tls>,
     /// Honour forwarded headers.
     pub http_proxy: bool,
+    /// Trusted proxies that append to lists of forwarded addresses; only with `http_proxy`.
+    pub http_proxies: usize,
     /// Fixed public base URL; only with `http_proxy`.
     pub proxy_url: Option<String>,
     /// Lower-case name of the header that names the client; only with `http_proxy`.
@@ -323,6 +325,7 @@ impl Default for Config {
                 threads: 2,
                 tls: None,
                 http_proxy: false,
+                http_proxies: 1,
                 proxy_url: None,
                 client_header: None,
                 run_on: Vec::new(),
@@ -520,6 +523,7 @@ impl Http {
             threads: settings.size("server.http_threads"),
             tls: tls("server", settings),
             http_proxy: settings.bool("server.http_proxy"),
+            http_proxies: settings.size("server.http_proxies"),
             proxy_url: settings.text("server.proxy_url"),
             client_header: settings
                 .text("server.client_header")

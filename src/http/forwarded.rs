@@ -1,9 +1,10 @@
 //! The public base URL of a request: from Host, or from what a trusted proxy
 //! says (RFC 7239 and the headers that were there before it).
 //!
-//! Everything that ends up in the URL is validated here. Of a list the first
-//! element counts: the one that the outermost proxy wrote. A malformed value of
-//! a proxy is as good as none; a malformed Host is refused.
+//! Everything that ends up in the URL is validated here. Proxies append to what came,
+//! so of a list the element counts that the outermost trusted proxy wrote, counted from
+//! the end: what stands before it anybody may have sent. A malformed value of a proxy is
+//! as good as none; a malformed Host is refused.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -27,6 +28,49 @@ pub struct Base {
     pub prefix: String,
     /// The path of web services, where a proxy says it whole.
     pub services: Option<String>,
+}
+
+/// What the proxies in front of us say.
+#[derive(Debug, Clone, Copy)]
+pub struct Said<'a> {
+    headers: &'a HeaderMap,
+    /// Those that are trusted; each appends to lists.
+    proxies: usize,
+}
+
+impl<'a> Said<'a> {
+    pub fn new(headers: &'a HeaderMap, proxies: usize) -> Self {
+        Self { headers, proxies }
+    }
+
+    /// The client's address. By far most proxies say it in X-Forwarded-For, and pass a
+    /// Forwarded on that clients send.
+    pub fn client(self) -> Option<IpAddr> {
+        self.get("x-forwarded-for")
+            .or_else(|| find(&self.forwarded(), "for").map(str::to_owned))
+            .or_else(|| self.get("x-real-ip"))
+            .and_then(|node| address(&node))
+    }
+
+    /// What the outermost proxy wrote into a list.
+    fn get(&self, name: &str) -> Option<String> {
+        let whole = combined(self.headers, name)?;
+        let all: Vec<&str> = whole.split(',').map(str::trim).collect();
+        let all: Vec<&str> = all.into_iter().filter(|it| !it.is_empty()).collect();
+        self.outermost(&all).map(|it| (*it).to_owned())
+    }
+
+    /// The same of `Forwarded`; nothing if that is malformed.
+    fn forwarded(&self) -> Vec<(String, String)> {
+        let all = combined(self.headers, "forwarded").and_then(|value| parse(&value));
+        let all = all.unwrap_or_default();
+        self.outermost(&all).cloned().unwrap_or_default()
+    }
+
+    /// Where there are fewer than proxies, some of these replace what came.
+    fn outermost<'e, T>(&self, all: &'e [T]) -> Option<&'e T> {
+        all.get(all.len().saturating_sub(self.proxies))
+    }
 }
 
 /// The Host of a request is missing, repeated or malformed.
@@ -60,15 +104,15 @@ impl Base {
         })
     }
 
-    /// What the proxies in front of us say of a request for `path`; `proxy_url` is
+    /// As the proxies in front of us see it, of a request for `path`; `proxy_url` is
     /// fixed by the operator.
-    pub fn behind_proxy(self, proxy_url: Option<&str>, path: &str, headers: &HeaderMap) -> Self {
+    pub fn behind_proxy(self, proxy_url: Option<&str>, path: &str, said: Said) -> Self {
+        let url = |name| said.get(name);
         let fixed = proxy_url.and_then(Self::of_url);
-        let url = |name| first(headers, name);
         fixed
-            .or_else(|| url("x-forwarded-url").and_then(Self::of_url))
-            .or_else(|| url("x-qgis-forwarded-url").and_then(|url| Self::of_request(url, path)))
-            .unwrap_or_else(|| self.piecewise(headers))
+            .or_else(|| url("x-forwarded-url").and_then(|url| Self::of_url(&url)))
+            .or_else(|| url("x-qgis-forwarded-url").and_then(|url| Self::of_request(&url, path)))
+            .unwrap_or_else(|| self.piecewise(said))
     }
 
     /// The public address of what is at `path` here.
@@ -130,24 +174,24 @@ impl Base {
         })
     }
 
-    fn piecewise(self, headers: &HeaderMap) -> Self {
-        let forwarded = combined(headers, "forwarded")
-            .and_then(|value| parse(&value))
-            .unwrap_or_default();
+    fn piecewise(self, said: Said) -> Self {
+        let forwarded = said.forwarded();
         let of_forwarded = |name: &str| find(&forwarded, name);
-        let scheme = first(headers, "x-forwarded-proto")
-            .and_then(scheme)
-            .or_else(|| first(headers, "x-scheme").and_then(scheme))
+        let of_header = |name: &str| said.get(name);
+        let scheme = of_header("x-forwarded-proto")
+            .and_then(|name| scheme(&name))
+            .or_else(|| of_header("x-scheme").and_then(|name| scheme(&name)))
             .or_else(|| of_forwarded("proto").and_then(scheme))
             .unwrap_or(self.scheme);
-        let host = first(headers, "x-forwarded-host")
-            .and_then(authority)
-            .map(|host| with_port(host, first(headers, "x-forwarded-port"), &scheme))
+        let port = of_header("x-forwarded-port");
+        let host = of_header("x-forwarded-host")
+            .and_then(|host| authority(&host))
+            .map(|host| with_port(host, port.as_deref(), &scheme))
             .or_else(|| of_forwarded("host").and_then(authority));
         Self {
             authority: host.unwrap_or(self.authority),
-            prefix: first(headers, "x-forwarded-prefix")
-                .and_then(prefix)
+            prefix: of_header("x-forwarded-prefix")
+                .and_then(|path| prefix(&path))
                 .unwrap_or_default(),
             services: None,
             scheme,
@@ -159,21 +203,15 @@ fn is_services(path: &str) -> bool {
     path.strip_suffix('/').unwrap_or(path) == SERVICES
 }
 
-/// The client's address by the word of a trusted proxy. The first of several: the last is
-/// the proxy before ours where there are two, and we do not know how many there are.
-pub fn client(headers: &HeaderMap) -> Option<IpAddr> {
-    let forwarded = combined(headers, "forwarded")
-        .and_then(|value| parse(&value))
-        .unwrap_or_default();
-    find(&forwarded, "for")
-        .or_else(|| first(headers, "x-forwarded-for"))
-        .or_else(|| first(headers, "x-real-ip"))
-        .and_then(address)
-}
-
-/// What a proxy's header `name` says, if it can stand for a client.
+/// What a proxy's header `name` says, if it can stand for a client. A list stands for none:
+/// its address counts.
 pub fn name(headers: &HeaderMap, name: &str) -> Option<String> {
-    let value = headers.get(name)?.to_str().ok()?.trim();
+    if matches!(name, "forwarded" | "x-forwarded-for") {
+        return None;
+    }
+    // What the proxy adds comes after what it was sent.
+    let value = headers.get_all(name).iter().next_back()?;
+    let value = value.to_str().ok()?.trim();
     let is_sane = (1..=NAME_MAX).contains(&value.len());
     is_sane.then(|| value.to_owned())
 }
@@ -245,22 +283,13 @@ fn with_port(host: String, port: Option<&str>, scheme: &str) -> String {
     }
 }
 
-/// The first element of a comma-separated header.
-fn first<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    let value = headers.get(name)?.to_str().ok()?;
-    let first = value.split(',').next()?.trim();
-    (!first.is_empty()).then_some(first)
-}
-
+/// All lines of a header as one. What is no text makes its own element a bad one.
 fn combined(headers: &HeaderMap, name: &str) -> Option<String> {
-    let values: Option<Vec<&str>> = headers
-        .get_all(name)
-        .iter()
-        .map(|value| value.to_str().ok())
+    let lines = headers.get_all(name).iter();
+    let lines: Vec<_> = lines
+        .map(|line| String::from_utf8_lossy(line.as_bytes()))
         .collect();
-    values
-        .filter(|values| !values.is_empty())
-        .map(|values| values.join(","))
+    (!lines.is_empty()).then(|| lines.join(","))
 }
 
 fn find<'a>(element: &'a [(String, String)], name: &str) -> Option<&'a str> {
@@ -270,9 +299,9 @@ fn find<'a>(element: &'a [(String, String)], name: &str) -> Option<&'a str> {
         .map(|(_, value)| value.as_str())
 }
 
-/// The pairs of the first element of a `Forwarded` value, names in lower case;
+/// The pairs of each element of a `Forwarded` value, names in lower case;
 /// None when any part of the value is not RFC 7239 clause 4.
-fn parse(value: &str) -> Option<Vec<(String, String)>> {
+fn parse(value: &str) -> Option<Vec<Vec<(String, String)>>> {
     let mut rest = value;
     let mut elements: Vec<Vec<(String, String)>> = vec![Vec::new()];
     loop {
@@ -286,7 +315,10 @@ fn parse(value: &str) -> Option<Vec<(String, String)>> {
             rest = after.trim_start_matches([' ', '\t']);
         }
         match rest.as_bytes().first() {
-            None => return elements.into_iter().find(|element| !element.is_empty()),
+            None => {
+                elements.retain(|element| !element.is_empty());
+                return Some(elements);
+            }
             Some(b';') => {}
             Some(b',') => elements.push(Vec::new()),
             Some(_) => return None,
@@ -356,9 +388,13 @@ mod tests {
     }
 
     fn proxied(lines: &[(&str, &str)]) -> String {
-        inner()
-            .behind_proxy(None, "/ows/", &headers(lines))
-            .with("/ows/")
+        behind(1, lines)
+    }
+
+    fn behind(proxies: usize, lines: &[(&str, &str)]) -> String {
+        let headers = headers(lines);
+        let said = Said::new(&headers, proxies);
+        inner().behind_proxy(None, "/ows/", said).with("/ows/")
     }
 
     fn inner() -> Base {
@@ -430,20 +466,18 @@ mod tests {
             proxied(&[(name, "https://u:8443/base/")]),
             "https://u:8443/base/ows/"
         );
-        let base = inner().behind_proxy(
-            Some("https://fixed/x"),
-            "/ows/",
-            &headers(&[(name, "https://u"), ("x-qgis-forwarded-url", "https://v")]),
-        );
+        let headers = headers(&[(name, "https://u"), ("x-qgis-forwarded-url", "https://v")]);
+        let said = Said::new(&headers, 1);
+        let base = inner().behind_proxy(Some("https://fixed/x"), "/ows/", said);
         assert_eq!(base.with("/ows/"), "https://fixed/x/ows/");
     }
 
     #[test]
     fn the_forwarded_url_of_qgis_is_the_address_of_web_services_itself() {
         let of = |said: &str, path: &str| {
-            inner()
-                .behind_proxy(None, path, &headers(&[("x-qgis-forwarded-url", said)]))
-                .with(path)
+            let headers = headers(&[("x-qgis-forwarded-url", said)]);
+            let said = Said::new(&headers, 1);
+            inner().behind_proxy(None, path, said).with(path)
         };
         for (said, path, address) in [
             ("https://u/maps/ows/", "/ows/", "https://u/maps/ows/"),
@@ -477,13 +511,16 @@ mod tests {
     }
 
     #[test]
-    fn the_first_of_a_list_counts() {
+    fn of_a_list_the_word_of_the_outermost_trusted_proxy_counts() {
         let lines = [
-            ("x-forwarded-host", "outer:8443, inner"),
+            ("x-forwarded-host", "invented, outer:8443, inner"),
             ("x-forwarded-proto", "https, http"),
             ("x-forwarded-prefix", "/gis/, /x"),
         ];
-        assert_eq!(proxied(&lines), "https://outer:8443/gis/ows/");
+        assert_eq!(behind(1, &lines), "http://inner/x/ows/");
+        assert_eq!(behind(2, &lines), "https://outer:8443/gis/ows/");
+        let lines = [("x-forwarded-host", "invented"), ("x-forwarded-host", "h")];
+        assert_eq!(behind(1, &lines), "http://h/ows/");
     }
 
     #[test]
@@ -505,7 +542,7 @@ mod tests {
         for (value, base) in [
             ("host=h;proto=https", "https://h/ows/"),
             (
-                "for=\"[2001:db8::1]:4711\" ; Host=\"h:8443\"; Proto=HTTPS, host=x",
+                "host=x, for=\"[2001:db8::1]:4711\" ; Host=\"h:8443\"; Proto=HTTPS",
                 "https://h:8443/ows/",
             ),
             ("host=\"h\\.org\"", "http://h.org/ows/"),
@@ -515,10 +552,9 @@ mod tests {
         ] {
             assert_eq!(proxied(&[("forwarded", value)]), base, "{value}");
         }
-        assert_eq!(
-            proxied(&[("forwarded", "host=a"), ("forwarded", "host=b")]),
-            "http://a/ows/"
-        );
+        let lines = [("forwarded", "host=a"), ("forwarded", "host=b")];
+        assert_eq!(behind(1, &lines), "http://b/ows/");
+        assert_eq!(behind(2, &lines), "http://a/ows/");
     }
 
     #[test]
@@ -556,23 +592,57 @@ mod tests {
         }
     }
 
+    fn client(proxies: usize, lines: &[(&str, &str)]) -> Option<String> {
+        let client = Said::new(&headers(lines), proxies).client();
+        client.map(|ip| ip.to_string())
+    }
+
     #[test]
-    fn the_client_is_who_the_proxy_says() {
-        let of = |name, value| client(&headers(&[(name, value)])).map(|ip| ip.to_string());
+    fn the_client_is_who_the_outermost_trusted_proxy_says() {
+        let of = |proxies, value| client(proxies, &[("x-forwarded-for", value)]);
+        let whole = "198.51.100.7, 192.0.2.1, 10.0.0.1";
+        assert_eq!(of(1, whole).as_deref(), Some("10.0.0.1"));
+        assert_eq!(of(2, whole).as_deref(), Some("192.0.2.1"));
+        assert_eq!(of(9, whole).as_deref(), Some("198.51.100.7"));
+        assert_eq!(of(1, "192.0.2.1").as_deref(), Some("192.0.2.1"));
+        assert_eq!(of(1, "198.51.100.7, unknown"), None);
+        let lines = [
+            ("x-forwarded-for", "198.51.100.7"),
+            ("x-forwarded-for", "192.0.2.1"),
+        ];
+        assert_eq!(client(1, &lines).as_deref(), Some("192.0.2.1"));
+        let of = |proxies, value| client(proxies, &[("forwarded", value)]);
+        let whole = "for=198.51.100.7, for=192.0.2.1:47;proto=https, for=\"[2001:db8::1]:4711\"";
+        assert_eq!(of(1, whole).as_deref(), Some("2001:db8::1"));
+        assert_eq!(of(2, whole).as_deref(), Some("192.0.2.1"));
         assert_eq!(
-            of("x-forwarded-for", "192.0.2.1, 10.0.0.1").as_deref(),
-            Some("192.0.2.1")
+            client(1, &[("x-real-ip", "192.0.2.9")]).as_deref(),
+            Some("192.0.2.9")
         );
-        assert_eq!(
-            of("forwarded", "for=\"[2001:db8::1]:4711\"").as_deref(),
-            Some("2001:db8::1")
-        );
-        assert_eq!(
-            of("forwarded", "for=192.0.2.1:47").as_deref(),
-            Some("192.0.2.1")
-        );
-        assert_eq!(of("x-real-ip", "192.0.2.9").as_deref(), Some("192.0.2.9"));
-        assert_eq!(of("x-forwarded-for", "unknown"), None);
+    }
+
+    #[test]
+    fn a_header_that_the_proxy_does_not_know_cannot_invent_a_client() {
+        let lines = [
+            ("forwarded", "for=198.51.100.7"),
+            ("x-real-ip", "198.51.100.8"),
+            ("x-forwarded-for", "192.0.2.1"),
+        ];
+        assert_eq!(client(1, &lines).as_deref(), Some("192.0.2.1"));
+        let mut garbled = HeaderMap::new();
+        let no_text = hyper::header::HeaderValue::from_bytes(b"\xff, 192.0.2.1");
+        garbled.insert("x-forwarded-for", no_text.expect("a value"));
+        let client = Said::new(&garbled, 1).client();
+        assert_eq!(client, Some(IpAddr::from([192, 0, 2, 1])));
+    }
+
+    #[test]
+    fn a_name_is_what_stands_last_and_a_list_is_none() {
+        let lines = [("x-user", "invented"), ("x-user", "ann")];
+        assert_eq!(name(&headers(&lines), "x-user").as_deref(), Some("ann"));
+        for list in ["forwarded", "x-forwarded-for"] {
+            assert_eq!(name(&headers(&[(list, "192.0.2.1")]), list), None);
+        }
     }
 
     proptest::proptest! {
@@ -583,7 +653,8 @@ mod tests {
                 let mut map = HeaderMap::new();
                 map.insert(name, value.clone());
                 for path in ["/", "/ows/"] {
-                    let url = inner().behind_proxy(None, path, &map).with(path);
+                    let said = Said::new(&map, 1);
+                    let url = inner().behind_proxy(None, path, said).with(path);
                     proptest::prop_assert!(url.parse::<Uri>().is_ok(), "{}", url);
                 }
             }

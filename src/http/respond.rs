@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use super::access::{Books, Line};
 use super::body::{Chunks, Content, Outgoing};
 use super::caching;
-use super::forwarded::{self, Base};
+use super::forwarded::{self, Base, Said};
 use super::pages;
 use super::policy;
 use super::reply::{self, Dialect, Known, Refusal};
@@ -162,9 +162,13 @@ impl<B: Backend> Front<B> {
         let told = self
             .config
             .http_proxy
-            .then(|| forwarded::client(&parts.headers))
+            .then(|| self.said(parts).client())
             .flatten();
         told.unwrap_or_else(|| peer.client.ip())
+    }
+
+    fn said<'a>(&self, parts: &'a Parts) -> Said<'a> {
+        Said::new(&parts.headers, self.config.http_proxies)
     }
 
     /// Who takes turns with others: by address, unless a proxy knows better.
@@ -287,7 +291,7 @@ impl<B: Backend> Front<B> {
             return Ok(base);
         }
         let fixed = self.config.proxy_url.as_deref();
-        let base = base.behind_proxy(fixed, parts.uri.path(), &parts.headers);
+        let base = base.behind_proxy(fixed, parts.uri.path(), self.said(parts));
         // Many a proxy passes such a header on from the client, and QGIS would look for
         // an API in it, whatever our rules know about the path that is asked for.
         let apis = &self.config.apis;

@@ -731,6 +731,23 @@ async fn a_client_is_its_address_unless_a_trusted_proxy_says_whose_it_is() {
 }
 
 #[tokio::test]
+async fn what_a_client_sends_before_the_word_of_its_proxy_does_not_say_who_it_is() {
+    let broker = Broker::saying("x");
+    let told = "Forwarded: for=198.51.100.8\r\nX-Forwarded-For: 198.51.100.7, 192.0.2.1\r\n";
+    let client = async |proxies: usize, header: Option<&str>| {
+        let server = Server::start(&broker, |http| {
+            (http.http_proxy, http.http_proxies) = (true, proxies);
+            http.client_header = header.map(str::to_owned);
+        });
+        server.send("GET", GET_MAP, told, "").await;
+        broker.calls().pop().expect("a call").client
+    };
+    assert_eq!(&*client(1, None).await, "192.0.2.1");
+    assert_eq!(&*client(1, Some("x-forwarded-for")).await, "192.0.2.1");
+    assert_eq!(&*client(2, None).await, "198.51.100.7");
+}
+
+#[tokio::test]
 async fn a_request_says_how_large_it_is_and_which_worker_asks() {
     let broker = Broker::saying("x");
     let server = Server::start(&broker, |http| http.allow_headers = vec!["x-".into()]);
