@@ -420,6 +420,9 @@ pub struct Partial {
     /// With the head: what FINAL will say of the project.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub edition: Option<Edition>,
+    /// With the head: what FINAL will say in [`Timings`], since it may never come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load_us: Option<u64>,
 }
 
 /// Of which state of which project an answer is made.
@@ -476,6 +479,16 @@ pub struct Raised {
 pub struct Timings {
     pub load_us: u64,
     pub render_us: u64,
+}
+
+impl Timings {
+    pub fn load(self) -> Duration {
+        Duration::from_micros(self.load_us)
+    }
+
+    pub fn render(self) -> Duration {
+        Duration::from_micros(self.render_us)
+    }
 }
 
 /// Whether a worker had the project.
@@ -808,6 +821,7 @@ mod tests {
                         version: "v".into(),
                         outdated: true,
                     }),
+                    load_us: Some(17),
                 },
                 Bytes::from_static(&[0, 255]),
             ),

@@ -4,6 +4,7 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 
 use common::process::is_log_full;
 use common::{MANAGED, Server, World, eventually, http, kill, path_of};
@@ -531,6 +532,61 @@ fn the_line_of_a_failure_says_where_its_time_went() {
     // It gets a worker or its own time-out, and waited for most of a second either way.
     assert!(matches!(waiting.status, 200 | 504), "{}", waiting.status);
     assert!(ms(&line("waiting"), "queue_ms").is_some_and(|ms| ms > 300.0));
+}
+
+/// A GET with an id, whose reply the caller may read.
+fn send(server: &Server, id: &str, what: &str) -> TcpStream {
+    let mut stream = server.connect();
+    let path = path_of(what);
+    let head = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: {id}\r\n\r\n");
+    stream.write_all(head.as_bytes()).unwrap();
+    stream
+}
+
+#[test]
+fn the_line_of_a_stream_that_breaks_says_where_its_time_went() {
+    let server = Server::stub("logging.json = yes\nworker.young = 0");
+    let broken = [
+        ("died", "&N=3&THEN=signal", "cut off", "worker_died".into()),
+        ("left", "&N=100000", "client left", Value::Null),
+    ];
+    for (id, what, end, failure) in broken {
+        let mut client = send(&server, id, &format!("DO=stream&SIZE=100000{what}"));
+        client.read_exact(&mut [0; 1000]).unwrap();
+        if id == "died" {
+            http::read_all(&mut client);
+        }
+        drop(client);
+        let line = wait_line(&server, id, |line| line["target"] == "access");
+        assert_eq!((&line["end"], &line["failure"]), (&end.into(), &failure));
+        for part in ["queue_ms", "load_ms", "stream_ms"] {
+            assert!(line[part].is_number(), "{part}: {line}");
+        }
+        assert_eq!(line["render_ms"], Value::Null, "nobody said so: {line}");
+    }
+}
+
+#[test]
+fn the_line_of_a_client_that_left_says_how_long_it_waited_for_a_worker() {
+    let server = Server::stub("logging.json = yes\nserver.workers = 1\nworker.spares = 0");
+    let running = send(&server, "running", "DO=wait&FOR=go&MARK=began");
+    server.world.wait_count("began", 1);
+    let waiting = send(&server, "waiting", "DO=echo");
+    eventually("one waits", || {
+        (server.status()["waiting"] == 1).then_some(())
+    });
+    drop(waiting);
+    let line = |id: &str| {
+        let line = wait_line(&server, id, |line| line["target"] == "access");
+        assert_eq!(line["status"], 499, "{line}");
+        let part = |name: &str| line[name].as_f64().unwrap_or_else(|| panic!("{line}"));
+        (part("queue_ms"), part("ms"))
+    };
+    let (queued, taken) = line("waiting");
+    assert!(queued > 0.0 && queued <= taken, "{queued} of {taken}");
+    drop(running);
+    let (queued, taken) = line("running");
+    assert!(queued < taken / 2.0, "it had a worker: {queued} of {taken}");
 }
 
 #[test]

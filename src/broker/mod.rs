@@ -27,6 +27,7 @@ mod troubled;
 mod turns;
 mod unsent;
 mod versions;
+mod wait;
 mod waiting;
 pub(crate) mod zmtp;
 
@@ -54,6 +55,7 @@ pub use quarantine::Quarantined;
 pub use raised::Exceptions;
 pub use router::StartError;
 pub use troubled::BadLayers;
+pub use wait::Wait;
 pub use waiting::Name;
 
 /// Starts the broker: when this returns, workers can connect. `gate`: where the gate
@@ -179,6 +181,8 @@ pub struct Call {
     pub cause: Option<String>,
     /// For the access policies of the worker.
     pub visitor: Option<Visitor>,
+    /// How long it waits for workers, for who withdraws it.
+    pub wait: Wait,
 }
 
 impl Call {
@@ -213,6 +217,8 @@ pub struct Body {
     outcome: Option<Outcome>,
     /// How long its request waited for workers.
     queued: Duration,
+    /// How long its worker took to find the project; known before the outcome of a stream.
+    load: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -277,6 +283,10 @@ impl Body {
 
     pub fn queued(&self) -> Duration {
         self.queued
+    }
+
+    pub fn load(&self) -> Option<Duration> {
+        self.load
     }
 
     /// No more will come from the worker: the next chunk, if any, is the last.

@@ -38,7 +38,7 @@ use super::troubled::Troubled;
 use super::versions::{Asked, Errand, Versions};
 use super::{
     Body, Broker, Call, Command, Error, Handle, Item, Lane, Lost, Name as Called, Outcome, Reply,
-    Running, Shared, State, Status, Stream, Worker, name_of,
+    Running, Shared, State, Status, Stream, Wait, Worker, name_of,
 };
 use crate::config;
 use crate::directory::{self, Directory};
@@ -683,7 +683,12 @@ impl<T: Transport> Driver<T> {
     }
 
     fn partial(&mut self, peer: &Peer, partial: Partial, bytes: Bytes) {
-        let Partial { id, head, edition } = partial;
+        let Partial {
+            id,
+            head,
+            edition,
+            load_us,
+        } = partial;
         let now = Instant::now();
         match self.queue.partial(peer, id, head.is_some(), now) {
             Fate::Drop | Fate::Expelled => return,
@@ -725,6 +730,7 @@ impl<T: Transport> Driver<T> {
             state: State::Stream(stream),
             outcome: None,
             queued: pending.queued.unwrap_or_default(),
+            load: load_us.map(Duration::from_micros),
         };
         let head = head.expect("the queue expels a worker whose reply begins without");
         self.shared.unsent.begin(id, now);
@@ -861,6 +867,7 @@ impl<T: Transport> Driver<T> {
             cause: None,
             visitor: None,
             document: None,
+            wait: Wait::since(now),
         };
         tracing::debug!(project = %errand.project, "changed: a worker loads it beside the old one");
         let ticket = self.ticket(&call);
@@ -1143,6 +1150,7 @@ impl<T: Transport> Driver<T> {
         if let Some(pending) = self.calls.get_mut(&id) {
             let waited = pending.waiting_since.elapsed();
             pending.queued = Some(pending.queued.unwrap_or_default() + waited);
+            pending.call.wait.ended(waited);
             if let Some(line) = line {
                 self.shared.metrics.waited(line, waited);
             }
@@ -1168,6 +1176,7 @@ impl<T: Transport> Driver<T> {
         let pending = pending.expect("the queue knows only calls");
         (pending.peer, pending.again) = (None, Some(why));
         pending.waiting_since = Instant::now();
+        pending.call.wait.begins_again(pending.waiting_since);
     }
 
     fn answer(&mut self, id: Id, error: Error) {
@@ -1353,6 +1362,7 @@ impl Answer {
                     .expect("the queue expels a worker whose reply has none");
                 let body = Body {
                     state: State::Here(bytes),
+                    load: Some(Duration::from_micros(outcome.timings.load_us)),
                     outcome: Some(outcome),
                     queued,
                 };

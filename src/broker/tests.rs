@@ -195,6 +195,7 @@ pub fn get(operation: &str) -> Call {
         work: Work::default(),
         cause: None,
         visitor: None,
+        wait: Wait::since(Instant::now()),
     }
 }
 

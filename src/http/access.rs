@@ -15,9 +15,10 @@ use tokio::runtime::Handle;
 
 use super::form;
 use super::reply::first;
+use crate::broker::Wait;
 use crate::config::SECRET_WORDS;
 use crate::metrics::{self, Kind, Metrics};
-use crate::protocol::{Timings, Trace};
+use crate::protocol::Trace;
 use crate::traces::{Facts, Open, Traces};
 
 /// Longer targets are cut in the log.
@@ -57,8 +58,11 @@ pub struct Entry {
     pub end: End,
     /// How long it waited for a worker, whether it got one or not.
     pub queued: Option<Duration>,
-    /// What the worker took, once it has said so.
-    pub timings: Option<Timings>,
+    /// Tells the same while there is no answer.
+    pub wait: Option<Wait>,
+    /// What the worker took to find the project and to answer, once it has said so.
+    pub load: Option<Duration>,
+    pub render: Option<Duration>,
     since: Instant,
     /// When the broker was asked.
     pub called: Option<Instant>,
@@ -114,7 +118,9 @@ impl Line {
             bytes: 0,
             end: End::ClientLeft,
             queued: None,
-            timings: None,
+            wait: None,
+            load: None,
+            render: None,
             since: Instant::now(),
             called: None,
             answered: None,
@@ -146,6 +152,9 @@ impl Drop for Line {
         let mut entry = self.0.take().expect(THERE);
         entry.taken = entry.since.elapsed();
         entry.streamed = entry.answered.map(|answered| answered.elapsed());
+        if let (None, Some(wait)) = (entry.answered, &entry.wait) {
+            entry.queued = Some(wait.until(Instant::now()));
+        }
         // The task of a connection writes what it has before another task runs.
         if let Ok(runtime) = Handle::try_current() {
             drop(runtime.spawn(async { drop(entry) }));
@@ -194,20 +203,16 @@ impl Entry {
             status: self.status,
             called: self.called,
             queued: self.queued,
-            load: self.load(),
+            load: self.load,
             render: self.render(),
         };
         traces.close(span, &facts);
     }
 
-    fn load(&self) -> Option<Duration> {
-        self.timings.map(|it| Duration::from_micros(it.load_us))
-    }
-
     /// None if it failed before QGIS was asked.
     fn render(&self) -> Option<Duration> {
-        let render = self.timings.map(|it| Duration::from_micros(it.render_us));
-        render.filter(|it| self.failure.is_none() || !it.is_zero())
+        let was_asked = |it: &Duration| self.failure.is_none() || !it.is_zero();
+        self.render.filter(was_asked)
     }
 
     fn trace_id(&self) -> Option<&str> {
@@ -225,7 +230,7 @@ impl Entry {
             kind: self.kind,
             status: self.status,
             taken: self.taken,
-            load: self.load(),
+            load: self.load,
             render: self.render(),
             received: self.received,
             sent: self.bytes,
@@ -250,7 +255,7 @@ impl Entry {
             bytes = self.bytes,
             ms = ms(self.taken),
             queue_ms = self.queued.map(ms),
-            load_ms = self.load().map(ms),
+            load_ms = self.load.map(ms),
             render_ms = self.render().map(ms),
             stream_ms = self.streamed.map(ms),
             end,
@@ -272,7 +277,7 @@ impl Entry {
             failure = self.failure,
             ms = ms(self.taken),
             queue_ms = self.queued.map(ms),
-            load_ms = self.load().map(ms),
+            load_ms = self.load.map(ms),
             render_ms = self.render().map(ms),
             stream_ms = self.streamed.map(ms),
             "took longer than logging.slow_seconds"

@@ -25,6 +25,10 @@ pub trait Chunks: Send + Unpin + 'static {
     fn queued(&self) -> Option<Duration> {
         None
     }
+    /// How long the worker took to find the project; a stream says it with its head.
+    fn load(&self) -> Option<Duration> {
+        self.outcome().map(|outcome| outcome.timings.load())
+    }
 }
 
 impl Chunks for broker::Body {
@@ -42,6 +46,10 @@ impl Chunks for broker::Body {
 
     fn queued(&self) -> Option<Duration> {
         Some(self.queued())
+    }
+
+    fn load(&self) -> Option<Duration> {
+        self.load()
     }
 }
 
@@ -231,6 +239,7 @@ impl<C: Chunks> Outgoing<C> {
     fn cut_off(&mut self, error: broker::Error) -> Poll<Option<Result<Frame<Bytes>, CutOff>>> {
         tracing::warn!(request_id = self.line.request_id, %error, "reply cut off");
         self.running.cut_off();
+        self.line.failure = Some(error.reason());
         self.ended(End::CutOff);
         Poll::Ready(Some(Err(CutOff(error))))
     }
@@ -243,7 +252,8 @@ impl<C: Chunks> Outgoing<C> {
 
     fn ended(&mut self, end: End) {
         if let Some(outcome) = self.content.outcome() {
-            self.line.timings = Some(outcome.timings);
+            self.line.load = Some(outcome.timings.load());
+            self.line.render = Some(outcome.timings.render());
         }
         self.line.end = end;
         self.content = Content::empty();

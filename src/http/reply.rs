@@ -392,35 +392,39 @@ pub fn text_response<C>(
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Known {
     pub queued: Option<Duration>,
-    pub timings: Option<Timings>,
+    pub load: Option<Duration>,
+    pub render: Option<Duration>,
 }
 
 impl Known {
     pub fn of<C: Chunks>(body: &C) -> Self {
         Self {
             queued: body.queued(),
-            timings: body.outcome().map(|outcome| outcome.timings),
+            load: body.load(),
+            render: body.outcome().map(|outcome| outcome.timings.render()),
         }
     }
 
     pub fn of_lost(lost: &Lost) -> Self {
         Self {
             queued: lost.queued,
-            timings: lost.timings,
+            load: lost.timings.map(Timings::load),
+            render: lost.timings.map(Timings::render),
         }
     }
 
     /// The value of Server-Timing, in milliseconds; None if nothing is known.
     pub fn server_timing(&self) -> Option<HeaderValue> {
-        let micros = |duration: Duration| duration.as_micros() as u64;
         let parts = [
-            ("queue", self.queued.map(micros)),
-            ("load", self.timings.map(|it| it.load_us)),
-            ("render", self.timings.map(|it| it.render_us)),
+            ("queue", self.queued),
+            ("load", self.load),
+            ("render", self.render),
         ];
-        let known = parts.iter().filter_map(|(name, us)| Some((name, (*us)?)));
+        let known = parts
+            .iter()
+            .filter_map(|(name, time)| Some((name, (*time)?)));
         let texts: Vec<String> = known
-            .map(|(name, us)| format!("{name};dur={}", us as f64 / 1e3))
+            .map(|(name, time)| format!("{name};dur={}", time.as_micros() as f64 / 1e3))
             .collect();
         HeaderValue::from_str(&texts.join(", "))
             .ok()

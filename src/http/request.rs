@@ -21,7 +21,7 @@ use super::form::{self, FIELDS_MAX, FORM_MAX};
 use super::forwarded::Base;
 use super::reply::{Dialect, Refusal};
 use super::{route, work};
-use crate::broker::{Call, Name, Work};
+use crate::broker::{Call, Name, Wait, Work};
 use crate::config::Http;
 use crate::metrics::Kind;
 use crate::ogc::{guard, ows};
@@ -486,6 +486,7 @@ impl Incomplete<'_> {
             work: Work::default(),
             cause: self.cause(),
             visitor: None,
+            wait: Wait::since(Instant::now().into_std()),
         }
     }
 

@@ -341,6 +341,7 @@ impl<B: Backend> Front<B> {
             }) => return refusal.into_response(&dialect, map.as_deref()),
         };
         (line.kind, line.form, line.called) = (kind, form, Some(Instant::now()));
+        line.wait = Some(call.wait.clone());
         if route == Route::Ows && line.form.is_none() {
             line.keep_xml(&held.body);
         }
@@ -415,7 +416,7 @@ impl<B: Backend> Front<B> {
         line.status = head.status.as_u16();
         line.answered = Some(Instant::now());
         let known: Known = head.extensions.remove().unwrap_or_default();
-        (line.queued, line.timings) = (known.queued, known.timings);
+        (line.queued, line.load, line.render) = (known.queued, known.load, known.render);
         if self.config.server_timing
             && let Some(timing) = known.server_timing()
         {

@@ -101,9 +101,13 @@ pub struct Outlet {
 }
 
 /// What goes with the head of an answer.
-struct Told {
-    edition: Option<Edition>,
-    header: Option<(String, String)>,
+pub struct Told {
+    /// Of what it is made.
+    pub edition: Option<Edition>,
+    /// One more.
+    pub header: Option<(String, String)>,
+    /// How long it took to find the project.
+    pub load_us: u64,
 }
 
 struct Flow {
@@ -132,10 +136,10 @@ impl Outlet {
         }
     }
 
-    /// Of what the answer is made, and one more header for it. Before its first part.
-    pub fn tell(&self, edition: Option<Edition>, header: Option<(String, String)>) {
+    /// What is known of the answer before its first part.
+    pub fn tell(&self, told: Told) {
         // A request has one project.
-        let _ = self.told.set(Told { edition, header });
+        let _ = self.told.set(told);
     }
 
     /// The head of the answer with all that belongs to it.
@@ -179,6 +183,7 @@ impl Outlet {
         let partial = Partial {
             id: self.id,
             edition: told.and_then(|told| told.edition.clone()),
+            load_us: told.map(|told| told.load_us),
             head: head.map(|head| self.dress(head)),
         };
         let sent = self.send(Out::Part(partial, bytes));

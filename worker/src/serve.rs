@@ -24,7 +24,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use crate::board::{Board, Farewell};
 use crate::documents::{Asked, Documents, State};
 use crate::drive::Drive;
-use crate::link::{self, Job, Last, Outlet};
+use crate::link::{self, Job, Last, Outlet, Told};
 use crate::loading::{Loading, first};
 use crate::memory::{self, Resident};
 use crate::places::{Place, Places};
@@ -337,9 +337,11 @@ impl Server {
         let is_asked = request.project == *asked;
         let edition = found.as_ref().map(|(_, hit)| hit.edition.clone());
         let edition = edition.filter(|_| is_asked);
-        if let Some(copy) = copy {
-            outlet.tell(edition.clone(), of_bad_layers(copy.bad_layers()));
-        }
+        outlet.tell(Told {
+            edition: edition.clone(),
+            header: copy.and_then(|copy| of_bad_layers(copy.bad_layers())),
+            load_us,
+        });
         let project = copy.map(Copy::project);
         let place = found.as_ref().map(|(_, hit)| hit.edition.place);
         let document = document(&self.documents, &self.qgis, request, place.zip(copy));
