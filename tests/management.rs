@@ -636,6 +636,31 @@ fn xml_that_is_slow_is_logged_with_what_it_asked_and_no_secret() {
 }
 
 #[test]
+fn json_that_is_slow_is_logged_with_what_it_asked_and_no_secret() {
+    let settings = "logging.json = yes\nlogging.slow_seconds = 0.000001";
+    let server = Server::stub(settings);
+    let ask = |id: &str, kind: &str, body: &str| {
+        let headers = [("X-Request-Id", id), ("Content-Type", kind)];
+        let path = "/wfs3/collections/roads/items?MAP=city";
+        let reply = server.request("POST", path, &headers, body.as_bytes());
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        wait_line(&server, id, |line| line["target"] == "slow")["json"].clone()
+    };
+    let feature = r#"{"type": "Feature", "properties": {"name": "Rue de l\u00e9glise""#;
+    let plain = format!("{feature}}}}}");
+    assert_eq!(ask("plain", "application/geo+json", &plain), plain);
+    let kind = "application/json; charset=utf-8";
+    let secret = format!(r#"{feature}, "token": "hush"}}}}"#);
+    let shown = format!(r#"{feature}, "token***"#);
+    assert_eq!(ask("secret", kind, &secret), shown);
+    let long = format!("{feature}{}}}}}", r#","a":"b""#.repeat(10_000));
+    let json = ask("long", kind, &long).as_str().unwrap().len();
+    assert!((4000..=4096).contains(&json), "{json}");
+    assert_eq!(ask("text", "text/plain", "hush"), Value::Null);
+    assert!(!server.process.log.text().contains("hush"));
+}
+
+#[test]
 fn a_form_that_is_slow_is_logged_with_what_it_asked() {
     let settings = "logging.json = yes\nlogging.slow_seconds = 0.000001";
     let server = Server::stub(settings);

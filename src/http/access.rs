@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
+use hyper::header::HeaderMap;
 use hyper::{Method, Uri};
 use memchr::memmem::Finder;
 use percent_encoding::{percent_decode, percent_decode_str};
@@ -24,8 +25,8 @@ use crate::traces::{Facts, Open, Traces};
 /// Longer targets are cut in the log.
 const TARGET_MAX: usize = 2048;
 
-/// So much of an XML body is logged: all of nearly every query.
-const XML_MAX: usize = 4096;
+/// So much of an XML or JSON body is logged: all of nearly every query.
+const BODY_MAX: usize = 4096;
 
 /// 499 is what nginx calls a client that left before the answer.
 const CLIENT_LEFT: u16 = 499;
@@ -46,6 +47,8 @@ pub struct Entry {
     pub form: Option<String>,
     /// The beginning of a body that is XML; only if the request may yet be slow.
     xml: Option<String>,
+    /// The same of one that calls itself JSON.
+    json: Option<String>,
     pub trace: Option<Trace>,
     span: Option<Open>,
     pub kind: Kind,
@@ -109,6 +112,7 @@ impl Line {
             uri: uri.clone(),
             form: None,
             xml: None,
+            json: None,
             trace: None,
             span: None,
             kind: Kind::PAGE,
@@ -187,7 +191,14 @@ impl Entry {
     /// What XML asks for stands in its body alone.
     pub fn keep_xml(&mut self, body: &[u8]) {
         if self.books.slow.is_some() && form::is_xml(body) {
-            self.xml = beginning(body);
+            self.xml = beginning(body, behind_a_tag);
+        }
+    }
+
+    /// And so does what an API is told.
+    pub fn keep_json(&mut self, headers: &HeaderMap, body: &[u8]) {
+        if self.books.slow.is_some() && form::is_json(headers) && !body.is_empty() {
+            self.json = beginning(body, outside_of_strings);
         }
     }
 
@@ -273,6 +284,7 @@ impl Entry {
             uri = &*without_secrets(self.target()),
             form = self.form.as_deref().map(without_secrets).as_deref(),
             xml = self.xml.as_deref().map(xml_without_secrets).as_deref(),
+            json = self.json.as_deref().map(json_without_secrets).as_deref(),
             status = self.status,
             failure = self.failure,
             ms = ms(self.taken),
@@ -324,31 +336,61 @@ fn is_secret(text: &str) -> bool {
     FINDERS.iter().any(has_value) || has_userinfo(&plain)
 }
 
-/// Cut behind a tag, so that no half of a secret remains by which it is not known as one.
-/// None of what has other characters than we could read.
-fn beginning(xml: &[u8]) -> Option<String> {
-    let text = String::from_utf8_lossy(&xml[..xml.len().min(XML_MAX)]);
-    let end = match xml.len() > XML_MAX {
-        true => text.rfind('>')? + 1,
+/// A long one is cut where `end` says, so that no half of a secret remains by which it is
+/// not known as one. None of what has other characters than we could read.
+fn beginning(body: &[u8], end: fn(&str) -> Option<usize>) -> Option<String> {
+    let text = String::from_utf8_lossy(&body[..body.len().min(BODY_MAX)]);
+    let end = match body.len() > BODY_MAX {
+        true => end(&text)?,
         false => text.len(),
     };
     (!text.contains('\0')).then(|| text[..end].to_owned())
 }
 
-/// `xml` up to the first name that looks secret: its value may be an attribute, an element
-/// or the literal of a filter, and end anywhere.
-fn xml_without_secrets(xml: &str) -> Cow<'_, str> {
-    let plain = xml.to_ascii_lowercase();
-    if let Some(at) = secret_in_xml(&plain) {
-        return format!("{}***", &xml[..at]).into();
+fn behind_a_tag(xml: &str) -> Option<usize> {
+    Some(xml.rfind('>')? + 1)
+}
+
+/// Half a number is no secret.
+fn outside_of_strings(json: &str) -> Option<usize> {
+    let (mut begun, mut is_escaped) = (None, false);
+    for (at, byte) in json.bytes().enumerate() {
+        begun = match (byte, begun) {
+            (b'"', None) => Some(at),
+            (b'"', Some(_)) if !is_escaped => None,
+            _ => begun,
+        };
+        is_escaped = begun.is_some() && byte == b'\\' && !is_escaped;
     }
-    let decoded: Vec<u8> = percent_decode(plain.as_bytes()).collect();
-    let is_hidden = secret_in_xml(&String::from_utf8_lossy(&decoded).to_ascii_lowercase());
-    is_hidden.map_or(xml.into(), |_| "***".into())
+    Some(begun.unwrap_or(json.len()))
+}
+
+fn xml_without_secrets(xml: &str) -> Cow<'_, str> {
+    up_to_secrets(xml, xml)
+}
+
+fn json_without_secrets(json: &str) -> Cow<'_, str> {
+    up_to_secrets(json, &unescaped(json))
+}
+
+/// `body` up to the first name that looks secret: its value may be an attribute, an element,
+/// a member or the literal of a filter, and end anywhere. Nothing of it where one shows only
+/// in `meant`, which is what the body says, or once that is decoded.
+fn up_to_secrets<'a>(body: &'a str, meant: &str) -> Cow<'a, str> {
+    if let Some(at) = secret_in(&body.to_ascii_lowercase()) {
+        return format!("{}***", &body[..at]).into();
+    }
+    let decoded: Vec<u8> = percent_decode(meant.as_bytes()).collect();
+    let decoded = String::from_utf8_lossy(&decoded);
+    let is_hidden = |text: &str| secret_in(&text.to_ascii_lowercase()).is_some();
+    match is_hidden(meant) || is_hidden(&decoded) {
+        true => "***".into(),
+        false => body.into(),
+    }
 }
 
 /// Where it may begin: behind a word, or in an address.
-fn secret_in_xml(plain: &str) -> Option<usize> {
+fn secret_in(plain: &str) -> Option<usize> {
     let behind =
         |(word, finder): (&str, &Finder)| Some(finder.find(plain.as_bytes())? + word.len());
     let words = SECRET_WORDS.into_iter().zip(FINDERS.iter());
@@ -359,6 +401,27 @@ fn secret_in_xml(plain: &str) -> Option<usize> {
     let addresses = plain.match_indices("://").map(|(at, _)| at + 3);
     let address = addresses.filter(in_address).min();
     words.filter_map(behind).chain(address).min()
+}
+
+/// JSON with its characters as they are meant, as far as they could make up a word or an
+/// address.
+fn unescaped(json: &str) -> String {
+    let json = json.replace("\\/", "/");
+    let mut parts = json.split("\\u");
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let code = part
+            .get(..4)
+            .and_then(|it| u32::from_str_radix(it, 16).ok());
+        match code.and_then(char::from_u32) {
+            Some(c) => {
+                text.push(c);
+                text.push_str(&part[4..]);
+            }
+            None => text.push_str(part),
+        }
+    }
+    text
 }
 
 /// Every line asks all of them.
@@ -420,15 +483,45 @@ mod tests {
     }
 
     #[test]
+    fn secrets_in_json_are_not_logged_and_nothing_before_them_is_hidden() {
+        for (json, logged) in [
+            (r#"{"name": "a@b", "url": "http:\/\/h\/?a=\u00e9"}"#, None),
+            (
+                r#"{"name": "x", "Password": "y"}"#,
+                Some(r#"{"name": "x", "Passw***"#),
+            ),
+            (r#"{"a": "http://me:pw@h/x"}"#, Some(r#"{"a": "http://***"#)),
+            (r#"{"a": "http:\/\/me:pw@h\/x"}"#, Some("***")),
+            (r#"{"p\u0061ssword": "x"}"#, Some("***")),
+            (r#"{"a": "\u00257Ax", "b": "?\u002574oken=x"}"#, Some("***")),
+        ] {
+            assert_eq!(json_without_secrets(json), logged.unwrap_or(json));
+        }
+    }
+
+    #[test]
+    fn long_json_is_cut_before_a_string_that_does_not_end() {
+        let beginning = |json: &str| beginning(json.as_bytes(), outside_of_strings);
+        let xs = "x".repeat(BODY_MAX);
+        for start in [r#"{"a":"#, r#"{"a":"b\\","c":"#, r#"{"a":"b\"c","d":"#] {
+            let json = format!("{start}\"{xs}\"}}");
+            assert_eq!(beginning(&json).as_deref(), Some(start));
+        }
+        let numbers = format!("[{}", "1,".repeat(BODY_MAX));
+        assert_eq!(beginning(&numbers).map(|it| it.len()), Some(BODY_MAX));
+    }
+
+    #[test]
     fn a_long_body_is_cut_behind_a_tag() {
+        let beginning = |xml: &[u8]| beginning(xml, behind_a_tag);
         assert_eq!(beginning(b"<a> b").as_deref(), Some("<a> b"));
         let long = format!(
             "<a>{}<b href=\"http://me:{}@h\"/>",
             "é".repeat(9),
-            "x".repeat(XML_MAX)
+            "x".repeat(BODY_MAX)
         );
         assert_eq!(beginning(long.as_bytes()).as_deref(), Some("<a>"));
-        assert_eq!(beginning("<".repeat(XML_MAX + 1).as_bytes()), None);
+        assert_eq!(beginning("<".repeat(BODY_MAX + 1).as_bytes()), None);
         assert_eq!(beginning(b"<\0a\0>\0"), None, "UTF-16 hides what is secret");
     }
 

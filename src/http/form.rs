@@ -51,6 +51,15 @@ pub fn is_xml(body: &[u8]) -> bool {
     text.trim_ascii_start().starts_with(b"<")
 }
 
+/// Whether a body calls itself JSON, of whatever vocabulary.
+pub fn is_json(headers: &HeaderMap) -> bool {
+    let kind = headers
+        .get(CONTENT_TYPE)
+        .and_then(|kind| kind.to_str().ok());
+    let kind = kind.and_then(|kind| kind.split(';').next());
+    kind.is_some_and(|kind| kind.trim().to_ascii_lowercase().ends_with("json"))
+}
+
 /// The fields of a form as a query would have them; None when the body is no
 /// form.
 pub fn of<'a>(headers: &HeaderMap, body: &'a [u8]) -> Option<Cow<'a, [u8]>> {

@@ -342,8 +342,10 @@ impl<B: Backend> Front<B> {
         };
         (line.kind, line.form, line.called) = (kind, form, Some(Instant::now()));
         line.wait = Some(call.wait.clone());
-        if route == Route::Ows && line.form.is_none() {
-            line.keep_xml(&held.body);
+        match route {
+            Route::Ows if line.form.is_none() => line.keep_xml(&held.body),
+            Route::Api => line.keep_json(&parts.headers, &held.body),
+            _ => {}
         }
         let has_project = call.project.is_some();
         let is_posted = route == Route::Api && parts.method == Method::POST;
