@@ -78,6 +78,18 @@ pub struct Ready {
     /// Projects that it opened already, the first of them if there are many.
     #[serde(default)]
     pub projects: Vec<ProjectRef>,
+    /// Projects that it should have opened and did not, the first of them if there are many.
+    #[serde(default)]
+    pub not_opened: Vec<NotOpened>,
+}
+
+/// A project that was to be open before its first client came, and is not.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct NotOpened {
+    /// As settings name it.
+    pub project: String,
+    /// For the operator.
+    pub why: String,
 }
 
 /// A QGIS server plugin that a worker found. Texts are cut so that READY stays small.

@@ -224,6 +224,22 @@ fn what_is_listed_is_open_before_the_first_client_comes_and_after_a_death() {
         assert!(log.contains(&format!("reason={reason}")), "{log}");
     }
     assert!(log.contains("no project can have this name"), "{log}");
+    // All of this can be seen without the log, too.
+    let missing = server.managed("/status").json()["not_opened_ahead"].take();
+    let missing = missing.as_array().unwrap().iter();
+    let missing: Vec<_> = missing
+        .map(|it| {
+            let text = |name: &str| it[name].as_str().unwrap().to_owned();
+            (text("project"), text("why"), it["workers"].as_u64())
+        })
+        .collect();
+    let of_both = |project: &str, why: &str| (project.to_owned(), why.to_owned(), Some(2));
+    let expected = [
+        of_both("../secret", "no project can have this name"),
+        of_both("file:corrupt", "project_unreadable"),
+        of_both("file:nowhere", "project_not_found"),
+    ];
+    assert_eq!(missing, expected);
     let each_is_open = || {
         // More than fit besides, and none of these goes.
         for project in ["city", "town", "city", "town"] {
@@ -276,6 +292,11 @@ fn a_project_that_cannot_be_opened_ahead_does_not_keep_the_server_from_starting(
         let managed = Managed::start(world, settings);
         let log = &managed.0.process.log;
         log.wait_line("not opened ahead any more");
+        eventually("the operator sees why", || {
+            let missing = managed.0.managed("/status").json()["not_opened_ahead"].take();
+            let ended = "a worker ended while it opened this project";
+            (missing[0]["project"] == "file:fatal" && missing[0]["why"] == ended).then_some(())
+        });
         assert!(
             log.text()
                 .contains("while serving the opening of file:fatal ahead")

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use crate::broker::{BadLayers, Name, Status, Worker};
 use crate::http::pages;
 use crate::metrics::Metrics;
+use crate::protocol::NotOpened;
 
 /// This process answers.
 pub fn ping() -> String {
@@ -50,6 +51,7 @@ pub fn status(is_ready: bool, up: Duration, broker: &Status, counted: &Metrics) 
         "quarantined": broker.quarantined.iter().map(pages::quarantined).collect::<Vec<_>>(),
         "breakers": broker.breakers.iter().map(pages::breaker).collect::<Vec<_>>(),
         "bad_layers": broker.bad_layers.iter().map(bad_layers).collect::<Vec<_>>(),
+        "not_opened_ahead": not_opened_ahead(&broker.workers),
         "pools": pools(&broker.workers),
         "workers": broker.workers.iter().map(worker).collect::<Vec<_>>(),
     })
@@ -67,6 +69,16 @@ fn bad_layers(it: &BadLayers) -> Value {
         "refused": it.is_refused,
         "since_seconds": it.since.as_secs(),
     })
+}
+
+/// Each project and reason once, and how many workers said so when they started.
+fn not_opened_ahead(workers: &[Worker]) -> Vec<Value> {
+    let mut counts: BTreeMap<&NotOpened, usize> = BTreeMap::new();
+    for it in workers.iter().flat_map(|worker| &worker.ready.not_opened) {
+        *counts.entry(it).or_default() += 1;
+    }
+    let one = |(it, n): (&NotOpened, usize)| json!({ "project": it.project, "why": it.why, "workers": n });
+    counts.into_iter().map(one).collect()
 }
 
 /// Pools by their parents: two may have the same name.

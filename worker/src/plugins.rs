@@ -13,7 +13,7 @@ use qgisserver::protocol::{Plugin, PluginStatus};
 use crate::ready;
 
 /// Of READY, for reports about plugins.
-const REPORTS_MAX: usize = 40 << 10;
+const REPORTS_MAX: usize = 38 << 10;
 
 /// Of a traceback when there are many.
 const SHORT: usize = 400;

@@ -1,13 +1,14 @@
 //! The projects that workers open before they are ready.
 //!
 //! One that ended a worker while it was opened is left out from then on, so that it
-//! cannot keep the pool from starting; clients may still ask for it.
+//! cannot keep the pool from starting; clients may still ask for it. What is not opened
+//! is told to the operator, with its reason.
 
 use std::collections::{BTreeMap, HashSet};
 use std::rc::Rc;
 
 use qgisserver::config;
-use qgisserver::protocol::ProjectRef;
+use qgisserver::protocol::{NotOpened, ProjectRef};
 
 /// The list, and who has which part of it.
 #[derive(Debug, Default)]
@@ -16,6 +17,8 @@ pub struct Preload {
     /// So many parts, of which each worker gets one.
     n_parts: usize,
     left_out: HashSet<ProjectRef>,
+    /// What names nothing.
+    skipped: Vec<NotOpened>,
     /// What each living worker got, by its number.
     given: BTreeMap<u32, Given>,
 }
@@ -32,8 +35,13 @@ impl Preload {
     pub fn read(pool: &config::Pool) -> Self {
         let text = pool.preload_file.as_ref().map(std::fs::read_to_string);
         let text = text.unwrap_or_else(|| Ok(String::new()));
+        let mut skipped = Vec::new();
         let text = text.unwrap_or_else(|error| {
             tracing::error!(%error, "nothing is opened ahead (projects.cache.preload_config)");
+            skipped.push(not_opened(
+                "projects.cache.preload_config",
+                &error.to_string(),
+            ));
             String::new()
         });
         let listed = lines(&text).chain(pool.restore_projects.iter().map(String::as_str));
@@ -42,13 +50,17 @@ impl Preload {
             match qgisserver::project(name, &pool.finding) {
                 Some(project) if projects.contains(&project) => {}
                 Some(project) => projects.push(project),
-                None => tracing::warn!(name, "no project can have this name: not opened ahead"),
+                None => {
+                    tracing::warn!(name, "no project can have this name: not opened ahead");
+                    skipped.push(not_opened(name, "no project can have this name"));
+                }
             }
         }
         let n_parts = if pool.preload_spread { pool.workers } else { 1 };
         Self {
             projects: projects.into(),
             n_parts: n_parts.max(1),
+            skipped,
             ..Self::default()
         }
     }
@@ -84,6 +96,15 @@ impl Preload {
         own.map(|(at, project)| (at, project.clone())).collect()
     }
 
+    /// What no worker opens. Each of them knows what it could not open itself.
+    pub fn not_opened(&self) -> Vec<NotOpened> {
+        let ended = "a worker ended while it opened this project";
+        let is_left_out = |it: &&ProjectRef| self.left_out.contains(*it);
+        let left_out = self.projects.iter().filter(is_left_out);
+        let left_out = left_out.map(|project| not_opened(&project.to_string(), ended));
+        self.skipped.iter().cloned().chain(left_out).collect()
+    }
+
     /// A worker is gone; `opening`: the place in its list of the project that it was
     /// opening then.
     pub fn gone(&mut self, number: u32, opening: Option<usize>) {
@@ -96,6 +117,13 @@ impl Preload {
         {
             tracing::error!(%project, worker = number, "the worker ended while it opened this project: not opened ahead any more");
         }
+    }
+}
+
+fn not_opened(project: &str, why: &str) -> NotOpened {
+    NotOpened {
+        project: project.into(),
+        why: why.into(),
     }
 }
 
@@ -130,6 +158,10 @@ mod tests {
         part.into_iter().map(|(_, project)| project.path).collect()
     }
 
+    fn names(of: Vec<NotOpened>) -> Vec<String> {
+        of.into_iter().map(|it| it.project).collect()
+    }
+
     const LIST: &str =
         "# ours\n\nfile:city # the old one\n  town.qgs  \n../secret\n #old\nriver#\n";
 
@@ -139,6 +171,7 @@ mod tests {
         let all = ["city", "town.qgs", "river", "sub/last"];
         assert_eq!(paths(preload.part(1)), all);
         assert_eq!(paths(preload.part(2)), all);
+        assert_eq!(names(preload.not_opened()), ["../secret"]);
     }
 
     #[test]
@@ -157,6 +190,8 @@ mod tests {
         preload.part(1);
         preload.gone(1, Some(1));
         assert_eq!(paths(preload.part(2)), ["city", "river", "sub/last"]);
+        let missing = names(preload.not_opened());
+        assert_eq!(missing, ["../secret", "file:town.qgs"]);
     }
 
     /// A worker that began with the old list may end after the new one came.
@@ -179,6 +214,9 @@ mod tests {
             preload_file: Some("/nowhere/at/all".into()),
             ..config::Config::default().pool
         };
-        assert!(Preload::read(&pool).is_empty());
+        let preload = Preload::read(&pool);
+        assert!(preload.is_empty());
+        let missing = names(preload.not_opened());
+        assert_eq!(missing, ["projects.cache.preload_config"]);
     }
 }

@@ -13,6 +13,9 @@ const PLUGINS_MAX: usize = 4 << 10;
 /// plugins and both lists of names it leaves a few KiB for the rest.
 const PROJECTS_MAX: usize = 12 << 10;
 
+/// Of READY, for those that are not, and why.
+const NOT_OPENED_MAX: usize = 2 << 10;
+
 /// READY with as much of its lists as it may have.
 pub fn fit(ready: Ready) -> Ready {
     Ready {
@@ -20,6 +23,7 @@ pub fn fit(ready: Ready) -> Ready {
         plugins_failed: first(PLUGINS_MAX, ready.plugins_failed),
         plugin_reports: plugins::fit(ready.plugin_reports),
         projects: first(PROJECTS_MAX, ready.projects),
+        not_opened: first(NOT_OPENED_MAX, ready.not_opened),
         ..ready
     }
 }
@@ -40,7 +44,7 @@ pub fn first<T: Serialize>(bytes: usize, all: Vec<T>) -> Vec<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use qgisserver::protocol::{Plugin, PluginStatus, ProjectRef, READY_MAX, Versions};
+    use qgisserver::protocol::{NotOpened, Plugin, PluginStatus, ProjectRef, READY_MAX, Versions};
 
     /// The longest name that a client or an operator may give a project.
     const NAME_MAX: usize = 1024;
@@ -50,6 +54,13 @@ mod tests {
             alias: "postgresql".into(),
             // Twice as long as it is written.
             path: format!("{n}{}", "\"".repeat(NAME_MAX - 4)),
+        }
+    }
+
+    fn not_opened(n: usize) -> NotOpened {
+        NotOpened {
+            project: format!("file:{n}"),
+            why: "project_unreadable".into(),
         }
     }
 
@@ -84,9 +95,14 @@ mod tests {
             plugin_reports: names.iter().map(|name| report(name)).collect(),
             plugins_failed: names,
             projects: (0..5000).map(project).collect(),
+            not_opened: (0..5000).map(not_opened).collect(),
             ..Ready::default()
         });
-        let lists = [ready.plugins.len(), ready.projects.len()];
+        let lists = [
+            ready.plugins.len(),
+            ready.projects.len(),
+            ready.not_opened.len(),
+        ];
         assert!(lists.iter().all(|n| *n > 4), "{lists:?}");
         assert!(!ready.plugin_reports.is_empty());
         let size = serde_json::to_vec(&ready).unwrap().len();
@@ -100,6 +116,7 @@ mod tests {
             plugins_failed: vec!["c".into()],
             plugin_reports: vec![report("c")],
             projects: (0..3).map(project).collect(),
+            not_opened: (0..3).map(not_opened).collect(),
             ..Ready::default()
         };
         assert_eq!(fit(ready.clone()), ready);

@@ -16,8 +16,8 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use qgisserver::config;
 use qgisserver::log;
 use qgisserver::protocol::{
-    Born, CATALOG, Edition, Failure, Final, Found, Head, PluginStatus, ProjectRef, Ready, Request,
-    Seen, Timings, Trace, Versions, without_suffix,
+    Born, CATALOG, Edition, Failure, Final, Found, Head, NotOpened, PluginStatus, ProjectRef,
+    Ready, Request, Seen, Timings, Trace, Versions, without_suffix,
 };
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
@@ -55,6 +55,14 @@ pub struct Birth<'a> {
     pub tmpdir: PathBuf,
     /// What it opens before it is ready, by its place in the whole list.
     pub preload: Vec<(usize, ProjectRef)>,
+    /// What nobody opens.
+    pub not_opened: Vec<NotOpened>,
+}
+
+/// What came of opening projects ahead.
+struct Ahead {
+    opened: Vec<ProjectRef>,
+    not_opened: Vec<NotOpened>,
 }
 
 /// Starts QGIS, says READY to the parent and serves until the process ends.
@@ -73,8 +81,8 @@ pub fn run(birth: Birth<'_>) -> ! {
     };
     let places = places(&birth, &qgis);
     let mut server = Server::new(qgis, places, birth.pool, birth.versions);
-    let projects = server.preload(&birth);
-    let (drive, mut jobs) = start_link(&birth, &server.qgis, instance, projects);
+    let ahead = server.preload(&birth);
+    let (drive, mut jobs) = start_link(&birth, &server.qgis, instance, ahead);
     server.run(&drive, &mut jobs)
 }
 
@@ -123,7 +131,7 @@ fn start_link(
     birth: &Birth<'_>,
     qgis: &Qgis,
     instance: String,
-    projects: Vec<ProjectRef>,
+    ahead: Ahead,
 ) -> (Arc<Drive>, UnboundedReceiver<Job>) {
     let pool = birth.pool;
     let settings = link::Settings {
@@ -146,7 +154,8 @@ fn start_link(
         plugins_answer: qgis.plugins_answer,
         may_cache: qgis.may_cache,
         born: Born::default(),
-        projects,
+        projects: ahead.opened,
+        not_opened: ahead.not_opened,
     });
     let mut control = birth
         .control
@@ -196,10 +205,15 @@ impl Server {
 
     /// Opens what shall be open before the first client comes, as far as there is time
     /// and memory. What does not open is left to its first client, who hears why.
-    fn preload(&mut self, birth: &Birth<'_>) -> Vec<ProjectRef> {
+    fn preload(&mut self, birth: &Birth<'_>) -> Ahead {
         let start = Instant::now();
         let within = birth.pool.preload_timeout;
         let mut opened = Vec::new();
+        let mut not_opened = birth.not_opened.clone();
+        let mut leave_out = |name: &ProjectRef, why: String| {
+            let project = name.to_string();
+            not_opened.push(NotOpened { project, why });
+        };
         for (n_done, (at, name)) in birth.preload.iter().enumerate() {
             if start.elapsed() > within || self.projects.is_full() {
                 let n_left = birth.preload.len() - n_done;
@@ -208,6 +222,9 @@ impl Server {
                     "there was no time (projects.cache.preload_seconds) or no room \
                      (projects.cache.memory) to open all projects ahead"
                 );
+                for (_, name) in &birth.preload[n_done..] {
+                    leave_out(name, "no time or no room".into());
+                }
                 break;
             }
             birth.board.preloading(Some((*at, &name.to_string())));
@@ -221,10 +238,15 @@ impl Server {
                     // SAFETY: ends the process; nothing was promised to anybody yet.
                     unsafe { libc::_exit(1) }
                 }
-                Err(failure) => tracing::warn!(
-                    project = %name, reason = failure.reason(), ?bad_layers,
-                    "not opened ahead (projects.cache.preload_config)"
-                ),
+                Err(failure) => {
+                    let reason = failure.reason();
+                    tracing::warn!(
+                        project = %name, reason, ?bad_layers,
+                        "not opened ahead (projects.cache.preload_config)"
+                    );
+                    let why = [&[reason.to_owned()][..], &bad_layers].concat();
+                    leave_out(name, why.join(", "));
+                }
             }
         }
         birth.board.preloading(None);
@@ -232,7 +254,7 @@ impl Server {
             let ms = start.elapsed().as_millis();
             tracing::info!(n_projects = opened.len(), ms, "projects opened ahead");
         }
-        opened
+        Ahead { opened, not_opened }
     }
 
     fn open(&mut self, name: &ProjectRef) -> Result<(), Failure> {

@@ -231,6 +231,7 @@ impl Parent {
         ours.set_nonblocking(true)?;
         let tmpdir = self.folder.make(number)?;
         let preload = self.preload.part(number);
+        let not_opened = self.preload.not_opened();
         let parent = getpid();
         match self.zygote.fork()? {
             ForkResult::Parent { child } => {
@@ -262,6 +263,7 @@ impl Parent {
                     control: theirs,
                     tmpdir,
                     preload,
+                    not_opened,
                 })
             }
         }
