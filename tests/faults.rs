@@ -601,6 +601,23 @@ fn a_change_of_the_restartmon_file_restarts_the_workers_and_no_request_fails() {
             .set_modified(SystemTime::now() + Duration::from_secs(5))
             .unwrap();
     });
+    // One that is made after it went away has changed, too.
+    std::fs::remove_file(&file).unwrap();
+    assert_rolling(&server, || std::fs::write(&file, "").unwrap());
+}
+
+#[test]
+fn a_restartmon_file_that_is_made_restarts_the_workers() {
+    let world = World::stub();
+    let file = world.path("restartmon");
+    let settings = format!(
+        "server.restartmon = {}\nserver.restartmon_check_time = 100",
+        file.display()
+    );
+    let server = Server::start(world, &settings).ready();
+    server.wait_workers(2);
+    // Looked for at least once.
+    assert_rolling(&server, || std::fs::write(&file, "").unwrap());
 }
 
 #[test]

@@ -26,6 +26,23 @@
 //! | a project with an older date than the loaded one is not read | `projects::a_change_in_either_direction_reloads` (worker) |
 //! | MAP opens a GeoPackage anywhere, or a connection to any host | `storage::a_project_in_a_geopackage_is_served_from_below_the_root_alone`, `storage::what_is_not_allowed_is_not_asked` |
 //! | the name of a project becomes part of a statement in SQL; a database that is away is a 404 | `storage::a_project_in_postgresql_is_served_until_it_is_saved_again_or_deleted`, `storage::a_database_that_is_away_is_a_503_in_time_and_a_project_is_back_with_it` |
+//! | a project that cannot be read, or a handler that raises, ends its worker with each request | `bad_input::a_project_that_cannot_be_read_is_a_422_and_an_exception`, `projects::a_broken_project_is_read_once_until_it_changes`, `storage::handlers_that_were_written_for_other_servers_find_and_read_projects` |
+//! | a corrupt project in the list of those to open ahead keeps the server from starting | `projects::what_is_listed_is_open_before_the_first_client_comes_and_after_a_death`, `projects::a_project_that_cannot_be_opened_ahead_does_not_keep_the_server_from_starting` |
+//! | a project that is deleted keeps others from being read again | `projects::a_project_that_is_deleted_keeps_no_other_from_being_read_again` |
+//! | a restartmon file that is made is no change, and remote workers know no restart | `faults::a_restartmon_file_that_is_made_restarts_the_workers`, `faults::a_restart_of_a_proxy_reaches_all_pools_and_no_request_fails` |
+//! | an answer of 206 never ends, and another that is not 200 loses all but its beginning | [`a_stream_has_any_status_and_an_end`] |
+//! | the filters of the operator see neither a body nor keys in lower case: POST and `map=` get round them | `policies::a_denied_operation_is_denied_however_it_is_written`, `policies::a_filter_refuses_with_its_status_however_a_request_is_written`, `policies::what_qgis_would_do_for_a_body_is_what_rules_refuse` |
+//! | `MAP=a&MAP=b` is another project to the server than to QGIS | `ogc::ows::the_last_of_a_repeated_key_wins_for_us_and_for_qgis` |
+//! | a MAP with a newline forges lines of the log; any client has its request logged in detail by X-Debug-Id | [`no_client_forges_a_line_of_the_log_or_makes_it_say_more`], `log::no_value_forges_a_line` |
+//! | who left is logged with 200, who was given up with 499 | `http::each_request_is_one_line_of_the_access_log`, `management::the_line_of_a_failure_says_where_its_time_went` |
+//! | a head that is too long is no answer | `http::a_uri_that_is_too_long_is_a_414_and_a_head_a_431` |
+//! | HEAD has another tag than GET; weak tags, lists of them and dates count for nothing; dates are none of HTTP | `py_qgis_server::replies_have_the_headers_that_they_had`, `http::caching` (unit tests) |
+//! | X-Qgis-Forwarded-Url of anybody is believed; Forwarded with quotes or a list makes an address that is none | `http::the_advertised_url_follows_the_proxy_only_when_it_is_trusted`, `http::forwarded::forwarded_is_read_with_quotes_and_lists` |
+//! | a page shows the environment, another one all settings | [`no_page_shows_the_environment_or_a_password`] |
+//! | the management of a proxy fails, waits a second, or cannot be had with HTTPS | `management::each_port_serves_its_own_pages_only`, `change::sighup_brings_the_management_a_new_certificate_and_keeps_the_old_one_when_it_is_broken` |
+//! | flags that are documented do not exist; a root that is no folder is a traceback; `--version` fails | `programs::wrong_use_is_64_and_a_wrong_configuration_78_and_both_name_the_setting`, `programs::both_programs_say_the_versions_of_all_that_answers`, `config::command_line::a_pool_names_its_server_in_several_ways` |
+//! | privileges are dropped before the port is bound | `programs::setuid_takes_the_privileges_of_all_processes_once_the_port_is_bound` |
+//! | the high-water mark is of the whole machine's memory, and the largest worker is killed in its request | `machine::the_narrowest_limit_of_all_groups_around_us_holds` (worker), `memory::above_the_high_water_mark_the_largest_worker_is_replaced` |
 //! | each spelling of a project is a copy of it in memory, and links lead out of the root | `places::every_spelling_of_a_project_is_one_file`, `places::nothing_outside_the_root_is_found` (worker) |
 //!
 //! | what was seen in QJazz | test |
@@ -42,6 +59,23 @@
 //! | overload is a 500, a timeout a 503 | `faults::a_full_queue_is_a_503_with_retry_after_at_once`, `faults::a_stuck_request_is_a_504_at_its_deadline_and_its_worker_is_replaced` |
 //! | `X-Forwarded-Host` of anybody is believed | `http::the_advertised_url_follows_the_proxy_only_when_it_is_trusted` |
 //! | a worker killed while it starts blocks all later starts | [`a_worker_killed_while_it_starts_is_in_nobody_s_way`] |
+//! | asked to renew all projects, every worker dies of one that changed, and then the server | `faults::sighup_restarts_the_workers_one_after_the_other_and_no_request_fails`, `projects::a_project_that_is_rewritten_under_load_is_never_an_error_nor_older_than_before` |
+//! | workers that fail end the server; one failed start keeps the others from starting | `deaths::a_crash_storm_turns_readiness_off_until_it_is_over_and_the_server_serves_on`, `faults::workers_that_die_at_start_are_replaced_with_back_off_and_the_server_lives` |
+//! | all workers are replaced at the same time | `change::three_rolling_restarts_under_load_lose_nothing` |
+//! | MAP and the paths of the catalogue lead out of the folders of the operator | `bad_input::a_map_outside_the_root_gets_the_answer_of_an_absent_one`, `places::nothing_outside_the_root_is_found` (worker), `ogc::guard::no_name_climbs`, `apis::the_catalogue_leads_to_nothing_that_it_does_not_list` |
+//! | a project with a broken layer is read again with each request | `projects::a_broken_project_is_read_once_until_it_changes` |
+//! | a project may have no dot in its name | `projects::a_dot_in_the_name_of_a_project_begins_no_suffix` |
+//! | a plugin that does not load keeps workers from starting | `bad_input::access_control_is_applied_and_a_plugin_that_does_not_load_is_named` |
+//! | `SeRvIcE=WMS` is no service; what workers say of mistakes is JSON in plain text | `py_qgis_server::keys_have_any_case_and_a_form_is_a_query`, `bad_input::missing_and_unknown_parameters_get_an_ogc_exception` |
+//! | dates are none of HTTP | `py_qgis_server::replies_have_the_headers_that_they_had` |
+//! | a body of 256 KiB is too long, and nobody can allow more | `http::a_body_that_is_too_long_is_a_413_before_it_is_read`: `server.body_max` |
+//! | memory that is shared counts once for each worker, and groups of processes have no limit | `machine::this_machine_tells_what_this_process_weighs`, `machine::the_narrowest_limit_of_all_groups_around_us_holds` (worker) |
+//! | a variable counts less than the documentation says; its own sample file is refused; a command panics | `config::layers::the_later_layer_wins_and_is_remembered`, `config::every_line_of_the_sample_file_is_the_default_when_uncommented`, `config::command_line::questions_are_answered_without_running` |
+//! | whoever reaches the management gets the environment with its secrets | `config::management_is_off_and_on_loopback_unless_the_operator_says_otherwise`, [`no_page_shows_the_environment_or_a_password`], `requests::workers_see_no_environment_but_what_qgis_needs` |
+//! | GET of `/ping` is refused, and there is no page at `/` | `py_qgis_server::the_pages_of_the_server_say_what_they_said` |
+//!
+//! What has no row is about what is not offered here: AMQP monitors, OGC API Maps, and the
+//! jobs of OGC API Processes.
 
 mod common;
 
@@ -52,7 +86,7 @@ use common::client::{Came, Client};
 use common::http::send_get;
 use common::process::cpu_time;
 use common::relay::far_away;
-use common::{SOON, Server, World, eventually, kill, path_of, timed};
+use common::{MANAGED, SOON, Server, World, eventually, kill, path_of, timed};
 use nix::sys::signal::Signal;
 
 /// Clearly less than any time-out in these tests, and bearable for a busy machine.
@@ -90,6 +124,62 @@ fn no_method_costs_a_worker() {
     }
     assert_eq!(server.workers(), before);
     assert_eq!(server.act("DO=echo").status, 200);
+}
+
+#[test]
+fn a_stream_has_any_status_and_an_end() {
+    let world = World::stub().with_echo();
+    let server = Server::start(world, "worker.chunk_bytes = 1K").ready();
+    for status in [200, 206, 404] {
+        let reply = server.get(&echo("t", &format!("&STATUS={status}&CHUNKS=3&SIZE=3000")));
+        assert_eq!((reply.status, reply.body.len()), (status, 9000));
+    }
+}
+
+#[test]
+fn no_client_forges_a_line_of_the_log_or_makes_it_say_more() {
+    let server = Server::stub("");
+    for newline in ["%0a", "%0d", "%0d%0a", "%C2%85", "%E2%80%A8", "%1b%5b2J"] {
+        for path in [
+            format!("/ows/?SERVICE=WMS&REQUEST=GetMap&MAP=city{newline}forged"),
+            format!("/ows/?SERVICE=WMS&REQUEST=Get{newline}forged&MAP=city"),
+            format!("/ows/?SERVICE=W{newline}forged&REQUEST=GetMap&MAP=city"),
+            format!("/wfs3/collections/a{newline}forged?MAP=city"),
+            format!("/nowhere{newline}forged"),
+        ] {
+            let (id, debug) = (("X-Request-Id", "a forged"), ("X-Debug-Id", "*"));
+            let reply = server.request("GET", &path, &[id, debug], b"");
+            assert_ne!(reply.header("x-request-id"), Some("a forged"));
+        }
+    }
+    // Said after all of it.
+    server.get("/nowhere/last");
+    server.process.log.wait_line("/nowhere/last");
+    let log = server.process.log.text();
+    let forged: Vec<_> = log.lines().filter(|it| it.contains("forged")).collect();
+    assert!(forged.len() >= 30, "{log}");
+    for line in log.lines() {
+        let is_ours = line.starts_with("20") && !line.contains(char::is_control);
+        assert!(is_ours && !line.contains(" DEBUG "), "{line:?}");
+    }
+}
+
+/// Neither the pages for everybody nor those for the operator.
+#[test]
+fn no_page_shows_the_environment_or_a_password() {
+    let settings = format!("{MANAGED}\nprojects.s3.secret_access_key = hush-hush");
+    let server = Server::start(World::stub(), &settings).ready();
+    assert_eq!(server.act("DO=echo").status, 200);
+    let inside = ["/", "/ping", "/ready", "/status", "/metrics", "/plugins"];
+    let there = inside.map(|path| server.managed(path));
+    let outside = ["/", "/ping", "/ready", "/status", "/status/env"];
+    let here = outside.map(|path| server.get(path));
+    for reply in there.iter().chain(&here) {
+        let text = reply.text();
+        let secrets = ["MY_SECRET", "secret", "hush-hush", "PYTHONPATH"];
+        let shown = secrets.iter().find(|it| text.contains(**it));
+        assert!(shown.is_none(), "{shown:?} in {text}");
+    }
 }
 
 #[test]

@@ -202,6 +202,34 @@ fn a_project_that_is_deleted_is_not_found_at_once() {
     assert_eq!(text(&server, "city"), "another");
 }
 
+#[test]
+fn a_project_that_is_deleted_keeps_no_other_from_being_read_again() {
+    let server = Server::stub("server.workers = 1\nprojects.cache.check_interval = 0.1");
+    for name in ["gone.qgs", "town.qgs"] {
+        write(&server, name, "one");
+        assert_eq!(text(&server, name), "one");
+    }
+    std::fs::remove_file(server.world.path("projects/gone.qgs")).unwrap();
+    write(&server, "town.qgs", "another");
+    eventually("the other one", || {
+        (text(&server, "town") == "another").then_some(())
+    });
+}
+
+#[test]
+fn a_dot_in_the_name_of_a_project_begins_no_suffix() {
+    let server = Server::stub("");
+    write(&server, "town.v2.qgs", "second");
+    write(&server, "town.qgs", "first");
+    for (name, expected) in [
+        ("town", "first"),
+        ("town.v2", "second"),
+        ("town.v2.qgs", "second"),
+    ] {
+        assert_eq!(text(&server, name), expected, "{name}");
+    }
+}
+
 // Opened ahead.
 
 /// A worker is not ready before.

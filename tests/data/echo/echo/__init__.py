@@ -3,6 +3,7 @@
 | parameter | meaning |
 |---|---|
 | `TAG` | what the answer repeats |
+| `STATUS` | its status, 200 otherwise |
 | `SIZE` | bytes of the answer, or of each chunk |
 | `CHUNKS` | so many chunks, each with its number, flushed one by one |
 | `STALL` | seconds before anything is said |
@@ -48,6 +49,7 @@ class Echo(QgsService):
         asked = request.parameters()
         tag, size = asked["TAG"], int(asked.get("SIZE", 0))
         self._note("+", tag)
+        response.setStatusCode(int(asked.get("STATUS", 200)))
         response.setHeader("Content-Type", "text/plain")
         time.sleep(float(asked.get("STALL", 0)))
         chunks = int(asked.get("CHUNKS", 0))
