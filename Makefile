@@ -1,6 +1,6 @@
 # make serve   build, serve the example projects on 127.0.0.1:8080 (or PORT=…), say what to try
 # make test    everything that must pass before a change lands
-# make replay  QGIS's own tests of its server, each request sent to qgisserver
+# make replay  of these, QGIS's own tests of its server alone: each request sent to qgisserver
 # make soak    faults and loads for longer: a million requests, minutes of fuzzing
 # make bench   in-process QGIS, nginx + FastCGI and qgisserver, side by side
 #
@@ -15,7 +15,9 @@ BUILD := gcc make pkg-config python3-dev
 QGIS  := python3-qgis python3-gdal qgis-server qgis-providers
 # What QGIS's source is packed with.
 PACK  := xz-utils bzip2
-TEST  := procps systemd supervisor slowhttptest postgresql postgresql-postgis $(PACK)
+# Where projects and layers are, too.
+DATA  := postgresql postgresql-postgis
+TEST  := procps systemd supervisor slowhttptest $(DATA) $(PACK)
 BENCH := nginx-light spawn-fcgi
 
 .PHONY: help serve test replay soak check bench cargo
@@ -36,10 +38,10 @@ test: cargo
 	@$(MAKE) --no-print-directory check
 	cargo test --workspace
 	@.ci/fuzz 10
-	@.ci/replay --within 570 --tries 2 wfs wfst wms wmts
+	@.ci/replay --within 900 --tries 2
 
 replay: cargo
-	@.ci/need $(BUILD) $(QGIS) $(PACK)
+	@.ci/need $(BUILD) $(QGIS) $(DATA) $(PACK)
 	cargo build --workspace --bins
 	tests/replay/replay.py
 

@@ -1,17 +1,23 @@
 #!/usr/bin/python3
 """QGIS's own tests of its server, over HTTP.
 
-    tests/replay/replay.py [--source FOLDER] [--server PROGRAM] [--tries N] [--within SECONDS] [MODULE...]
+    tests/replay/replay.py [--source FOLDER] [--server PROGRAM] [--tries N] [--within SECONDS]
+                           [--jobs N] [MODULE...]
 
 Runs each test program twice, with QgsServer in its own process and with each request
 sent to a `qgisserver` (see `shim.py`). What passes in the process and fails over HTTP
 has to stand in `differences.txt`, and nothing else may stand there. FOLDER is QGIS's
 source; without it, apt fetches that of the installed package, 110 MB, and keeps it in
-`target/replay`. Where apt cannot, the exit status is 75; all else that goes wrong is 1. MODULEs are some of the tests, such as `wfs` and `wms_getmap`.
+`target/replay`. Where apt cannot, the exit status is 75; all else that goes wrong is 1.
+MODULEs are some of the tests, such as `wfs` and `wms_getmap`; without any it is all that
+do not stand in `left_out.txt`.
 """
 
 import argparse
+import concurrent.futures
+import contextlib
 import os
+import queue
 import re
 import shutil
 import socket
@@ -22,31 +28,18 @@ import time
 import urllib.request
 from pathlib import Path
 
+from database import WITH_US, Database
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 CACHE = ROOT / "target" / "replay"
 PYTHON = "/usr/bin/python3"
 
-# Register plugins in the process of the tests: tests/http_caching.rs, apis.rs and others
-# do so in workers.
-WITH_PLUGINS = ("accesscontrol", "cachemanager", "plugins")
+# These have an access control of their own, which a server has to have, too.
+RESTRICTED = "accesscontrol"
 
-# Test Python bindings and send no request.
-WITHOUT_REQUESTS = (
-    "apicontext",
-    "logger",
-    "modules",
-    "projectutils",
-    "request",
-    "response",
-    "services",
-    "settings",
-)
-
-# Need a PostgreSQL with QGIS's data.
-WITH_DATABASE = ("postgres",)
-
-LEFT_OUT = WITH_PLUGINS + WITHOUT_REQUESTS + WITH_DATABASE
+# These look for tables in a database.
+WITH_DATABASE = "postgres"
 
 # QGIS itself places some labels now here, now there.
 TRIES = 3
@@ -79,6 +72,9 @@ SETTINGS = {
     "server.pluginpath": str(HERE / "plugin"),
 }
 
+# Access control in view changes what may be kept, so the others do without.
+WITH_ACCESS_CONTROL = {"server.pluginpath": f"{HERE / 'plugin'}:{HERE / 'access'}"}
+
 
 class NoSource(Exception):
     """apt does not have it, or cannot be asked."""
@@ -91,6 +87,7 @@ def main():
     parser.add_argument("--server", type=Path, default=ROOT / "target/debug/qgisserver")
     parser.add_argument("--tries", type=int, default=TRIES, help="for a test that fails over HTTP")
     parser.add_argument("--within", type=float, default=float("inf"), help="seconds, for everything")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="so many modules at once")
     parser.add_argument("modules", nargs="*", help="such as wfs; all without any")
     asked = parser.parse_args()
     # The server may take its time to end.
@@ -105,10 +102,12 @@ def main():
     chosen = [it for it in programs if is_chosen(it.stem, asked.modules)]
     if not chosen:
         sys.exit(f"no tests in {tests}")
-    with tempfile.TemporaryDirectory(prefix="replay") as tmp:
-        with Server(asked.server, tmp) as url:
-            outcomes = [replay(program, url, Path(tmp), asked.tries, end) for program in chosen]
-    sys.exit(judge(outcomes))
+    # The names of filters are theirs.
+    os.environ["QGIS_REPLAY_TESTS"] = str(tests)
+    with tempfile.TemporaryDirectory(prefix="replay") as tmp, contextlib.ExitStack() as running:
+        if any(WITH_DATABASE in it.stem for it in chosen):
+            running.enter_context(Database(source))
+        sys.exit(judge(side_by_side(chosen, asked, Path(tmp), end)))
 
 
 def name_of(stem):
@@ -119,7 +118,7 @@ def is_chosen(stem, modules):
     name = name_of(stem)
     if modules:
         return name in modules
-    return not any(word in name.split("_") for word in LEFT_OUT)
+    return name not in listed("left_out.txt")
 
 
 def fetched(cache, end):
@@ -217,20 +216,60 @@ def os_release():
     return pairs["VERSION_CODENAME"].strip('"')
 
 
+def side_by_side(programs, asked, tmp, end):
+    """What came of all, run in as many lanes as there are processors. Each has a server of
+    its own: a test finds what it has written before."""
+    waiting = queue.SimpleQueue()
+    # The long ones first, so that the lanes end together.
+    for program in sorted(programs, key=lambda it: -it.stat().st_size):
+        waiting.put(program)
+
+    def lane(number):
+        own = tmp / f"lane-{number}"
+        own.mkdir()
+        outcomes = []
+        with contextlib.ExitStack() as running, contextlib.suppress(queue.Empty):
+            servers = Servers(asked.server, own, running)
+            while True:
+                program = waiting.get_nowait()
+                outcomes.append(replay(program, servers.url_for(program.stem), own, asked.tries, end))
+        return outcomes
+
+    n = min(asked.jobs, len(programs))
+    with concurrent.futures.ThreadPoolExecutor(n) as lanes:
+        return [outcome for outcomes in lanes.map(lane, range(n)) for outcome in outcomes]
+
+
+class Servers:
+    """One for each set of plugins, started when the first test needs it."""
+
+    def __init__(self, program, tmp, running):
+        self._program, self._tmp, self._running = program, tmp, running
+        self._urls = {}
+
+    def url_for(self, stem):
+        is_restricted = RESTRICTED in stem
+        if is_restricted not in self._urls:
+            more = WITH_ACCESS_CONTROL if is_restricted else {}
+            server = Server(self._program, self._tmp, more)
+            self._urls[is_restricted] = self._running.enter_context(server)
+        return self._urls[is_restricted]
+
+
 class Server:
     """A `qgisserver` on a free port, stopped in the end."""
 
-    def __init__(self, program, tmp):
+    def __init__(self, program, tmp, more):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self._url = f"http://127.0.0.1:{port}"
-        settings = {**SETTINGS, "server.port": str(port)}
+        settings = {**SETTINGS, **more, "server.port": str(port)}
         flags = [word for pair in settings.items() for word in ("--set", "=".join(pair))]
-        self._log = open(Path(tmp) / "server.log", "w+")
-        environment = {**os.environ, "TMPDIR": tmp, "LANG": "C.UTF-8"}
+        self._log = open(Path(tmp) / f"server-{port}.log", "w+")
+        environment = {**os.environ, "TMPDIR": str(tmp), "LANG": "C.UTF-8"}
         self._process = subprocess.Popen(
-            [program, *flags], stdout=self._log, stderr=self._log, env=environment
+            [*WITH_US, program, *flags], stdout=self._log, stderr=self._log, env=environment
         )
 
     def __enter__(self):
@@ -259,9 +298,12 @@ def replay(program, url, tmp, tries, end):
     """The module, and what each of its tests came to, in the process and over HTTP."""
     module = name_of(program.stem)
     inside = run(program, "-", tmp / module, end)
+    if not inside:
+        log = Path(f"{tmp / module}.log").read_text(errors="replace")
+        sys.exit(f"{module}: no test of it came to an end in the process:\n{log[-2000:]}")
     passed = [name for name, said in inside.items() if said == "ok"]
     failed = dict.fromkeys(passed, "it did not end")
-    known = differences()
+    known = listed("differences.txt")
     for _ in range(tries):
         for name, said in run(program, url, tmp / module, end).items():
             if said == "ok":
@@ -275,8 +317,9 @@ def replay(program, url, tmp, tries, end):
 
 
 def run(program, server, results, end):
-    environment = {**os.environ, "LANG": "C.UTF-8", "QT_QPA_PLATFORM": "offscreen"}
-    command = [PYTHON, HERE / "shim.py", server, program, results, f"{results}.images"]
+    own = {"LANG": "C.UTF-8", "QT_QPA_PLATFORM": "offscreen", "TMPDIR": str(results.parent)}
+    environment = {**os.environ, **own}
+    command = [*WITH_US, PYTHON, HERE / "shim.py", server, program, results, f"{results}.images"]
     bound = min(BOUND, max(end - time.monotonic(), 0.1))
     with open(f"{results}.log", "w") as log:
         try:
@@ -298,7 +341,7 @@ def run(program, server, results, end):
 
 def judge(outcomes):
     """0 if what fails over HTTP alone is what is known to."""
-    known = differences()
+    known = listed("differences.txt")
     n_wrong = 0
     for module, passed, failed in outcomes:
         for name, why in failed.items():
@@ -315,8 +358,9 @@ def judge(outcomes):
     return 1 if n_wrong or not n_passed else 0
 
 
-def differences():
-    lines = (HERE / "differences.txt").read_text().splitlines()
+def listed(file):
+    """One name in a line; `#` begins a comment."""
+    lines = (HERE / file).read_text().splitlines()
     lines = (line.partition("#")[0].strip() for line in lines)
     return {line for line in lines if line}
 

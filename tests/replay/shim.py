@@ -9,6 +9,7 @@ the folder IMAGES keeps.
 """
 
 import importlib.util
+import json
 import os
 import sys
 import tempfile
@@ -16,14 +17,16 @@ import unittest
 import urllib.error
 import urllib.parse
 import urllib.request
+import xml.etree.ElementTree as ElementTree
 
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 # As in workers: by it QGIS chooses the colours of images that have 256 of them.
 os.environ["QT_HASH_SEED"] = "0"
 
 import numpy
+from qgis.core import QgsApplication
 from qgis.PyQt.QtGui import QImage
-from qgis.server import QgsServer, QgsServerRequest
+from qgis.server import QgsServer, QgsServerInterface, QgsServerRequest
 
 METHODS = {
     QgsServerRequest.GetMethod: "GET",
@@ -54,6 +57,11 @@ OF_SERVERS = {
 # By these a test says itself where the server is.
 OF_PROXIES = {"forwarded", "host", "x-forwarded-host", "x-forwarded-proto"}
 
+# The access control of a test, and what that has for switches. The plugin in access/ has
+# the same.
+FILTERS = "X-Qgis-Replay-Filters"
+SWITCHES = ("_active", "active")
+
 # Some tests ask for a URL without a host.
 NOWHERE = "http://replay.invalid"
 
@@ -67,6 +75,10 @@ def plain(pair):
     return f"{name}={urllib.parse.quote(path)}"
 
 
+def without_map(query):
+    return "&".join(pair for pair in query.split("&") if not pair.upper().startswith("MAP="))
+
+
 class NoRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_):
         return None
@@ -77,6 +89,7 @@ class Replay:
 
     def __init__(self, server):
         self._server = server
+        self.filters = []
         self._open = urllib.request.build_opener(NoRedirects, urllib.request.ProxyHandler({})).open
         self._written = []
 
@@ -87,18 +100,34 @@ class Replay:
         # Where a proxy would have us.
         public = base + before.rstrip("/")
         headers = dict(request.headers())
-        if not OF_PROXIES.intersection(map(str.lower, headers)):
-            headers["X-Forwarded-Url"] = public
         project = self._project(asked.query, project)
+        query = "&".join(map(plain, asked.query.split("&")))
+        if request.originalUrl() != request.url():
+            # Of a server in front, which names the project as it likes and keeps it to itself.
+            headers["X-Qgis-Forwarded-Url"] = request.originalUrl().toString()
+            project = project or dict(urllib.parse.parse_qsl(asked.query)).get("MAP")
+            query = without_map(query)
+        elif not OF_PROXIES.intersection(map(str.lower, headers)):
+            headers["X-Forwarded-Url"] = public
         if project:
             headers["X-Qgis-Project"] = project
-        query = "&".join(map(plain, asked.query.split("&")))
+        if self.filters:
+            headers[FILTERS] = json.dumps(self._switched())
         path = (api + after or "/ows/") + (f"?{query}" if query else "")
         self._send(request, response, path, headers)
         if not api:
             # QGIS's tests have web services at any path.
             here = asked.path if base == NOWHERE else base + asked.path
             self._body = self._body.replace(f"{public}/ows/".encode(), here.encode())
+
+    def _switched(self):
+        """The access control of the test, by module and class, and what of it is on."""
+        return {
+            f"{type(it).__module__}.{type(it).__name__}": {
+                name: getattr(it, name) for name in SWITCHES if hasattr(it, name)
+            }
+            for it in self.filters
+        }
 
     def _project(self, query, project):
         """The project as a file that the server can read, unless the query names it."""
@@ -115,6 +144,7 @@ class Replay:
         path = os.path.join(folder, f"replay-{os.getpid()}-{len(self._written)}.qgs")
         project.write(path)
         project.setFileName(name)
+        put_on_disk(project, path)
         self._written.append(path)
         return path
 
@@ -140,10 +170,45 @@ class Replay:
     def finish(self, request, response):
         response.write(self._body)
         asked = request.url().query() + bytes(request.data() or b"").decode("latin-1")
-        if "GetFeature" in asked and "GetFeatureInfo" not in asked:
+        is_stream = "GetFeature" in asked and "GetFeatureInfo" not in asked
+        if is_stream and response.statusCode() == 200:
             # QGIS does not know how long it will be, and names no length.
             response.flush()
         response.finish()
+
+
+def put_on_disk(project, path):
+    """What layers have in the memory of the test, as files that others can read."""
+    layers = [it for it in project.mapLayers().values() if it.providerType() == "memory"]
+    files = {it.id(): geojson(it, path) for it in layers if it.featureCount()}
+    if not files:
+        return
+    tree = ElementTree.parse(path)
+    for layer in tree.iter("maplayer"):
+        file = files.get(layer.findtext("id"))
+        if file:
+            layer.find("datasource").text = file
+            layer.find("provider").text = "ogr"
+    tree.write(path, encoding="utf-8", xml_declaration=True)
+
+
+def geojson(layer, project):
+    path = f"{project}-{layer.id()}.geojson"
+    names = layer.fields().names()
+    features = [
+        {
+            "type": "Feature",
+            "id": it.id(),
+            "properties": dict(zip(names, it.attributes())),
+            "geometry": json.loads(it.geometry().asJson(17)),
+        }
+        for it in layer.getFeatures()
+    ]
+    authority, _, code = layer.crs().authid().partition(":")
+    crs = {"type": "name", "properties": {"name": f"urn:ogc:def:crs:{authority}::{code}"}}
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump({"type": "FeatureCollection", "crs": crs, "features": features}, file)
+    return path
 
 
 def replace(server):
@@ -154,6 +219,19 @@ def replace(server):
         replay.finish(request, response)
 
     QgsServer.handleRequest = handle
+    QgsServerInterface.registerAccessControl = lambda _, it, __=0: replay.filters.append(it)
+    # Otherwise Python does not see it.
+    QgsServer.putenv = staticmethod(os.environ.__setitem__)
+
+
+class OneApplication:
+    """Stands for QgsApplication, of which one test makes another: that crashes now and then."""
+
+    def __call__(self, *_):
+        return QgsApplication.instance()
+
+    def __getattr__(self, name):
+        return getattr(QgsApplication, name)
 
 
 class Images:
@@ -183,6 +261,13 @@ class Images:
             return False, f"another size than {path}"
         n = numpy.count_nonzero(one != other)
         return n <= max_diff, f"{n} pixels are others than in {path}"
+
+
+# The classes whose tests compare images.
+WITH_IMAGES = {
+    "test_qgsserver": "QgsServerTestBase",
+    "test_qgsserver_accesscontrol": "TestQgsServerAccessControl",
+}
 
 
 def pixels(image):
@@ -222,10 +307,12 @@ def main(server, module, results, images):
     loaded = importlib.util.module_from_spec(spec)
     sys.modules[name] = loaded
     spec.loader.exec_module(loaded)
-    base = getattr(sys.modules.get("test_qgsserver"), "QgsServerTestBase", None)
-    if base is not None:
-        pictures = Images(images, server == "-")
-        base._img_diff = lambda test, *words, **named: pictures.check(test, *words, **named)
+    loaded.QgsApplication = OneApplication()
+    pictures = Images(images, server == "-")
+    for module, base in WITH_IMAGES.items():
+        base = getattr(sys.modules.get(module), base, None)
+        if base is not None:
+            base._img_diff = lambda test, *words, **named: pictures.check(test, *words, **named)
     tests = unittest.defaultTestLoader.loadTestsFromModule(loaded)
     with open(results, "w", encoding="utf-8") as file:
         tests.run(Lines(file))
