@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::client::{Came, Client};
-use common::{Server, World, eventually, http, path_of};
+use common::{MANAGED, Server, World, eventually, http, path_of, timed};
 use nix::sys::socket::{setsockopt, sockopt::RcvBuf};
 
 /// For a busy machine: answers are due at once, or at their deadline.
@@ -281,6 +281,54 @@ fn large_answers_that_nobody_takes_have_a_bound_and_others_are_served() {
     // Each connection has a part of its own besides.
     assert!(grown < (16 << 10) + 1000 * N as u64, "{grown} kB more");
     drop(clients);
+}
+
+/// Two of them together have more than there is room for, one alone has not.
+#[test]
+fn of_clients_that_take_nothing_the_one_that_began_it_is_cut_off_and_the_others_go_on() {
+    // The kernels take some of it.
+    const N: usize = 1000;
+    let settings = "server.reply_memory = 5M\nserver.timeout = 60";
+    let server = Server::stub(&format!("{settings}\n{MANAGED}"));
+    let ask = |name: &str| {
+        let mut client = http::connect(server.address);
+        let stream = format!("DO=stream&N={N}&SIZE=50000&TICK={name}");
+        http::send_get(&mut client, &path_of(&stream));
+        client
+    };
+    let mut first = ask("first");
+    stands_still(&server, "first");
+    let mut second = ask("second");
+    let line = server.process.log.wait_line("server.reply_memory");
+    assert!(
+        line.contains("WARN") && line.contains("request_id"),
+        "{line}"
+    );
+    stands_still(&server, "second");
+    let (_, took) = timed(|| assert_eq!(server.act("DO=echo").status, 200));
+    assert!(took < PATIENCE, "the worker of the first is free: {took:?}");
+    let metrics = server.managed("/metrics").text();
+    let counted = "qgisserver_failures_total{reason=\"reader_too_slow\"} 1";
+    assert!(metrics.contains(counted), "{metrics}");
+
+    let (all, was_reset) = http::read_all(&mut second);
+    assert!(!was_reset && all.ends_with(b"\r\n0\r\n\r\n") && all.len() > N * 50_000);
+    let (part, _) = http::read_all(&mut first);
+    assert!(part.starts_with(b"HTTP/1.1 200 ") && part.len() < all.len());
+    assert!(!part.ends_with(b"\r\n0\r\n\r\n"), "it looks complete");
+    server.process.log.wait_line("reply cut off");
+}
+
+/// The worker has to wait for its client.
+fn stands_still(server: &Server, name: &str) {
+    let (mut sent, mut since) = (0, Instant::now());
+    eventually("a worker has to wait", || {
+        let now = server.world.count(name);
+        if now != sent {
+            (sent, since) = (now, Instant::now());
+        }
+        (sent > 0 && since.elapsed() > Duration::from_millis(500)).then_some(())
+    });
 }
 
 const LARGE: usize = 4_000_000;

@@ -733,7 +733,8 @@ impl<T: Transport> Driver<T> {
             load: load_us.map(Duration::from_micros),
         };
         let head = head.expect("the queue expels a worker whose reply begins without");
-        self.shared.unsent.begin(id, now);
+        let request_id = &self.calls[&id].call.request_id;
+        self.shared.unsent.begin(id, request_id, now);
         self.store(id, bytes, now);
         // If nobody waits any more, dropping the body withdraws the call.
         let _ = answer.send(Ok(Reply { head, body }));
@@ -743,8 +744,15 @@ impl<T: Transport> Driver<T> {
     fn store(&mut self, id: Id, bytes: Bytes, now: Instant) {
         for gone in self.shared.unsent.put(id, bytes, now) {
             self.shared.metrics.failed(Error::ReaderTooSlow.reason());
+            tracing::warn!(
+                request_id = gone.name,
+                bytes = gone.bytes,
+                "the memory for replies is full (server.reply_memory): this one goes, whose client \
+                 has taken nothing for {:.1} s",
+                gone.stood.as_secs_f64()
+            );
             // Its worker need not make the rest. One that is done is not known here.
-            self.queue.withdraw(gone, now);
+            self.queue.withdraw(gone.id, now);
         }
     }
 

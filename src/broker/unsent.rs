@@ -7,7 +7,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -25,10 +25,23 @@ struct State {
 
 #[derive(Debug)]
 struct Reply {
+    /// Of the request.
+    name: String,
     parts: VecDeque<Bytes>,
     bytes: usize,
     /// When its client took a part, or the first was there to take.
     moved: Instant,
+}
+
+/// A reply that had to go.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Gone {
+    pub id: Id,
+    /// The request as its client and the log know it.
+    pub name: String,
+    pub bytes: usize,
+    /// For so long its client has taken nothing.
+    pub stood: Duration,
 }
 
 impl Default for Unsent {
@@ -48,8 +61,9 @@ impl Unsent {
     }
 
     /// A reply of several parts begins.
-    pub fn begin(&self, id: Id, now: Instant) {
+    pub fn begin(&self, id: Id, name: &str, now: Instant) {
         let reply = Reply {
+            name: name.to_owned(),
             parts: VecDeque::new(),
             bytes: 0,
             moved: now,
@@ -58,7 +72,7 @@ impl Unsent {
     }
 
     /// One more part. Returns the replies that had to go for it.
-    pub fn put(&self, id: Id, part: Bytes, now: Instant) -> Vec<Id> {
+    pub fn put(&self, id: Id, part: Bytes, now: Instant) -> Vec<Gone> {
         let mut state = self.state();
         let Some(reply) = state.replies.get_mut(&id) else {
             return Vec::new(); // It had to go, or its client left.
@@ -73,11 +87,15 @@ impl Unsent {
         let mut gone = Vec::new();
         while state.bytes > state.max {
             // At least that of this one part.
-            let Some(slowest) = state.slowest() else {
+            let Some((id, reply)) = state.slowest().and_then(|id| state.remove(id)) else {
                 break;
             };
-            state.remove(slowest);
-            gone.push(slowest);
+            gone.push(Gone {
+                id,
+                name: reply.name,
+                bytes: reply.bytes,
+                stood: now.saturating_duration_since(reply.moved),
+            });
         }
         gone
     }
@@ -95,7 +113,7 @@ impl Unsent {
 
     /// Nobody takes any more of it.
     pub fn end(&self, id: Id) {
-        self.state().remove(id);
+        drop(self.state().remove(id));
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -112,20 +130,18 @@ impl State {
         slowest.map(|(id, _)| *id)
     }
 
-    fn remove(&mut self, id: Id) {
-        if let Some(reply) = self.replies.remove(&id) {
-            self.bytes -= reply.bytes;
-        }
+    fn remove(&mut self, id: Id) -> Option<(Id, Reply)> {
+        let reply = self.replies.remove(&id)?;
+        self.bytes -= reply.bytes;
+        Some((id, reply))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
-    const NONE: [Id; 0] = [];
+    const NONE: [Gone; 0] = [];
 
     fn part(bytes: usize) -> Bytes {
         vec![0; bytes].into()
@@ -134,7 +150,7 @@ mod tests {
     #[test]
     fn a_reply_is_taken_as_it_was_put_and_leaves_nothing() {
         let (unsent, now) = (Unsent::default(), Instant::now());
-        unsent.begin(1, now);
+        unsent.begin(1, "r-1", now);
         for text in ["a", "", "b"] {
             assert_eq!(unsent.put(1, text.into(), now), NONE);
         }
@@ -154,14 +170,20 @@ mod tests {
         let at = |seconds| start + Duration::from_secs(seconds);
         unsent.configure(100);
         for id in 1..4 {
-            unsent.begin(id, start);
+            unsent.begin(id, &format!("r-{id}"), start);
             assert_eq!(unsent.put(id, part(15), at(id)), NONE);
             assert_eq!(unsent.put(id, part(15), at(id)), NONE);
         }
         // The first one came first, and its client takes something now and then.
         assert_eq!(unsent.take(1, at(4)), Some(part(15)));
-        unsent.begin(5, at(5));
-        assert_eq!(unsent.put(5, part(50), at(5)), [2]);
+        unsent.begin(5, "r-5", at(5));
+        let gone = Gone {
+            id: 2,
+            name: "r-2".into(),
+            bytes: 30,
+            stood: Duration::from_secs(3),
+        };
+        assert_eq!(unsent.put(5, part(50), at(5)), [gone]);
         assert_eq!(unsent.take(2, at(6)), None, "cut off");
         assert_eq!(unsent.put(2, part(90), at(6)), NONE, "and it stays so");
         assert_eq!(unsent.take(3, at(6)), Some(part(15)));
@@ -172,8 +194,8 @@ mod tests {
     fn a_part_that_is_larger_than_the_bound_ends_its_reply() {
         let (unsent, now) = (Unsent::default(), Instant::now());
         unsent.configure(10);
-        unsent.begin(1, now);
-        assert_eq!(unsent.put(1, part(11), now), [1]);
+        unsent.begin(1, "r-1", now);
+        assert_eq!(unsent.put(1, part(11), now)[0].bytes, 11);
         assert_eq!(unsent.state().bytes, 0);
     }
 }
