@@ -415,6 +415,7 @@ pub enum Error {
     /// The project did not answer in time lately, and holds its share of the workers.
     ShareTaken {
         limit: usize,
+        retry_after: Duration,
     },
     /// The memory for replies is full, and its client took nothing for longest.
     ReaderTooSlow,
@@ -485,7 +486,7 @@ impl std::fmt::Display for Error {
                 "the project did not answer in time; another try in {:.1} s",
                 retry_after.as_secs_f64()
             ),
-            Self::ShareTaken { limit } => write!(
+            Self::ShareTaken { limit, .. } => write!(
                 f,
                 "the project did not answer in time and holds {limit} workers already"
             ),

@@ -439,13 +439,11 @@ impl<T: Transport> Driver<T> {
         if !self.breakers.is_troubled(project) {
             return None;
         }
-        let holds = |worker: &&Member| {
-            let serving = worker.serving.as_ref();
-            // Not counting itself, if it had to step back from a worker that lingers.
-            serving.is_some_and(|it| it.id != id && it.project.as_ref() == Some(project))
-        };
-        let running = self.workers.values().filter(holds).count();
-        let crowd = (running, self.workers.len());
+        let serving = self.workers.values().filter_map(|it| it.serving.as_ref());
+        // Not counting itself, if it had to step back from a worker that lingers.
+        let holding = serving.filter(|it| it.id != id && it.project.as_ref() == Some(project));
+        let running: Vec<&Serving> = holding.collect();
+        let crowd = (running.len(), self.workers.len());
         match self.breakers.admits(project, id, crowd, now) {
             Verdict::Admitted => None,
             Verdict::Probe => {
@@ -454,7 +452,12 @@ impl<T: Transport> Driver<T> {
                 None
             }
             Verdict::Open { retry_after } => Some(Error::BreakerOpen { retry_after }),
-            Verdict::Crowded { limit } => Some(Error::ShareTaken { limit }),
+            Verdict::Crowded { limit } => {
+                // The first of them is over by then.
+                let left = running.iter().map(|it| it.left(now)).min();
+                let retry_after = left.unwrap_or_default().max(Duration::from_secs(1));
+                Some(Error::ShareTaken { limit, retry_after })
+            }
         }
     }
 
@@ -1403,6 +1406,11 @@ impl Serving {
         }
     }
 
+    /// Until its deadline.
+    fn left(&self, now: Instant) -> Duration {
+        (self.since + self.timeout).saturating_duration_since(now)
+    }
+
     /// Whether its worker had it for a good part of its time. Otherwise it had
     /// waited for too long, which is not its project's fault.
     fn had_its_time(&self, now: Instant) -> bool {
@@ -2151,7 +2159,13 @@ mod tests {
         driver.timed_out(of_project("city").project.as_ref(), Instant::now());
         let mut calls = [2, 3, 4].map(|id| driver.call(id, of_project("city")));
         assert_eq!(driver.n_sent(), 3);
-        assert_eq!(refusal(&mut calls[2]), Error::ShareTaken { limit: 2 });
+        let Error::ShareTaken { limit, retry_after } = refusal(&mut calls[2]) else {
+            panic!("it is let in");
+        };
+        assert_eq!(limit, 2);
+        let timeout = get("GetMap").timeout;
+        let left = timeout - Duration::from_secs(1)..=timeout;
+        assert!(left.contains(&retry_after), "{retry_after:?}");
         driver.finish("b", 2);
         assert!(calls[0].try_recv().unwrap().is_ok());
         let _again = driver.call(5, of_project("city"));

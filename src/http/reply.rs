@@ -311,7 +311,8 @@ impl Refusal {
                 | Error::QueueFull { retry_after, .. }
                 | Error::ClientBusy { retry_after, .. }
                 | Error::ClientTooFast { retry_after, .. }
-                | Error::ProjectBusy { retry_after, .. },
+                | Error::ProjectBusy { retry_after, .. }
+                | Error::ShareTaken { retry_after, .. },
             ) => Some(seconds(*retry_after)),
             _ => matches!(status, S::SERVICE_UNAVAILABLE | S::TOO_MANY_REQUESTS).then_some(1),
         };
@@ -621,7 +622,14 @@ mod tests {
                 503,
                 Some("3"),
             ),
-            (Error::ShareTaken { limit: 1 }, 503, Some("1")),
+            (
+                Error::ShareTaken {
+                    limit: 1,
+                    retry_after: second * 7,
+                },
+                503,
+                Some("7"),
+            ),
             (Error::RequestTooLarge { limit: 1 }, 413, None),
             (Error::Failed(Failure::ProjectNotFound), 404, None),
             (Error::Failed(Failure::StorageAway), 503, Some("1")),
