@@ -106,6 +106,50 @@ fn after_its_quarantine_a_request_that_kills_again_costs_one_worker_only() {
 }
 
 #[test]
+fn a_request_that_freezes_two_workers_is_refused_the_third_time() {
+    let server = Server::stub("server.timeout = 60");
+    let poison = "DO=signal&N=19&MARK=frozen";
+    assert_eq!(server.act(poison).status, 502, "once more, elsewhere");
+    let (refused, took) = timed(|| server.act(poison));
+    assert!(refused.text().contains("refused for"), "{}", refused.text());
+    assert!(took < AT_ONCE, "{took:?}");
+    assert_eq!(server.world.count("frozen"), 2);
+    assert_eq!(departures(&server), json!({"silent": 2}));
+    server.wait_workers(2);
+    assert_eq!(server.act("DO=echo").status, 200, "the project is served");
+}
+
+/// The client has its 504 before anybody knows what has become of the worker.
+#[test]
+fn a_request_that_freezes_two_workers_is_refused_though_its_deadline_came_first() {
+    let server = Server::stub("server.timeout = 1");
+    let poison = "DO=signal&N=19&MARK=frozen";
+    for n in 1..=2 {
+        assert_eq!(server.act(poison).status, 504);
+        eventually("the worker is missed", || {
+            (departures(&server) == json!({"silent": n})).then_some(())
+        });
+        server.wait_workers(2);
+    }
+    let refused = server.act(poison);
+    assert!(refused.text().contains("refused for"), "{}", refused.text());
+    assert_eq!(server.world.count("frozen"), 2);
+}
+
+#[test]
+fn a_request_that_runs_out_of_memory_twice_costs_no_third_worker() {
+    let server = Server::stub("");
+    let poison = "DO=memory&MARK=tries";
+    for status in [500, 500, 502] {
+        assert_eq!(server.act(poison).status, status);
+        server.wait_workers(2);
+    }
+    assert_eq!(server.world.count("tries"), 2);
+    assert_eq!(departures(&server), json!({"doubt": 2}));
+    assert_eq!(server.status()["quarantined"][0]["operation"], "GetMap");
+}
+
+#[test]
 fn without_quarantine_each_time_costs_its_workers() {
     let server = Server::stub("zmq.quarantine_seconds = 0");
     for n in [2, 4] {

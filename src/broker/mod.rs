@@ -19,6 +19,7 @@ mod queue;
 mod raised;
 mod rate;
 mod router;
+mod silences;
 #[cfg(test)]
 mod tests;
 mod throttle;

@@ -11,10 +11,20 @@
 //! | quarantined | `period` is over | suspected, and one more death is enough |
 //! | suspected | nothing for a `period` | unknown |
 //!
-//! A death is the end of a worker while it holds the request: its connection
-//! ended, or it fell silent, and it had not said that it leaves. What follows a
-//! CANCEL is none, for then the worker is meant to end itself; nor is a worker
-//! that the server expels because it broke the protocol, which no request does.
+//! A death is the end of a worker because of what it holds:
+//!
+//! - its connection ended, and it had not said that it leaves;
+//! - it fell silent, whether its request was cancelled since or not: the process stood
+//!   still, and its pool had to kill it. Unless others of its machine did so at the same
+//!   time ([`super::silences`]);
+//! - it answered that QGIS failed, which includes memory that ran out, and left because it
+//!   cannot trust QGIS any more.
+//!
+//! What follows a CANCEL otherwise is none, for then the worker is meant to end itself. It
+//! would be wrong to count it at a deadline: all requests of a project overrun theirs while
+//! its source does not answer, and must not be refused when it does again; that is the
+//! breaker's. Nor is a worker that the server expels because it broke the protocol, which no
+//! request does.
 //! An answer clears the request, because a worker can also be killed by others:
 //! who is answered in between was only there when it happened.
 
@@ -81,6 +91,16 @@ impl std::fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{:016x}", self.0)
     }
+}
+
+/// A request that may have ended its worker.
+#[derive(Debug, Clone)]
+pub struct Accused {
+    pub fingerprint: Fingerprint,
+    pub request_id: String,
+    pub operation: String,
+    /// Empty for a request without one.
+    pub project: String,
 }
 
 /// One request in quarantine, as the status shows it.
@@ -158,17 +178,17 @@ impl Quarantine {
     }
 
     /// Its worker died. True if a quarantine begins with that.
-    pub fn died(&mut self, request: Fingerprint, call: &Call, now: Instant) -> bool {
+    pub fn died(&mut self, request: &Accused, now: Instant) -> bool {
         let Rules { period, deaths } = self.rules;
         if period.is_zero() {
             return false;
         }
         let suspect = self
             .suspects
-            .get_or_insert_mut(request, || Suspect::new(call, now));
+            .get_or_insert_mut(request.fingerprint, || Suspect::new(request, now));
         let was_in = suspect.left(period, now).is_some();
         if suspect.is_forgotten(period, now) {
-            *suspect = Suspect::new(call, now);
+            *suspect = Suspect::new(request, now);
         }
         suspect.n_deaths = suspect.n_deaths.saturating_add(1);
         suspect.quarantined = suspect.n_deaths >= deaths;
@@ -223,10 +243,10 @@ impl Quarantine {
 }
 
 impl Suspect {
-    fn new(call: &Call, now: Instant) -> Self {
+    fn new(request: &Accused, now: Instant) -> Self {
         Self {
-            operation: call.operation.clone(),
-            project: call.project_name(),
+            operation: request.operation.clone(),
+            project: request.project.clone(),
             n_deaths: 0,
             died: now,
             since: now,
@@ -293,13 +313,22 @@ mod tests {
         }
     }
 
+    fn accused(fingerprint: Fingerprint, call: &Call) -> Accused {
+        Accused {
+            fingerprint,
+            request_id: call.request_id.clone(),
+            operation: call.operation.clone(),
+            project: call.project_name(),
+        }
+    }
+
     #[test]
     fn a_request_that_ended_two_workers_is_refused_for_its_time() {
         let (mut quarantine, now, call) = (quarantine(), Instant::now(), of("A=1"));
         let it = quarantine.fingerprint(&call);
-        assert!(!quarantine.died(it, &call, now));
+        assert!(!quarantine.died(&accused(it, &call), now));
         assert_eq!(quarantine.refuses(it, now), None);
-        assert!(quarantine.died(it, &call, now + S));
+        assert!(quarantine.died(&accused(it, &call), now + S));
         assert_eq!(quarantine.refuses(it, now + S), Some(10 * S));
         assert_eq!(quarantine.refuses(it, now + 10 * S), Some(S));
         let [listed] = &quarantine.list(now + 3 * S)[..] else {
@@ -316,9 +345,9 @@ mod tests {
     fn after_a_quarantine_one_more_death_is_enough() {
         let (mut quarantine, now, call) = (quarantine(), Instant::now(), of("A=1"));
         let it = quarantine.fingerprint(&call);
-        quarantine.died(it, &call, now);
-        quarantine.died(it, &call, now);
-        assert!(quarantine.died(it, &call, now + 15 * S));
+        quarantine.died(&accused(it, &call), now);
+        quarantine.died(&accused(it, &call), now);
+        assert!(quarantine.died(&accused(it, &call), now + 15 * S));
         assert!(quarantine.refuses(it, now + 16 * S).is_some());
     }
 
@@ -326,9 +355,12 @@ mod tests {
     fn whoever_is_quiet_for_long_enough_is_forgotten() {
         let (mut quarantine, now, call) = (quarantine(), Instant::now(), of("A=1"));
         let it = quarantine.fingerprint(&call);
-        quarantine.died(it, &call, now);
-        assert!(!quarantine.died(it, &call, now + 10 * S), "the first again");
-        assert!(quarantine.died(it, &call, now + 11 * S));
+        quarantine.died(&accused(it, &call), now);
+        assert!(
+            !quarantine.died(&accused(it, &call), now + 10 * S),
+            "the first again"
+        );
+        assert!(quarantine.died(&accused(it, &call), now + 11 * S));
         quarantine.tick(now + 30 * S);
         assert!(!quarantine.is_empty());
         quarantine.tick(now + 31 * S);
@@ -340,7 +372,7 @@ mod tests {
         let (mut quarantine, now, call) = (quarantine(), Instant::now(), of("A=1"));
         let it = quarantine.fingerprint(&call);
         for _ in 0..5 {
-            assert!(!quarantine.died(it, &call, now));
+            assert!(!quarantine.died(&accused(it, &call), now));
             quarantine.answered(it);
         }
         assert!(quarantine.is_empty());
@@ -354,7 +386,7 @@ mod tests {
         });
         let (now, call) = (Instant::now(), of("A=1"));
         let it = quarantine.fingerprint(&call);
-        assert!(!(0..5).any(|_| quarantine.died(it, &call, now)));
+        assert!(!(0..5).any(|_| quarantine.died(&accused(it, &call), now)));
         assert!(quarantine.is_empty());
     }
 
@@ -432,8 +464,8 @@ mod tests {
         for n in 0..3000 {
             let call = of(&format!("N={n}"));
             let it = quarantine.fingerprint(&call);
-            quarantine.died(it, &call, now);
-            quarantine.died(it, &call, now);
+            quarantine.died(&accused(it, &call), now);
+            quarantine.died(&accused(it, &call), now);
         }
         assert_eq!(quarantine.suspects.len(), TABLE_MAX.get());
         assert_eq!(quarantine.list(now).len(), LIST_MAX);
@@ -462,7 +494,7 @@ mod tests {
                     0 => {
                         let was_in = *n >= 2 && now - *last < 10 * S;
                         (*n, *last) = (*n + 1, now);
-                        prop_assert_eq!(quarantine.died(it, &calls[at], now), *n >= 2 && !was_in);
+                        prop_assert_eq!(quarantine.died(&accused(it, &calls[at]), now), *n >= 2 && !was_in);
                     }
                     1 => {
                         *n = 0;

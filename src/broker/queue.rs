@@ -617,6 +617,12 @@ impl Queue {
         worker.map(|worker| worker.heard = now).is_some()
     }
 
+    /// It said nothing for `patience`, or is gone.
+    pub fn is_late(&self, peer: &Peer, patience: Duration, now: Instant) -> bool {
+        let worker = self.workers.get(peer);
+        worker.is_none_or(|it| now.saturating_duration_since(it.heard) >= patience)
+    }
+
     /// Part of a reply; the first has a head.
     pub fn partial(&mut self, peer: &Peer, id: Id, has_head: bool, now: Instant) -> Fate {
         match self.holds(peer, id, now) {
@@ -982,8 +988,8 @@ impl Queue {
     /// Of those that missed no heartbeat, if there is one, the longest idle that has the
     /// project open, or the longest idle.
     fn best_idle(&self, project: &Name, now: Instant) -> usize {
-        let fresh = self.limits.heartbeat * 3 / 2;
-        let is_fresh = |peer: &Peer| now.duration_since(self.workers[peer].heard) < fresh;
+        let patience = self.limits.heartbeat * 3 / 2;
+        let is_fresh = |peer: &Peer| !self.is_late(peer, patience, now);
         let has_it = |peer: &Peer| self.workers[peer].open.contains(project) && is_fresh(peer);
         let at = self.idle.iter().position(has_it);
         at.or_else(|| self.idle.iter().position(is_fresh))

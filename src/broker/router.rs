@@ -29,9 +29,10 @@ use super::cost::{Kind, Work};
 use super::deaths::{self, Departure, Departures, Storm};
 use super::gate::{self, Gate};
 use super::lanes::{Rules, Sort};
-use super::quarantine::{self, Fingerprint, Quarantine};
+use super::quarantine::{self, Accused, Fingerprint, Quarantine};
 use super::queue::{Effect, Fate, Id, Limits, Peer, Queue, Ticket, Why};
 use super::raised::Exceptional;
+use super::silences::Silences;
 use super::throttle::Throttle;
 use super::transport::{Event, Router, Transport, Undeliverable};
 use super::troubled::Troubled;
@@ -168,6 +169,7 @@ struct Driver<T> {
     calls: HashMap<Id, Pending>,
     workers: HashMap<Peer, Member>,
     quarantine: Quarantine,
+    silences: Silences,
     breakers: Breakers,
     storm: Storm,
     departures: Departures,
@@ -241,8 +243,10 @@ struct Serving {
     timeout: Duration,
     /// Its time-out was counted.
     timed_out: bool,
-    /// The worker was asked to stop: how it ends says nothing about the request.
+    /// The worker was asked to stop: how it ends says little about the request.
     cancelled: bool,
+    /// Since then.
+    fingerprint: Option<Fingerprint>,
 }
 
 impl std::fmt::Display for Member {
@@ -270,6 +274,7 @@ impl<T: Transport> Driver<T> {
         Self {
             queue: Queue::new(limits(&config), Instant::now()),
             quarantine: Quarantine::new(quarantine_rules(&config)),
+            silences: Silences::default(),
             breakers: Breakers::new(breaker_rules(&config)),
             storm: Storm::new(storm_rules(&config)),
             departures: Departures::default(),
@@ -784,6 +789,7 @@ impl<T: Transport> Driver<T> {
         self.storm.answered();
         if !was_cancelled {
             self.clear(last.id, last.failure.is_none());
+            self.doubt(&last, now);
         }
         // The worker has its next request before anybody is woken for its last answer.
         self.act();
@@ -945,7 +951,12 @@ impl<T: Transport> Driver<T> {
 
     /// A worker is gone, or as good as gone. Without a departure it is seen from what it did.
     fn lost(&mut self, peer: &Peer, why: &str, departure: Option<Departure>) {
-        self.queue.gone(peer, Instant::now());
+        let now = Instant::now();
+        // Its pool may find out that it stands still before we do, and end it.
+        let stood_still = self.serving(peer).is_some_and(|it| it.cancelled)
+            && self.queue.is_late(peer, self.config.heartbeat, now);
+        let departure = departure.or(stood_still.then_some(Departure::Silent));
+        self.queue.gone(peer, now);
         self.bury(peer, why, departure);
     }
 
@@ -997,29 +1008,81 @@ impl<T: Transport> Driver<T> {
             );
             self.shared.storm.store(true, Ordering::Relaxed);
         }
+        let accused = worker.serving.as_ref().and_then(|it| self.accused(it));
+        let held = accused.as_ref().map(|it| it.fingerprint);
+        let stood_still =
+            departure == Departure::Silent && self.is_missed_alone(&worker.ready.host, held, now);
         let Some(serving) = &worker.serving else {
             return;
         };
         if departure == Departure::Stuck && !serving.timed_out && serving.had_its_time(now) {
             self.timed_out(serving.project.as_ref(), now);
         }
-        if serving.cancelled {
+        let was_killed = match departure {
+            Departure::Silent => stood_still,
+            _ => departure.is_death() && !serving.cancelled,
+        };
+        if let Some(accused) = accused.filter(|_| was_killed) {
+            self.accuse(&accused, now);
+        }
+    }
+
+    /// Or others of its machine are as well.
+    fn is_missed_alone(&mut self, host: &str, held: Option<Fingerprint>, now: Instant) -> bool {
+        let heartbeat = self.config.heartbeat;
+        let others = self.workers.iter().filter(|(_, it)| it.ready.host == host);
+        let late = others.filter(|(peer, _)| self.queue.is_late(peer, heartbeat, now));
+        let late: Vec<_> = late
+            .map(|(_, it)| self.fingerprint(it.serving.as_ref()?))
+            .collect();
+        let within = heartbeat * 3 / 2;
+        self.silences.is_alone(host, held, &late, within, now)
+    }
+
+    fn fingerprint(&self, serving: &Serving) -> Option<Fingerprint> {
+        let pending = self.calls.get(&serving.id);
+        let known = pending.and_then(|it| it.fingerprint);
+        let known = known.or(serving.fingerprint);
+        known.or_else(|| Some(self.quarantine.fingerprint(&pending?.call)))
+    }
+
+    fn accused(&self, serving: &Serving) -> Option<Accused> {
+        Some(Accused {
+            fingerprint: self.fingerprint(serving)?,
+            request_id: serving.request_id.clone(),
+            operation: serving.operation.clone(),
+            project: serving.name.to_string(),
+        })
+    }
+
+    /// It ended its worker.
+    fn accuse(&mut self, accused: &Accused, now: Instant) {
+        if !self.quarantine.died(accused, now) {
             return;
         }
-        let Some(pending) = self.calls.get_mut(&serving.id) else {
+        self.recheck = true;
+        tracing::warn!(
+            request_id = accused.request_id,
+            operation = accused.operation,
+            project = %accused.project,
+            fingerprint = %accused.fingerprint,
+            "it ended its workers: quarantined for {:.1} s",
+            self.config.quarantine.as_secs_f64()
+        );
+    }
+
+    /// A worker leaves because of what it answers: a new one is the price of that request.
+    fn doubt(&mut self, last: &Final, now: Instant) {
+        if !(last.leaving && last.failure == Some(Failure::QgisFailed)) {
             return;
-        };
-        let fingerprint = pending.fingerprint(&self.quarantine);
-        if departure.is_death() && self.quarantine.died(fingerprint, &pending.call, now) {
-            self.recheck = true;
-            tracing::warn!(
-                request_id = serving.request_id,
-                operation = serving.operation,
-                project = %pending.name,
-                %fingerprint,
-                "it ended its workers: quarantined for {:.1} s",
-                self.config.quarantine.as_secs_f64()
-            );
+        }
+        let quarantine = &self.quarantine;
+        let accused = self
+            .calls
+            .get_mut(&last.id)
+            .map(|it| it.accused(quarantine));
+        if let Some(accused) = accused {
+            self.accuse(&accused, now);
         }
     }
 
@@ -1072,9 +1135,15 @@ impl<T: Transport> Driver<T> {
             Effect::Credit { peer, id, n } => self.send(&peer, Message::Credit(Credit { id, n })),
             Effect::Cancel { peer, id, grace } => {
                 let grace_ms = grace.as_millis() as u64;
+                let pending = self.calls.get_mut(&id);
+                let fingerprint = pending.map(|it| it.fingerprint(&self.quarantine));
                 let serving = self.serving(&peer);
                 // It may be asked again, with less patience.
-                if !serving.is_some_and(|it| std::mem::replace(&mut it.cancelled, true)) {
+                let is_again = serving.is_some_and(|it| {
+                    it.fingerprint = it.fingerprint.or(fingerprint);
+                    std::mem::replace(&mut it.cancelled, true)
+                });
+                if !is_again {
                     self.shared.metrics.cancelled_running.inc();
                 }
                 self.send(&peer, Message::Cancel(Cancel { id, grace_ms }));
@@ -1344,6 +1413,15 @@ impl Pending {
         self.queued.unwrap_or_default() + waiting.unwrap_or_default()
     }
 
+    fn accused(&mut self, quarantine: &Quarantine) -> Accused {
+        Accused {
+            fingerprint: self.fingerprint(quarantine),
+            request_id: self.call.request_id.clone(),
+            operation: self.call.operation.clone(),
+            project: self.name.to_string(),
+        }
+    }
+
     fn fingerprint(&mut self, quarantine: &Quarantine) -> Fingerprint {
         let known = self.fingerprint;
         let fingerprint = known.unwrap_or_else(|| quarantine.fingerprint(&self.call));
@@ -1403,6 +1481,7 @@ impl Serving {
             timeout: call.timeout,
             timed_out: false,
             cancelled: false,
+            fingerprint: None,
         }
     }
 
@@ -2019,6 +2098,58 @@ mod tests {
         assert!(driver.quarantine.is_empty());
         let counts = [Departure::Left, Departure::Refused, Departure::Stuck];
         assert_eq!(counts.map(|departure| driver.count(departure)), [1; 3]);
+    }
+
+    /// What the machine did was not the request's doing, and what one request does it does
+    /// to one worker at a time.
+    #[test]
+    fn a_worker_that_falls_silent_alone_accuses_its_request_though_that_was_cancelled() {
+        for (are_two, n_quarantined) in [(false, 1), (true, 0)] {
+            let mut driver = Driver::with_workers(&[]);
+            let mut now = Instant::now();
+            for (id, names) in [(1, ["a", "b"]), (2, ["c", "d"])] {
+                driver.silences = Silences::default();
+                for name in names {
+                    driver.hear(name, Message::Ready(Ready::default()));
+                }
+                let _answered = driver.call(id, of_project("city"));
+                let mut workers = driver.workers.iter();
+                let busy = workers.find(|(_, it)| it.serving.is_some());
+                let peer = busy.expect("one is busy").0.clone();
+                driver.obey(Command::Withdraw { id });
+                // A driver reads the real clock, its queue does not.
+                for _ in 0..3 {
+                    now += driver.config.heartbeat;
+                    let living = driver.workers.keys().filter(|it| **it != peer && !are_two);
+                    living.for_each(|it| assert!(driver.queue.heard(it, now)));
+                    driver.queue.tick(now);
+                }
+                driver.act();
+                assert!(!driver.workers.contains_key(&peer));
+            }
+            assert_eq!(driver.status().quarantined.len(), n_quarantined);
+            let n_silent = if are_two { 4 } else { 2 };
+            assert_eq!(driver.count(Departure::Silent), n_silent);
+        }
+    }
+
+    /// Out of memory, or a C++ exception: each time the price is a worker.
+    #[test]
+    fn a_request_that_leaves_qgis_in_doubt_twice_is_quarantined() {
+        let mut driver = Driver::with_workers(&["a", "b", "c"]);
+        for (id, peer) in [(1, "a"), (2, "b")] {
+            let mut answered = driver.call(id, of_project("city"));
+            let doubt = Final {
+                id,
+                failure: Some(Failure::QgisFailed),
+                leaving: true,
+                ..Final::default()
+            };
+            driver.hear(peer, Message::Final(doubt, Bytes::new()));
+            assert_eq!(refusal(&mut answered), Error::Failed(Failure::QgisFailed));
+        }
+        let mut third = driver.call(3, of_project("city"));
+        assert!(matches!(refusal(&mut third), Error::Quarantined { .. }));
     }
 
     #[test]
