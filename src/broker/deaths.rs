@@ -5,6 +5,11 @@
 //! Then one more death is enough, until a reply or a second `period` without a
 //! death: a pool that backs off makes its deaths rare, not harmless. Workers of
 //! one pool that die in the same moment are one death: that of their parent.
+//!
+//! As long as some worker answers, others may die at any rate and it is no storm: who can
+//! be served is, so that the server is ready. Nor need their pool slow down: it pauses for
+//! workers that die young without having served, and to start another for one that has
+//! takes as long as QGIS does.
 
 use std::time::{Duration, Instant};
 

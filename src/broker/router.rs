@@ -2152,6 +2152,22 @@ mod tests {
         assert!(matches!(refusal(&mut third), Error::Quarantined { .. }));
     }
 
+    /// Whatever kills them: who can still be served is, so that the server is ready, and
+    /// those that were useful are replaced without a pause by their pool.
+    #[test]
+    fn workers_that_die_one_after_the_other_while_others_answer_are_no_storm() {
+        let mut driver = Driver::with_workers(&["a"]);
+        for id in 1..200 {
+            driver.hear("b", Message::Ready(Ready::default()));
+            driver.gone("b");
+            let mut answered = driver.call(id, get("GetMap"));
+            driver.finish("a", id);
+            assert!(answered.try_recv().unwrap().is_ok());
+            assert!(!driver.storm.is_on());
+        }
+        assert_eq!(driver.count(Departure::Idle), 199);
+    }
+
     #[test]
     fn departures_are_counted_by_reason() {
         let mut driver = Driver::with_workers(&["a", "b", "c"]);
