@@ -432,6 +432,62 @@ fn a_project_that_hangs_holds_no_more_than_its_share_of_the_workers() {
     assert_undisturbed(other);
 }
 
+/// Nobody ever saw it be slow, and its time-out is far.
+#[test]
+fn a_project_that_hangs_from_its_first_request_on_gets_one_of_two_workers() {
+    let server = two_projects("server.timeout = 60\nzmq.timeout = 60000");
+    assert_eq!(server.get(&lake("DO=echo")).status, 200);
+    let hanging: Vec<_> = (0..8)
+        .map(|i| server.act_later(&format!("DO=wait&FOR=go&MARK=running&ID={i}")))
+        .collect();
+    server.world.wait_count("running", 1);
+    eventually("the others wait", || {
+        (server.status()["waiting"] == 7).then_some(())
+    });
+    for _ in 0..20 {
+        let (reply, took) = timed(|| server.get(&lake("DO=echo")));
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        assert!(took < AT_ONCE, "{took:?}");
+    }
+    assert_eq!(server.world.count("running"), 1);
+    server.world.tell("go");
+    for reply in hanging {
+        assert_eq!(reply.join().unwrap().unwrap().status, 200);
+    }
+}
+
+#[test]
+fn a_project_that_begins_to_hang_gives_a_worker_back_long_before_its_time_out() {
+    let server = two_projects(
+        "server.timeout = 60\nzmq.timeout = 60000\nlanes.stalled_seconds = 1\nzmq.cancel_grace = 0.2",
+    );
+    assert_eq!(server.get(&lake("DO=echo")).status, 200);
+    assert_eq!(server.act("DO=echo").status, 200);
+    let hanging: Vec<_> = (0..8)
+        .map(|i| server.act_later(&format!("DO=wait&FOR=go&MARK=running&ID={i}")))
+        .collect();
+    server.world.wait_count("running", 2);
+    assert_eq!(server.status()["stalled"], json!([]));
+    let (reply, took) = timed(|| server.get(&lake("DO=echo")));
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    assert!(took < TWO_HEARTBEATS * 2, "{took:?}");
+    for _ in 0..20 {
+        let (reply, took) = timed(|| server.get(&lake("DO=echo")));
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        assert!(took < AT_ONCE, "{took:?}");
+    }
+    assert_eq!(server.world.count("running"), 2);
+    assert_eq!(server.status()["stalled"], json!(["file:city"]));
+    server.world.tell("go");
+    for reply in hanging {
+        assert_eq!(reply.join().unwrap().unwrap().status, 200);
+    }
+    assert_eq!(server.status()["stalled"], json!([]));
+    assert_eq!(server.world.count("running"), 9, "one of them twice");
+    assert_eq!(server.process.log.count("has not answered for 1.0 s"), 1);
+    assert_eq!(server.process.log.count("and others waited"), 1);
+}
+
 #[test]
 fn a_project_that_hangs_opens_its_breaker_though_its_clients_leave_earlier() {
     let server =

@@ -49,6 +49,7 @@ pub fn status(is_ready: bool, up: Duration, broker: &Status, counted: &Metrics) 
         "worker_restarts": restarts,
         "storm": broker.storm,
         "quarantined": broker.quarantined.iter().map(pages::quarantined).collect::<Vec<_>>(),
+        "stalled": broker.stalled.iter().map(|it| &**it).collect::<Vec<_>>(),
         "breakers": broker.breakers.iter().map(pages::breaker).collect::<Vec<_>>(),
         "bad_layers": broker.bad_layers.iter().map(bad_layers).collect::<Vec<_>>(),
         "not_opened_ahead": not_opened_ahead(&broker.workers),

@@ -20,6 +20,7 @@ mod raised;
 mod rate;
 mod router;
 mod silences;
+mod standings;
 #[cfg(test)]
 mod tests;
 mod throttle;
@@ -520,6 +521,8 @@ pub struct Status {
     pub quarantined: Vec<Quarantined>,
     /// Projects whose breaker is not closed, the latest first.
     pub breakers: Vec<Open>,
+    /// Projects that have not answered for a while.
+    pub stalled: Vec<Name>,
     /// Workers that went, by reason.
     pub departures: Departures,
     /// Workers die faster than they answer, so the server is not ready.

@@ -21,6 +21,11 @@
 //! else to the one that has been idle longest; one that missed a heartbeat gets a
 //! request only if all the idle did.
 //!
+//! A project that may be waiting for a source that does not answer ([`super::standings`])
+//! has no more workers than long requests may have. If it is noticed too late, its youngest
+//! request that may be sent again gives its worker back as soon as another project's could
+//! have it, and waits once more.
+//!
 //! An errand is a request of our own for a certain worker: it is assigned to it as soon
 //! as it is idle, and until then is in neither list.
 //!
@@ -48,6 +53,7 @@ use super::crowd::Crowd;
 use super::lanes::{Line, Rules, Sort};
 use super::pace::Pace;
 use super::rate::Rates;
+use super::standings::{Standing, Standings};
 use super::waiting::{Name, Waiting, Wish};
 
 /// Projects that asked us are forgotten so long after they last did, or when
@@ -71,6 +77,8 @@ pub struct Limits {
     /// Of one client in a second; 0: any number.
     pub client_rate: usize,
     pub lanes: Rules,
+    /// After so long a request that was not expected to be long is; None: never.
+    pub stalled: Option<Duration>,
     pub queue_timeout: Duration,
     pub heartbeat: Duration,
     /// Without a sign of life for so long, a worker is dead.
@@ -110,6 +118,14 @@ pub enum Effect {
     },
     /// Its worker, which waited for others of our own, is wanted for them; it waits again.
     SteppedBack {
+        id: Id,
+    },
+    /// Its worker is wanted for projects that answer; it waits again.
+    GaveWay {
+        id: Id,
+    },
+    /// Its project has answered nothing since it began, and that is long ago.
+    Stalled {
         id: Id,
     },
     /// The request ended without FINAL.
@@ -204,6 +220,7 @@ pub struct Queue {
     rates: Rates,
     costs: Costs,
     pace: Pace,
+    standings: Standings,
     /// Projects whose requests made their workers ask us, and when they last did.
     ask_us: LruCache<Name, Instant>,
     /// When a request came that is not long.
@@ -246,8 +263,11 @@ struct Worker {
     heard: Instant,
     /// Never to be assigned again.
     leaving: bool,
-    /// What it is busy with, or was until it was cancelled, is in the long lane.
+    /// What it is busy with, or was until it was cancelled, is in the long lane or has
+    /// run for as long as if it were.
     is_long: bool,
+    /// Of that request.
+    project: Name,
     /// Projects that it has open, as far as is known; the last used first.
     open: LruCache<Name, ()>,
 }
@@ -279,6 +299,7 @@ impl Queue {
             rates: Rates::default(),
             costs: Costs::default(),
             pace: Pace::default(),
+            standings: Standings::default(),
             ask_us: LruCache::new(ASKS_US_MAX),
             last_small: None,
             changed: now,
@@ -329,6 +350,11 @@ impl Queue {
         &self.crowd
     }
 
+    /// Projects that have not answered for a while, the last noticed first.
+    pub fn stalled(&self) -> Vec<Name> {
+        self.standings.stalled()
+    }
+
     /// Workers that serve, now or after what they are busy with.
     pub fn n_serving(&self) -> usize {
         let serves = |worker: &&Worker| match worker.state {
@@ -363,7 +389,7 @@ impl Queue {
             cause,
             ..Request::new(id, ticket, now, self.limits.queue_timeout)
         };
-        if self.may_start(line, now) {
+        if self.may_start(&request, now) {
             return self.give(request, now);
         }
         self.waiting.push(id, request.wish(cost), request);
@@ -375,9 +401,14 @@ impl Queue {
 
     /// With nobody in front of it and a worker for it: then there is no need to wait
     /// for a turn.
-    fn may_start(&self, line: Line, now: Instant) -> bool {
+    fn may_start(&self, request: &Request, now: Instant) -> bool {
+        let (line, project) = (request.line, &request.ticket.project);
         let is_free = self.waiting.is_empty() && !self.idle.is_empty();
-        is_free && (!line.is_long() || self.doors(now).is_open(line))
+        if line == Line::Own || !is_free {
+            return is_free;
+        }
+        let doors = self.doors(now);
+        doors.is_open(line) && doors.has_room(project, self.holders())
     }
 
     /// A client's rate counts what nothing else keeps out.
@@ -493,9 +524,13 @@ impl Queue {
             return;
         };
         worker.open.put(project.clone(), ());
+        let heard = worker.heard;
         // It closes what was not used for longest.
         while worker.open.len() > n_open.max(1) as usize {
             worker.open.pop_lru();
+        }
+        if self.standings.opened(project, heard) {
+            self.dispatch(heard);
         }
     }
 
@@ -602,6 +637,7 @@ impl Queue {
             heard: now,
             leaving: false,
             is_long: false,
+            project: Name::default(),
             open: LruCache::unbounded(),
         };
         self.workers.insert(peer.clone(), worker);
@@ -642,6 +678,7 @@ impl Queue {
         if request.unacked >= window {
             return self.expel(peer, Why::Overrun { window }, now);
         }
+        let project = (!request.streaming).then(|| request.ticket.project.clone());
         request.streaming = true;
         request.unacked += 1;
         if request.watched {
@@ -649,6 +686,10 @@ impl Queue {
         }
         let (until, watched) = (request.until, request.watched);
         self.alarm(until);
+        if let Some(project) = project {
+            self.standings.answered(&project, now);
+            self.dispatch(now);
+        }
         if watched {
             return Fate::Deliver;
         }
@@ -681,6 +722,7 @@ impl Queue {
     fn ended(&mut self, id: Id, now: Instant) -> Fate {
         let request = self.assigned.remove(&id).expect("the busy hold one");
         self.pace.took(now.duration_since(request.began));
+        self.standings.answered(&request.ticket.project, now);
         if request.watched {
             self.crowd
                 .leave(&request.ticket.client, &request.ticket.project);
@@ -753,6 +795,8 @@ impl Queue {
         self.wake = None;
         self.expire_waiting(now);
         self.expire_assigned(now);
+        self.note_overruns(now);
+        self.standings.tick(now);
         self.expire_workers(now);
         // The reserve of small requests may have lapsed.
         self.dispatch(now);
@@ -806,6 +850,34 @@ impl Queue {
         }
     }
 
+    /// Whatever runs for so long is long, though nobody expected it to be.
+    fn note_overruns(&mut self, now: Instant) {
+        let Some(patience) = self.limits.stalled else {
+            return;
+        };
+        let mut overran = Vec::new();
+        let mut alarm = None;
+        for request in self.assigned.values() {
+            let is_noted = self.workers[&request.peer].is_long;
+            match request.began + patience {
+                _ if is_noted || request.streaming => {}
+                due if due <= now => overran.push(request.id),
+                due => alarm = earlier(alarm, due),
+            }
+        }
+        self.wake = earlier_of(self.wake, alarm);
+        overran.sort_unstable();
+        for id in overran {
+            let request = &self.assigned[&id];
+            let worker = self.workers.get_mut(&request.peer);
+            worker.expect("assigned to a known one").is_long = true;
+            let project = &request.ticket.project;
+            if self.standings.overran(project, request.began, now) {
+                self.effects.push(Effect::Stalled { id });
+            }
+        }
+    }
+
     fn expire_workers(&mut self, now: Instant) {
         let silence = self.limits.silence;
         let mut expelled = Vec::new();
@@ -838,8 +910,10 @@ impl Queue {
 
     fn dispatch(&mut self, now: Instant) {
         while !self.waiting.is_empty() && !self.idle.is_empty() {
-            let doors = self.doors(now);
-            let Some((_, request)) = self.waiting.pop(|line| doors.is_open(line)) else {
+            let (doors, holders) = (self.doors(now), Holders(&self.workers, &self.standings));
+            let has_room = |project: &Name| doors.has_room(project, holders);
+            let next = self.waiting.pop(|line| doors.is_open(line), has_room);
+            let Some((_, request)) = next else {
                 self.alarm_when_reserve_lapses(now);
                 break;
             };
@@ -855,15 +929,21 @@ impl Queue {
         self.assign(request, peer, now);
     }
 
-    /// Which lines may have an idle worker.
+    /// Who may have an idle worker.
     fn doors(&self, now: Instant) -> Doors {
         let (n, n_long) = self.n_of_lanes();
-        let held = n_long < self.limits.lanes.long_max(n);
+        let long_max = self.limits.lanes.long_max(n);
+        let held = n_long < long_max;
         let lapse = self.reserved_until();
         Doors {
             held,
             slow: held || lapse.is_none_or(|lapse| lapse <= now),
+            share: self.limits.stalled.map_or(usize::MAX, |_| long_max),
         }
+    }
+
+    fn holders(&self) -> Holders<'_> {
+        Holders(&self.workers, &self.standings)
     }
 
     /// Workers that serve, or soon will again, and those of them with long requests.
@@ -898,6 +978,7 @@ impl Queue {
         }
         self.hurry(now);
         self.part_those_who_wait_for_each_other(now);
+        self.take_back_from_stalled(now);
     }
 
     /// As many as there are that wait and could have their workers.
@@ -954,12 +1035,52 @@ impl Queue {
             }
             return;
         };
-        let mut request = self.assigned.remove(&id).expect("it was found above");
+        self.step_back(id, Line::Held, now);
+        self.effects.push(Effect::SteppedBack { id });
+    }
+
+    /// It frees its worker, and waits once more.
+    fn step_back(&mut self, id: Id, line: Line, now: Instant) {
+        let mut request = self.assigned.remove(&id).expect("the busy hold one");
         self.cancel(&request, self.limits.cancel_grace, now);
         request.begin_again(now + self.limits.queue_timeout);
-        request.line = Line::Held;
-        self.effects.push(Effect::SteppedBack { id });
+        request.line = line;
         self.waiting.push_again(id, request.wish(0), request);
+    }
+
+    /// One at a time, if another project's request could have its worker and none is
+    /// about to be free.
+    fn take_back_from_stalled(&mut self, now: Instant) {
+        let is_cancelled = |it: &Worker| matches!(it.state, State::Cancelled { .. });
+        if !self.standings.any_is_stalled()
+            || !self.idle.is_empty()
+            || self.workers.values().any(is_cancelled)
+        {
+            return;
+        }
+        let (doors, holders) = (self.doors(now), self.holders());
+        if holders.n_stalled() <= doors.share {
+            return;
+        }
+        let is_open = |line| doors.is_open(line);
+        let has_room = |project: &Name| doors.has_room(project, holders);
+        if self.waiting.next(&is_open, &has_room).is_none() {
+            return;
+        }
+        if let Some((id, line)) = self.who_gives_way() {
+            self.step_back(id, line, now);
+            self.effects.push(Effect::GaveWay { id });
+        }
+    }
+
+    /// The youngest of the stalled projects that may.
+    fn who_gives_way(&self) -> Option<(Id, Line)> {
+        let may = |it: &&Request| {
+            let is_small = matches!(it.line, Line::Maps | Line::Papers);
+            is_small && it.may_be_sent_again() && self.standings.is_stalled(&it.ticket.project)
+        };
+        let youngest = self.assigned.values().filter(may).max_by_key(|it| it.id);
+        youngest.map(|it| (it.id, it.line))
     }
 
     /// No worker will be free before one of our own requests was served.
@@ -1000,10 +1121,14 @@ impl Queue {
         let worker = self.workers.get_mut(&peer).expect("the idle are known");
         worker.state = State::Busy(request.id);
         worker.is_long = request.line.is_long();
+        worker.project = request.ticket.project.clone();
         request.peer = peer.clone();
         request.began = now;
         let (id, left) = (request.id, request.until.saturating_duration_since(now));
         self.alarm(request.until);
+        if let Some(patience) = self.limits.stalled {
+            self.alarm(now + patience);
+        }
         self.effects.push(Effect::Assign { id, peer, left });
         self.assigned.insert(id, request);
     }
@@ -1126,13 +1251,45 @@ enum Held {
     Stranger,
 }
 
-/// See [`super::lanes`].
+/// See [`super::lanes`] and [`super::standings`].
 struct Doors {
     slow: bool,
     held: bool,
+    /// Workers that one new project may have, and all stalled ones together.
+    share: usize,
+}
+
+/// Who has which worker.
+#[derive(Clone, Copy)]
+struct Holders<'a>(&'a HashMap<Peer, Worker>, &'a Standings);
+
+impl Holders<'_> {
+    fn n_of(self, project: &Name) -> usize {
+        self.n(|it| it == project)
+    }
+
+    fn n_stalled(self) -> usize {
+        self.n(|it| self.1.is_stalled(it))
+    }
+
+    fn n(self, is_it: impl Fn(&Name) -> bool) -> usize {
+        let holds = |it: &&Worker| match it.state {
+            State::Busy(_) | State::Cancelled { .. } => !it.leaving && is_it(&it.project),
+            State::Idle | State::Leaving => false,
+        };
+        self.0.values().filter(holds).count()
+    }
 }
 
 impl Doors {
+    fn has_room(&self, project: &Name, holders: Holders<'_>) -> bool {
+        match holders.1.of(project) {
+            Standing::Sound => true,
+            Standing::New => holders.n_of(project) < self.share,
+            Standing::Stalled => holders.n_stalled() < self.share,
+        }
+    }
+
     fn is_open(&self, line: Line) -> bool {
         match line {
             Line::Own | Line::Maps | Line::Papers => true,
@@ -1215,6 +1372,7 @@ mod tests {
                 slow: S,
                 reserve: 2 * S,
             },
+            stalled: None,
             queue_timeout: 10 * S,
             heartbeat: S,
             silence: 3 * S,
@@ -1319,7 +1477,7 @@ mod tests {
                 assert!(request.unacked <= self.limits.window);
                 assert_eq!(self.waiting.line_of(*id), None);
                 let is_long = self.workers[&request.peer].is_long;
-                assert_eq!(is_long, request.line.is_long());
+                assert!(is_long || !request.line.is_long());
             }
             let busy = |w: &&Worker| matches!(w.state, State::Busy(_));
             assert_eq!(
@@ -1334,7 +1492,8 @@ mod tests {
             }
             // No worker is idle while a request that may have it waits.
             let doors = self.doors(now);
-            let next = self.waiting.next(&|line| doors.is_open(line));
+            let has_room = |project: &Name| doors.has_room(project, self.holders());
+            let next = self.waiting.next(&|line| doors.is_open(line), &has_room);
             let is_tick_due = self.next_deadline().is_some_and(|due| due <= now);
             assert!(next.is_none() || self.idle.is_empty() || is_tick_due);
             for (id, request) in self.waiting.iter() {
@@ -1460,6 +1619,148 @@ mod tests {
             "the longest idle"
         );
         assert_eq!(bench.submit_as(4, in_project("town")), [assigned(4, "a")]);
+    }
+
+    /// Two workers, and projects that answered.
+    fn bench_that_knows(projects: &[&str]) -> Bench {
+        let mut bench = Bench::with_workers(&["a", "b"]);
+        let stalled = Some(3 * S);
+        bench.queue.configure(Limits {
+            stalled,
+            ..limits()
+        });
+        for (project, id) in projects.iter().zip(100..) {
+            let sent = bench.submit_as(id, in_project(project));
+            let peer = if sent == [assigned(id, "a")] {
+                "a"
+            } else {
+                "b"
+            };
+            bench.finished(peer, id);
+        }
+        bench.effects();
+        bench
+    }
+
+    #[test]
+    fn a_project_that_never_answered_leaves_workers_to_others_until_it_does() {
+        for is_stream in [false, true] {
+            let mut bench = bench_that_knows(&["lake"]);
+            assert_eq!(bench.submit_as(1, in_project("city")), [assigned(1, "b")]);
+            assert_eq!(bench.submit_as(2, in_project("city")), []);
+            assert_eq!(bench.submit_as(3, in_project("lake")), [assigned(3, "a")]);
+            bench.finished("a", 3);
+            assert_eq!(bench.effects(), []);
+            match is_stream {
+                true => bench.partial("b", 1),
+                false => bench.finished("b", 1),
+            };
+            assert_eq!(bench.effects(), [assigned(2, "a")]);
+        }
+    }
+
+    #[test]
+    fn the_only_project_has_all_workers_from_the_start() {
+        let mut bench = bench_that_knows(&[]);
+        assert_eq!(bench.submit(1), [assigned(1, "a")]);
+        assert_eq!(bench.submit(2), [assigned(2, "b")]);
+        bench.pass(2 * S, &["a", "b"]);
+    }
+
+    #[test]
+    fn a_project_that_stalls_gives_back_what_it_has_too_much_and_gets_it_when_it_answers() {
+        let mut bench = bench_that_knows(&["lake", "city"]);
+        assert_eq!(bench.submit_as(1, in_project("city")), [assigned(1, "a")]);
+        assert_eq!(bench.submit_as(2, in_project("city")), [assigned(2, "b")]);
+        assert_eq!(bench.submit_as(3, in_project("lake")), []);
+        assert_eq!(bench.pass(2 * S, &["a", "b"]), []);
+        assert_eq!(
+            bench.pass(S, &["a", "b"]),
+            [
+                Effect::Stalled { id: 1 },
+                cancelled(2, "b"),
+                Effect::GaveWay { id: 2 }
+            ]
+        );
+        assert_eq!(bench.gone("b"), []);
+        bench.ready("c");
+        assert_eq!(bench.effects(), [assigned_for(3, "c", 2 * S)]);
+        bench.finished("c", 3);
+        assert_eq!(
+            bench.effects(),
+            [],
+            "the other one waits, though it is first"
+        );
+        bench.finished("a", 1);
+        assert_eq!(bench.effects(), [assigned_for(2, "c", 2 * S)]);
+        bench.submit_as(4, in_project("city"));
+        assert_eq!(bench.queue.n_waiting(), 0, "it has both again");
+    }
+
+    #[test]
+    fn stalled_projects_hold_no_more_together_than_one_alone() {
+        let mut bench = bench_that_knows(&["lake", "city", "town"]);
+        for (id, project) in [(1, "city"), (2, "town"), (3, "lake")] {
+            bench.submit_as(id, in_project(project));
+        }
+        let effects = bench.pass(3 * S, &["a", "b"]);
+        let (stalled, others) = effects.split_at(2);
+        assert_eq!(stalled, [1, 2].map(|id| Effect::Stalled { id }));
+        assert_eq!(others[1..], [Effect::GaveWay { id: 2 }]);
+    }
+
+    #[test]
+    fn nothing_is_taken_from_a_stalled_project_while_nobody_else_waits() {
+        let mut bench = bench_that_knows(&["lake", "city"]);
+        (1..=3).for_each(|id| drop(bench.submit_as(id, in_project("city"))));
+        assert_eq!(bench.pass(4 * S, &["a", "b"]), [Effect::Stalled { id: 1 }]);
+    }
+
+    #[test]
+    fn a_project_that_answers_others_meanwhile_is_not_stalled() {
+        let mut bench = bench_that_knows(&["lake", "city"]);
+        bench.submit_as(1, in_project("city"));
+        bench.pass(S, &["a", "b"]);
+        bench.submit_as(2, in_project("city"));
+        bench.finished("b", 2);
+        assert_eq!(bench.pass(3 * S, &["a", "b"]), []);
+        assert_eq!(bench.submit_as(3, in_project("city")), [assigned(3, "b")]);
+    }
+
+    /// Otherwise a print would have the worker that is left.
+    #[test]
+    fn what_has_run_for_long_counts_as_long() {
+        let mut bench = bench_that_knows(&["lake", "city"]);
+        bench.submit_as(1, in_project("city"));
+        bench.pass(3 * S, &["a", "b"]);
+        let print = Ticket {
+            sort: Sort::Print,
+            ..in_project("lake")
+        };
+        assert_eq!(bench.submit_as(2, print), []);
+        assert_eq!(bench.submit_as(3, in_project("lake")), [assigned(3, "b")]);
+    }
+
+    #[test]
+    fn a_print_that_takes_its_time_stalls_no_project() {
+        let mut bench = bench_that_knows(&["lake", "city"]);
+        let print = Ticket {
+            sort: Sort::Print,
+            ..in_project("city")
+        };
+        bench.submit_as(1, print);
+        assert_eq!(bench.pass(4 * S, &["a", "b"]), []);
+        assert_eq!(bench.submit_as(2, in_project("city")), [assigned(2, "b")]);
+    }
+
+    #[test]
+    fn without_the_setting_no_project_stalls_and_new_ones_have_all_workers() {
+        let mut bench = bench_that_knows(&["lake"]);
+        bench.queue.configure(limits());
+        bench.submit_as(1, in_project("city"));
+        assert_eq!(bench.submit_as(2, in_project("city")), [assigned(2, "a")]);
+        assert_eq!(bench.submit_as(3, in_project("lake")), []);
+        assert_eq!(bench.pass(4 * S, &["a", "b"]), []);
     }
 
     #[test]
@@ -2357,6 +2658,8 @@ mod tests {
                         }
                         Effect::Requeued { .. }
                         | Effect::SteppedBack { .. }
+                        | Effect::GaveWay { .. }
+                        | Effect::Stalled { .. }
                         | Effect::Farewell { .. } => {}
                     }
                 }
@@ -2482,8 +2785,12 @@ mod tests {
 
             /// In one list each, never with two workers, and exactly one end.
             #[test]
-            fn every_request_ends_exactly_once(events in prop::collection::vec(event(), 1..200)) {
+            fn every_request_ends_exactly_once(
+                events in prop::collection::vec(event(), 1..200),
+                stalled in prop::option::of(Just(S)),
+            ) {
                 let mut bench = Bench::new();
+                bench.queue.limits.stalled = stalled;
                 bench.queue.limits.queue_max = 20;
                 bench.queue.limits.client_max = 15;
                 bench.queue.limits.project_max = 15;

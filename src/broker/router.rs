@@ -615,6 +615,7 @@ impl<T: Transport> Driver<T> {
             workers,
             quarantined: self.quarantine.list(now),
             breakers: self.breakers.list(now),
+            stalled: self.queue.stalled(),
             departures: self.departures,
             storm: self.storm.is_on(),
             n_retried: self.shared.metrics.retries.get(),
@@ -1130,6 +1131,10 @@ impl<T: Transport> Driver<T> {
             Effect::SteppedBack { id } => {
                 self.requeued(id, "all workers waited for layers of this server")
             }
+            Effect::GaveWay { id } => {
+                self.requeued(id, "its project does not answer, and others waited")
+            }
+            Effect::Stalled { id } => self.stalled(id),
             Effect::Answer { id, error } => self.answer(id, error),
             Effect::Forget { id } => self.forget(id),
             Effect::Credit { peer, id, n } => self.send(&peer, Message::Credit(Credit { id, n })),
@@ -1251,6 +1256,20 @@ impl<T: Transport> Driver<T> {
         }
     }
 
+    fn stalled(&self, id: Id) {
+        let Some(pending) = self.calls.get(&id) else {
+            return;
+        };
+        tracing::warn!(
+            project = %pending.name,
+            request_id = pending.call.request_id,
+            operation = pending.call.operation,
+            "the project has not answered for {:.1} s: until it does it leaves workers to others \
+             (lanes.stalled_seconds)",
+            self.config.stalled.unwrap_or_default().as_secs_f64()
+        );
+    }
+
     fn requeued(&mut self, id: Id, why: &'static str) {
         let pending = self.calls.get_mut(&id);
         let pending = pending.expect("the queue knows only calls");
@@ -1350,6 +1369,7 @@ fn limits(config: &config::Broker) -> Limits {
             slow: config.slow,
             reserve: config.reserved_for,
         },
+        stalled: config.stalled,
         queue_timeout: config.queue_timeout,
         heartbeat: config.heartbeat,
         silence: config.heartbeat * config.heartbeat_misses,

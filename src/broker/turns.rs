@@ -69,12 +69,12 @@ impl<K: Clone + Eq + Hash> Turns<K> {
         }
     }
 
-    /// Whose turn it is.
-    pub fn next(&self) -> Option<&K> {
-        self.order.values().next()
+    /// Whose turn it is, and then whose if those before may not have theirs now.
+    pub fn in_turn(&self) -> impl Iterator<Item = &K> {
+        self.order.values()
     }
 
-    /// `key`, whose turn it was, took so much.
+    /// `key`, which had something to send, took so much.
     pub fn charge(&mut self, key: &K, cost: u32) {
         let Some(Member {
             taken,
@@ -119,7 +119,7 @@ mod tests {
         prices.iter().for_each(|(name, _)| turns.join(name));
         let prices: HashMap<_, _> = prices.iter().copied().collect();
         let mut turn = || {
-            let name = *turns.next().expect("all have something to send");
+            let name = *turns.in_turn().next().expect("all have something to send");
             turns.charge(&name, prices[name]);
             name
         };
@@ -150,7 +150,7 @@ mod tests {
         }
         turns.join(&"late");
         let next = |turns: &mut Turns<_>| {
-            let name = *turns.next().unwrap();
+            let name = *turns.in_turn().next().unwrap();
             turns.charge(&name, 500);
             name
         };
@@ -168,7 +168,7 @@ mod tests {
         turns.leave(&"greedy");
         turns.join(&"greedy");
         for _ in 0..9 {
-            assert_eq!(turns.next(), Some(&"modest"));
+            assert_eq!(turns.in_turn().next(), Some(&"modest"));
             turns.charge(&"modest", 100);
         }
     }
@@ -197,7 +197,7 @@ mod tests {
             let mut taken = [0u64; 3];
             (0..3).for_each(|member| turns.join(&member));
             for cost in costs {
-                let member = *turns.next().unwrap();
+                let member = *turns.in_turn().next().unwrap();
                 turns.charge(&member, cost);
                 taken[member] += u64::from(cost);
                 let spread = taken.iter().max().unwrap() - taken.iter().min().unwrap();

@@ -166,49 +166,67 @@ impl<T> Waiting<T> {
         self.remove(id).map(|item| (id, item))
     }
 
-    /// The next one of an open line; it has had its turn then.
-    pub fn pop(&mut self, is_open: impl Fn(Line) -> bool) -> Option<(Id, T)> {
-        let id = self.next(&is_open)?;
+    /// The next one whose line is open and whose project has room; it has had its turn then.
+    pub fn pop(
+        &mut self,
+        is_open: impl Fn(Line) -> bool,
+        has_room: impl Fn(&Name) -> bool,
+    ) -> Option<(Id, T)> {
+        let id = self.next(&is_open, &has_room)?;
         let seat = &self.seats[&id];
         if !seat.is_again {
             let (line, wish) = (seat.wish.line, seat.wish.clone());
-            self.pass_over(line, &is_open);
+            self.pass_over(line, &is_open, &has_room);
             self.rows[line as usize].charge(&wish);
         }
         self.remove(id).map(|item| (id, item))
     }
 
-    /// Who is next if these lines are open.
-    pub fn next(&self, is_open: &impl Fn(Line) -> bool) -> Option<Id> {
-        if let Some(id) = self.rows[Line::Own as usize].first() {
+    /// Who is next if these lines are open and these projects have room.
+    pub fn next(
+        &self,
+        is_open: &impl Fn(Line) -> bool,
+        has_room: &impl Fn(&Name) -> bool,
+    ) -> Option<Id> {
+        if let Some(id) = self.rows[Line::Own as usize].first(&|_| true) {
             return Some(id);
         }
-        let again = self.again.values().copied();
-        again
-            .into_iter()
-            .find(|id| is_open(self.seats[id].wish.line))
-            .or_else(|| self.rows[self.next_line(is_open)? as usize].first())
+        let may = |id: &&Id| {
+            let wish = &self.seats[*id].wish;
+            is_open(wish.line) && has_room(&wish.project)
+        };
+        let again = self.again.values().find(may).copied();
+        again.or_else(|| self.next_in_line(is_open, has_room))
     }
 
-    /// The first, unless one was passed over too often.
-    fn next_line(&self, is_open: &impl Fn(Line) -> bool) -> Option<Line> {
-        let row = |line: Line| &self.rows[line as usize];
-        let mut lines = Line::ALL
-            .into_iter()
-            .filter(|line| row(*line).n > 0 && is_open(*line));
-        let first = lines.next()?;
-        let impatient = lines.filter(|line| row(*line).passed >= PATIENCE);
-        impatient
-            .max_by_key(|line| row(*line).passed)
-            .or(Some(first))
+    /// Of the first line, unless another one was passed over too often.
+    fn next_in_line(
+        &self,
+        is_open: &impl Fn(Line) -> bool,
+        has_room: &impl Fn(&Name) -> bool,
+    ) -> Option<Id> {
+        let open = Line::ALL.into_iter().filter(|line| is_open(*line));
+        let mut lines = open.filter_map(|line| {
+            let row = &self.rows[line as usize];
+            Some((row.passed, row.first(has_room)?))
+        });
+        let (_, first) = lines.next()?;
+        let impatient = lines.filter(|(passed, _)| *passed >= PATIENCE);
+        let most = impatient.max_by_key(|(passed, _)| *passed);
+        Some(most.map_or(first, |(_, id)| id))
     }
 
-    fn pass_over(&mut self, served: Line, is_open: &impl Fn(Line) -> bool) {
+    fn pass_over(
+        &mut self,
+        served: Line,
+        is_open: &impl Fn(Line) -> bool,
+        has_room: &impl Fn(&Name) -> bool,
+    ) {
         for line in Line::ALL {
             let row = &mut self.rows[line as usize];
             if line == served || row.n == 0 {
                 row.passed = 0;
-            } else if is_open(line) {
+            } else if is_open(line) && row.first(has_room).is_some() {
                 row.passed += 1;
             }
         }
@@ -252,10 +270,13 @@ impl Row {
         project.insert(number, id);
     }
 
-    fn first(&self) -> Option<Id> {
-        let client = &self.clients[self.turns.next()?];
-        let project = &client.projects[client.turns.next()?];
-        project.values().next().copied()
+    /// Of the projects that have room.
+    fn first(&self, has_room: &impl Fn(&Name) -> bool) -> Option<Id> {
+        let mut clients = self.turns.in_turn().map(|name| &self.clients[name]);
+        clients.find_map(|client| {
+            let project = client.turns.in_turn().find(|project| has_room(project))?;
+            client.projects[project].values().next().copied()
+        })
     }
 
     fn ids(&self) -> impl Iterator<Item = &Id> {
@@ -340,12 +361,12 @@ mod tests {
         }
 
         fn pop(&mut self) -> Option<Id> {
-            self.waiting.pop(|_| true).map(|(id, _)| id)
+            self.waiting.pop(|_| true, |_| true).map(|(id, _)| id)
         }
 
         fn clients(&mut self, n: usize) -> Vec<&'static str> {
             (0..n)
-                .map_while(|_| self.waiting.pop(|_| true))
+                .map_while(|_| self.waiting.pop(|_| true, |_| true))
                 .map(|(_, client)| client)
                 .collect()
         }
@@ -420,12 +441,29 @@ mod tests {
         let print = room.come("a", "city", Line::Held, 5000);
         let maps: Vec<Id> = (0..9).map(|_| room.map("a")).collect();
         for map in &maps[..8] {
-            let popped = room.waiting.pop(|line| !line.is_long());
+            let popped = room.waiting.pop(|line| !line.is_long(), |_| true);
             assert_eq!(popped.map(|(id, _)| id), Some(*map));
         }
         assert_eq!(room.pop(), Some(maps[8]));
-        assert_eq!(room.waiting.pop(|line| !line.is_long()), None);
+        assert_eq!(room.waiting.pop(|line| !line.is_long(), |_| true), None);
         assert_eq!(room.pop(), Some(print));
+    }
+
+    #[test]
+    fn a_project_that_may_not_is_passed_over_and_keeps_its_turn() {
+        let mut room = Room::new();
+        let city = [room.map("a"), room.map("a")];
+        let legend = room.come("a", "city", Line::Papers, 10);
+        let lake = ["a", "a", "b"].map(|client| room.come(client, "lake", Line::Maps, 100));
+        let pop = |room: &mut Room, closed: &str| {
+            let popped = room.waiting.pop(|_| true, |project| **project != *closed);
+            popped.map(|(id, _)| id)
+        };
+        let went = [0; 4].map(|_| pop(&mut room, "city"));
+        assert_eq!(went, [Some(lake[0]), Some(lake[2]), Some(lake[1]), None]);
+        let village = room.come("a", "village", Line::Maps, 100);
+        let went = [0; 4].map(|_| pop(&mut room, ""));
+        assert_eq!(went, [city[0], village, city[1], legend].map(Some));
     }
 
     #[test]
@@ -450,7 +488,7 @@ mod tests {
         let wish = room.wish("a", "city", Line::Held, 100);
         room.waiting.push_again(99, wish, "a");
         let map = room.map("a");
-        let popped = room.waiting.pop(|line| !line.is_long());
+        let popped = room.waiting.pop(|line| !line.is_long(), |_| true);
         assert_eq!(popped.map(|(id, _)| id), Some(map));
         assert_eq!(room.pop(), Some(99));
     }
@@ -554,7 +592,7 @@ mod tests {
                         Event::Pop { open } => {
                             let is_open = |line: Line| line == Line::Own || open & (1 << line as u8) != 0;
                             let waits = Line::ALL.into_iter().any(|line| is_open(line) && room.waiting.n_in(line) > 0);
-                            let popped = room.waiting.pop(is_open);
+                            let popped = room.waiting.pop(is_open, |_| true);
                             prop_assert_eq!(popped.is_some(), waits);
                             if let Some((id, _)) = popped {
                                 prop_assert!(here.contains(&id), "{} went twice", id);
@@ -597,7 +635,7 @@ mod tests {
                         room.come("a", "city", Line::ALL[line], 10);
                     }
                     room.come("a", "city", Line::ALL[line], 10);
-                    let id = room.waiting.next(&|_| true).unwrap();
+                    let id = room.waiting.next(&|_| true, &|_| true).unwrap();
                     let served = room.waiting.seats[&id].wish.line;
                     room.pop();
                     passed.iter_mut().for_each(|n| *n += 1);

@@ -180,6 +180,8 @@ pub struct Broker {
     pub slow: Duration,
     /// How long workers stay reserved after the last small request.
     pub reserved_for: Duration,
+    /// What runs for longer is long, and its project stalled if it answers nothing; None: never.
+    pub stalled: Option<Duration>,
     /// `zmq.timeout`: how long a request may wait for a worker.
     pub queue_timeout: Duration,
     pub heartbeat: Duration,
@@ -373,6 +375,7 @@ impl Default for Config {
                 reserved_workers: None,
                 slow: Duration::from_millis(1500),
                 reserved_for: seconds(10),
+                stalled: Some(seconds(5)),
                 queue_timeout: seconds(15),
                 heartbeat: seconds(1),
                 heartbeat_misses: 2,
@@ -581,6 +584,7 @@ impl Broker {
             reserved_workers: usize::try_from(settings.integer("lanes.reserved_workers")).ok(),
             slow: settings.duration("lanes.slow_ms"),
             reserved_for: settings.duration("lanes.reserved_seconds"),
+            stalled: Some(settings.duration("lanes.stalled_seconds")).filter(|it| !it.is_zero()),
             queue_timeout: settings.duration("zmq.timeout"),
             heartbeat: settings.duration("zmq.heartbeat"),
             heartbeat_misses: settings.small("zmq.heartbeat_misses"),

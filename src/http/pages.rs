@@ -101,6 +101,7 @@ pub fn status<C>(status: &Status) -> Response<Content<C>> {
         "departures": status.departures.iter().collect::<BTreeMap<_, _>>(),
         "storm": status.storm,
         "quarantined": status.quarantined.iter().map(quarantined).collect::<Vec<_>>(),
+        "stalled": status.stalled.iter().map(|it| &**it).collect::<Vec<_>>(),
         "breakers": status.breakers.iter().map(breaker).collect::<Vec<_>>(),
     });
     fresh(StatusCode::OK, page.to_string())
