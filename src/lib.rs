@@ -223,7 +223,8 @@ async fn run_until(
         let _ = sd_notify::notify(false, &[NotifyState::Stopping]);
     }
     // Every client has its answer or was cut off. What runs on without one may end, too.
-    let mut stopped = pin!(broker.stop(config.broker.run_on_timeout));
+    let run_on = current.borrow().broker.run_on_timeout;
+    let mut stopped = pin!(broker.stop(run_on));
     tokio::select! {
         () = stopped.as_mut() => {}
         _ = told.long_ago(&current) => {

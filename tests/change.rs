@@ -125,6 +125,18 @@ fn sighup_brings_new_limits_a_new_log_level_and_more_workers() {
 }
 
 #[test]
+fn a_stop_waits_for_what_runs_on_as_long_as_the_settings_say_by_then() {
+    let calm = "[server]\ntimeout = 1\ndrain_timeout = 300\nrun_on_timeout = ";
+    let (mut server, files) = start(&format!("{calm}300\n"), "");
+    server.leave_behind("DO=wait&FOR=nothing&MARK=running");
+    files.write(&format!("{calm}0.1\n"));
+    server.signal(Signal::SIGHUP);
+    server.process.log.wait_line("replacing the workers");
+    // It would take five minutes.
+    assert!(server.process.stop().success());
+}
+
+#[test]
 fn sighup_with_a_broken_file_changes_nothing_and_reports_every_mistake() {
     let (server, files) = start("[server]\nuri_max = 32K\n", "");
     let before = server.workers();
