@@ -33,6 +33,7 @@ use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
 use tokio::sync::{mpsc, watch};
+use tokio_rustls::TlsAcceptor;
 
 use broker::{Broker, Handle};
 use config::{Config, Sources};
@@ -55,11 +56,7 @@ pub enum Error {
 impl Error {
     /// What the operator has set is to blame.
     pub fn is_configuration(&self) -> bool {
-        matches!(
-            self,
-            Self::Http(http::Error::Tls(_) | http::Error::Traces(_))
-                | Self::Management(admin::Error::Tls(_))
-        )
+        matches!(self, Self::Http(http::Error::Traces(_)))
     }
 }
 
@@ -92,19 +89,35 @@ pub fn worker_program(config: &Config) -> PathBuf {
     pool::program(&config.pool)
 }
 
-/// What only trying shows of the settings: a line for each certificate that cannot be
-/// used.
-pub fn mistakes(config: &Config, sources: &Sources) -> Vec<String> {
-    let (public, management) = certificates(config);
-    let wrong = [Some(public), management].into_iter().flatten();
-    let wrong = wrong.filter_map(Result::err);
-    wrong
-        .map(|error| sources.mistake(&error.setting, &error.what()))
-        .collect()
+/// What the listeners have where they speak TLS: the public one, and the management's.
+pub struct Certificates {
+    public: Option<TlsAcceptor>,
+    management: Option<TlsAcceptor>,
+}
+
+/// Those that the settings name, or what only trying shows of the settings: a line for each
+/// that cannot be used.
+pub fn certificates(config: &Config, sources: &Sources) -> Result<Certificates, Vec<String>> {
+    let mut wrong = Vec::new();
+    let mut good = |loaded: http::tls::Loaded| {
+        let heard = |error: &http::tls::Error| {
+            wrong.push(sources.mistake(&error.setting, &error.what()));
+        };
+        loaded.inspect_err(heard).ok().flatten()
+    };
+    let (public, management) = load(config);
+    let certificates = Certificates {
+        public: good(public),
+        management: management.and_then(good),
+    };
+    match wrong.is_empty() {
+        true => Ok(certificates),
+        false => Err(wrong),
+    }
 }
 
 /// That of the public listener, and of the management's if there is one.
-fn certificates(config: &Config) -> (http::tls::Loaded, Option<http::tls::Loaded>) {
+fn load(config: &Config) -> (http::tls::Loaded, Option<http::tls::Loaded>) {
     let public = http::tls::load("server", config.http.tls.as_ref());
     (public, config.management.as_ref().map(admin::load))
 }
@@ -116,6 +129,7 @@ fn certificates(config: &Config) -> (http::tls::Loaded, Option<http::tls::Loaded
 /// current_thread runtime, as the broker does.
 pub async fn run(
     config: Config,
+    certificates: Certificates,
     sources: Sources,
     sockets: Sockets,
     program: Program,
@@ -128,7 +142,7 @@ pub async fn run(
         pending().await
     };
     tokio::select! {
-        served = run_until(Told(told), config, sources, sockets, program) => served,
+        served = run_until(Told(told), config, certificates, sources, sockets, program) => served,
         served = telling => served,
     }
 }
@@ -136,6 +150,7 @@ pub async fn run(
 async fn run_until(
     told: Told,
     config: Config,
+    certificates: Certificates,
     sources: Sources,
     mut sockets: Sockets,
     program: Program,
@@ -148,7 +163,8 @@ async fn run_until(
     if let Some(gate) = broker.gate {
         tracing::info!("workers are welcome at tcp://{gate}");
     }
-    let server = http::Server::new(config.http.clone(), handle.clone()).map_err(Error::Http)?;
+    let server = http::Server::new(config.http.clone(), certificates.public, handle.clone());
+    let server = server.map_err(Error::Http)?;
     let server = Arc::new(server);
     let threads = http::threads(&config.http).map_err(Error::Http)?;
     let listeners = sockets.http().map_err(Error::Sockets)?;
@@ -156,7 +172,7 @@ async fn run_until(
     let management = config
         .management
         .as_ref()
-        .map(|config| admin::prepare(config, others, handle.clone()))
+        .map(|config| admin::prepare(config, certificates.management, others, handle.clone()))
         .transpose()
         .map_err(Error::Management)?;
     // From here on nothing can fail: a predecessor may believe us.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use qgisserver::config::{self, Action, Config, Management, Sources};
 use qgisserver::sockets::{GATE, Inherited, MANAGEMENT, Sockets};
 use qgisserver::upgrade::Program;
-use qgisserver::{descriptors, log};
+use qgisserver::{Certificates, descriptors, log};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
@@ -56,7 +56,7 @@ fn log_panics() {
 /// `--check-config`: `verdict`, unless the server would not start with it all the same.
 fn check(config: &Config, sources: &Sources, verdict: &str) -> ExitCode {
     match as_user(config, sources) {
-        Ok(()) => {
+        Ok(_) => {
             print!("{verdict}");
             ExitCode::SUCCESS
         }
@@ -67,15 +67,12 @@ fn check(config: &Config, sources: &Sources, verdict: &str) -> ExitCode {
     }
 }
 
-/// Becomes the user that the settings name, and looks whether that one may read what the
-/// server reads now and at each reload.
-fn as_user(config: &Config, sources: &Sources) -> Result<(), Failed> {
+/// Becomes the user that the settings name. That one has to be able to read what the server
+/// reads now and at each reload.
+fn as_user(config: &Config, sources: &Sources) -> Result<Certificates, Failed> {
     become_user(config.setuid.as_deref())?;
-    let mistakes = qgisserver::mistakes(config, sources);
-    match mistakes.is_empty() {
-        true => Ok(()),
-        false => Err((CONFIGURATION, mistakes.join("\n"))),
-    }
+    let certificates = qgisserver::certificates(config, sources);
+    certificates.map_err(|mistakes| (CONFIGURATION, mistakes.join("\n")))
 }
 
 type Failed = (u8, String);
@@ -98,13 +95,13 @@ fn serve(config: Config, sources: Sources) -> Result<ExitCode, Failed> {
             .map(|kind| signal(kind).expect("the signal can be handled"))
     };
     let sockets = open(&config, inherited)?;
-    as_user(&config, &sources)?;
+    let certificates = as_user(&config, &sources)?;
     // The first thread besides this one: from here on the environment stays as it is.
     let _aside = log::aside().map_err(unavailable)?;
     descriptors::raise_limit();
     let outcome = runtime.block_on(async {
         let stopped = stopped(stop);
-        qgisserver::run(config, sources, sockets, program, stopped).await
+        qgisserver::run(config, certificates, sources, sockets, program, stopped).await
     });
     // A thread that reads a file may wait for ever.
     runtime.shutdown_timeout(TIDY);

@@ -19,7 +19,7 @@ use crate::config::{Changed, Config, Exit, Sources, log_mistakes};
 use crate::http::tls;
 use crate::pool::{Order, Recipe};
 use crate::protocol::Reason;
-use crate::{admin, certificates, http, log};
+use crate::{admin, http, load, log};
 
 /// Whoever has to hear of new settings.
 pub struct Reload {
@@ -74,7 +74,7 @@ struct News {
 impl News {
     fn read(mut sources: Sources) -> Result<Self, Exit> {
         let changed = sources.read_again()?;
-        let (public, management) = certificates(&changed.config);
+        let (public, management) = load(&changed.config);
         Ok(Self {
             public,
             management,

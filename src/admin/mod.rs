@@ -53,14 +53,12 @@ const ALLOW: &str = "GET, HEAD";
 /// Why the listener does not start.
 #[derive(Debug)]
 pub enum Error {
-    Tls(http::tls::Error),
     Listener(std::io::Error),
 }
 
 impl std::fmt::Display for Error {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Tls(error) => error.fmt(f),
             Self::Listener(error) => write!(f, "management.interfaces: {error}"),
         }
     }
@@ -103,13 +101,13 @@ pub struct Prepared {
     listeners: Vec<tokio::net::TcpListener>,
 }
 
-/// On the runtime of the caller.
+/// On the runtime of the caller, with the certificate that `config` names, if it wants one.
 pub fn prepare(
     config: &config::Management,
+    tls: Option<TlsAcceptor>,
     listeners: Vec<TcpListener>,
     broker: Handle,
 ) -> Result<Prepared, Error> {
-    let tls = load(config).map_err(Error::Tls)?;
     let server = Arc::new(Server {
         broker,
         since: Instant::now(),

@@ -37,9 +37,10 @@ impl Management {
         broker.runtime_dir = directory.path().to_owned();
         let (handle, broker) = broker::start(&broker, None).await.unwrap();
         let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let tls = load(&config).expect("a certificate");
         let [address, other] = listeners.each_ref().map(|it| it.local_addr().unwrap());
         Ok(Self {
-            listening: prepare(&config, listeners.into(), handle)?.start(),
+            listening: prepare(&config, tls, listeners.into(), handle)?.start(),
             address,
             other,
             _broker: broker,
@@ -181,7 +182,7 @@ async fn a_certificate_makes_it_https_and_a_wrong_one_names_its_setting() {
         }),
         ..settings()
     };
-    let error = Management::start(tls("none")).await.err().expect("no file");
+    let error = load(&tls("none")).err().expect("no file");
     assert!(
         error.to_string().starts_with("management.ssl_cert: "),
         "{error}"

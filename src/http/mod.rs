@@ -68,7 +68,6 @@ const ACCEPT_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// Why the front does not start.
 #[derive(Debug)]
 pub enum Error {
-    Tls(tls::Error),
     /// Why no traces can be told.
     Traces(String),
     Threads(io::Error),
@@ -77,7 +76,6 @@ pub enum Error {
 impl std::fmt::Display for Error {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Tls(error) => error.fmt(f),
             Self::Traces(why) => write!(f, "logging.otlp_endpoint: {why}"),
             Self::Threads(error) => write!(f, "no threads (server.http_threads): {error}"),
         }
@@ -155,8 +153,8 @@ pub async fn serve<B: Backend>(
 }
 
 impl<B: Backend> Server<B> {
-    pub fn new(config: Http, backend: B) -> Result<Self, Error> {
-        let tls = tls::load("server", config.tls.as_ref()).map_err(Error::Tls)?;
+    /// With the certificate that `config` names, if it wants one.
+    pub fn new(config: Http, tls: Option<TlsAcceptor>, backend: B) -> Result<Self, Error> {
         let traces = config.otlp.as_deref().map(Traces::start).transpose();
         let traces = traces.map_err(Error::Traces)?.map(Arc::new);
         let n_permits = permits(&config);

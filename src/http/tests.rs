@@ -175,12 +175,11 @@ fn streaming_of(
 // ---- the server
 
 struct Server {
-    /// None: it did not start.
-    shared: Option<Arc<super::Server<Broker>>>,
+    shared: Arc<super::Server<Broker>>,
     config: Http,
     addr: SocketAddr,
     stop: Option<oneshot::Sender<()>>,
-    task: tokio::task::JoinHandle<Result<(), super::Error>>,
+    task: tokio::task::JoinHandle<()>,
 }
 
 impl Server {
@@ -201,25 +200,17 @@ impl Server {
             tokio::time::sleep(drain).await;
             drain
         };
-        let shared = super::Server::new(config.clone(), broker.clone());
+        let tls = super::tls::load("server", config.tls.as_ref()).expect("a certificate");
+        let shared = super::Server::new(config.clone(), tls, broker.clone());
+        let shared = Arc::new(shared.expect("it starts"));
         let threads = super::threads(&config).expect("threads can be started");
-        let (shared, task) = match shared.map(Arc::new) {
-            Ok(shared) => {
-                let served = serve(shared.clone(), threads, vec![listener], shutdown, cut);
-                let task = async {
-                    served.await;
-                    Ok(())
-                };
-                (Some(shared), tokio::spawn(task))
-            }
-            Err(error) => (None, tokio::spawn(async { Err(error) })),
-        };
+        let served = serve(shared.clone(), threads, vec![listener], shutdown, cut);
         Self {
             shared,
             config,
             addr,
             stop: Some(stop),
-            task,
+            task: tokio::spawn(served),
         }
     }
 
@@ -227,8 +218,7 @@ impl Server {
         let mut config = self.config.clone();
         change(&mut config);
         let loaded = super::tls::load("server", config.tls.as_ref());
-        let shared = self.shared.as_ref().expect("it started");
-        shared.change(config, loaded)
+        self.shared.change(config, loaded)
     }
 
     async fn connect(&self) -> TcpStream {
@@ -267,8 +257,7 @@ impl Server {
         timeout(BOUND, self.task)
             .await
             .expect("in time")
-            .expect("no panic")
-            .expect("no error");
+            .expect("no panic");
     }
 }
 
