@@ -133,6 +133,8 @@ pub struct Metrics {
     sent: IntCounter,
     connections: IntGauge,
     connections_total: IntCounter,
+    /// Their addresses had as many as they may.
+    pub connections_refused: IntCounter,
 }
 
 /// A series that is made when it is first needed.
@@ -339,6 +341,10 @@ impl Default for Metrics {
             connections_total: counter(
                 "qgisserver_connections_total",
                 "Client connections since the start",
+            ),
+            connections_refused: counter(
+                "qgisserver_connections_refused_total",
+                "Connections that were closed because their address had as many as it may",
             ),
             registry,
         }

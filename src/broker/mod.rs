@@ -56,6 +56,7 @@ pub use lanes::Line;
 pub use quarantine::Quarantined;
 pub use raised::Exceptions;
 pub use router::StartError;
+pub use throttle::Throttle;
 pub use troubled::BadLayers;
 pub use wait::Wait;
 pub use waiting::Name;

@@ -448,6 +448,7 @@ pub const SETTINGS: &[Setting] = &[
     row("zmq.supervisor_addr", Kind::Text, "", "address of the supervisor of remote workers")
         .moot(ONE_CONNECTION),
 
+    row("limits.client_connections", Kind::Integer, "-1", "connections of one address (of IPv6, of a /64 network) that may be open, beyond which they are closed at once; 0: any number; -1: half of server.connections_max, but any number with server.http_proxy and from this machine").live(),
     row("limits.client_requests", ANY, "500", "requests of one client that may be here, waiting or running; 0: any number").live(),
     row("limits.client_rate", ANY, "0", "requests of one client a second, on average over ten seconds; 0: any number").live(),
     row("limits.project_requests", ANY, "0", "requests of one project that may be here, waiting or running; 0: any number").live(),

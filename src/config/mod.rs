@@ -89,6 +89,8 @@ pub struct Http {
     /// `QGIS_PROJECT_FILE`: the project of requests that name none.
     pub default_project: Option<String>,
     pub connections_max: usize,
+    /// Of one address; 0: any number, None: what leaves others some.
+    pub client_connections: Option<usize>,
     /// HTTP/2 requests at once on one connection.
     pub streams_max: u32,
     /// Time for a request head, also how long a new connection may stay silent.
@@ -337,6 +339,7 @@ impl Default for Config {
                 status_page: false,
                 default_project: None,
                 connections_max: 10_000,
+                client_connections: None,
                 streams_max: 100,
                 header_timeout: seconds(10),
                 body_timeout: seconds(20),
@@ -538,6 +541,7 @@ impl Http {
             status_page: settings.bool("server.status_page"),
             default_project: settings.text("server.default_project"),
             connections_max: settings.size("server.connections_max"),
+            client_connections: usize::try_from(settings.integer("limits.client_connections")).ok(),
             streams_max: settings.small("server.streams_max"),
             header_timeout: settings.duration("server.header_timeout"),
             body_timeout: settings.duration("server.body_timeout"),

@@ -6,6 +6,7 @@
 //! connection has been still for too long.
 
 mod access;
+mod addresses;
 pub mod body;
 mod caching;
 mod form;
@@ -49,6 +50,7 @@ pub use respond::Backend;
 
 use crate::config::Http;
 use crate::traces::Traces;
+use addresses::{Addresses, Limit, Place};
 use respond::{Front, Peer};
 use threads::{Keeper, Threads};
 use watch::{Limits, Verdict, Watch, Watched};
@@ -99,6 +101,7 @@ pub struct Server<B: Backend> {
     rules: ArcSwap<Rules<B>>,
     permits: Arc<Semaphore>,
     n_permits: AtomicU32,
+    addresses: Arc<Addresses>,
 }
 
 /// What can change while the server runs. A connection keeps the times that it began
@@ -106,6 +109,8 @@ pub struct Server<B: Backend> {
 struct Rules<B> {
     front: Arc<Front<B>>,
     limits: Limits,
+    /// For each address.
+    connections: Limit,
     drain_idle: Duration,
     http1: auto::Builder<TokioExecutor>,
     http2: auto::Builder<TokioExecutor>,
@@ -166,6 +171,7 @@ impl<B: Backend> Server<B> {
             )),
             permits: Arc::new(Semaphore::new(n_permits as usize)),
             n_permits: AtomicU32::new(n_permits),
+            addresses: Arc::default(),
         })
     }
 
@@ -195,6 +201,16 @@ impl<B: Backend> Server<B> {
         }
     }
 
+    /// Where a connection of `peer` counts; None if its address has enough.
+    fn place(&self, peer: SocketAddr) -> Option<Place> {
+        let rules = self.rules.load();
+        let place = self.addresses.enter(peer.ip(), rules.connections);
+        if place.is_none() {
+            rules.front.books.metrics.connections_refused.inc();
+        }
+        place
+    }
+
     /// Every connection gave its permit back.
     async fn all_closed(&self) {
         let all = self.n_permits.load(Ordering::Acquire);
@@ -215,6 +231,7 @@ impl<B: Backend> Rules<B> {
         Self {
             front: Arc::new(front),
             limits,
+            connections: Limit::of(config),
             drain_idle: config.drain_idle,
             http1: http1(config),
             http2: http2(config),
@@ -295,10 +312,12 @@ async fn accept<B: Backend>(
         };
         pause = match accepted {
             Ok((tcp, peer)) => {
-                let (server, phases) = (server.clone(), phases.clone());
-                threads.spawn(tcp, move |tcp| {
-                    connection(server, tcp, peer, permit, phases)
-                });
+                if let Some(place) = server.place(peer) {
+                    let (server, phases) = (server.clone(), phases.clone());
+                    threads.spawn(tcp, move |tcp| {
+                        connection(server, tcp, peer, (permit, place), phases)
+                    });
+                }
                 Duration::ZERO
             }
             Err(error) => pause_after(&error, pause),
@@ -332,7 +351,7 @@ async fn connection<B: Backend>(
     server: Arc<Server<B>>,
     tcp: TcpStream,
     client: SocketAddr,
-    _permit: OwnedSemaphorePermit,
+    _room: (OwnedSemaphorePermit, Place),
     phases: channel::Receiver<Phase>,
 ) {
     let (Ok(()), Ok(local)) = (tcp.set_nodelay(true), tcp.local_addr()) else {

@@ -1890,6 +1890,30 @@ async fn a_connection_too_many_waits_for_its_turn() {
     read_until(&mut second, "ok\"}").await;
 }
 
+#[tokio::test]
+async fn an_address_that_has_its_connections_is_refused_more_and_counted() {
+    let server = Server::start(&Broker::saying("x"), |http| {
+        http.client_connections = Some(1)
+    });
+    let ping = b"GET /ping HTTP/1.1\r\nHost: a\r\n\r\n";
+    let mut first = server.connect().await;
+    first.write_all(ping).await.expect("written");
+    read_until(&mut first, "ok\"}").await;
+    let mut second = server.connect().await;
+    // It may be closed before it has said anything.
+    let _ = second.write_all(ping).await;
+    let said = timeout(BOUND, second.read(&mut [0; 1])).await;
+    assert!(matches!(said.expect("at once"), Ok(0) | Err(_)));
+    let metrics = server.shared.rules.load().front.books.metrics.clone();
+    assert_eq!(metrics.connections_refused.get(), 1);
+    server
+        .change(|http| http.client_connections = Some(2))
+        .expect("no certificate");
+    let mut third = server.connect().await;
+    third.write_all(ping).await.expect("written");
+    read_until(&mut third, "ok\"}").await;
+}
+
 /// Nobody is accepted here, so all wait in the kernel; if it has no room for
 /// one, that one is not heard for a second, and not at all if the burst goes on.
 #[tokio::test]
