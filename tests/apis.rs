@@ -434,6 +434,62 @@ fn with_echo(settings: &str) -> Server {
     Server::start(World::real(), &own).ready()
 }
 
+/// QGIS has all APIs, and finds them by their names anywhere in a path.
+#[test]
+fn no_forwarded_header_leads_to_an_api_that_is_off() {
+    let server = with_echo("server.http_proxy = yes\napi.enabled.wfs3 = no");
+    let page = format!("/map/{:032}", 0);
+    let folders = [
+        "/echo/said",
+        "/%65cho/said",
+        "/index.json",
+        page.as_str(),
+        "/wfs3",
+    ];
+    let ask = |(method, path, body): (&str, &str, &str), header: &str| {
+        let (name, value) = header.split_once(": ").unwrap_or(("X-None", ""));
+        let headers = [("Content-Type", "text/xml"), (name, value)];
+        let reply = server.request(method, path, &headers, body.as_bytes());
+        (reply.status, reply.text())
+    };
+    let asked = [
+        ("POST", "/ows/?MAP=world", "<a/>"),
+        ("POST", "/ows/", "<a/>"),
+        ("POST", "/ows/?MAP=world&SERVICE=WMS", "<a service=\"\"/>"),
+        ("GET", "/ows/?MAP=world&REQUEST=GetCapabilities", ""),
+    ];
+    for asked in asked {
+        let expected = ask(asked, "");
+        assert_ne!(expected.0, 200, "{asked:?}");
+        for folder in folders {
+            for header in [
+                format!("X-Forwarded-Prefix: {folder}"),
+                format!("X-Forwarded-Url: http://localhost{folder}"),
+                format!("X-Qgis-Forwarded-Url: http://localhost{folder}"),
+                format!("X-Qgis-Forwarded-Url: http://localhost{folder}/ows/"),
+            ] {
+                let found = ask(asked, &header);
+                assert_eq!(found, expected, "{asked:?} with {header}");
+            }
+        }
+    }
+}
+
+/// The same names may stand before the paths of a site.
+#[test]
+fn a_folder_with_the_name_of_an_api_of_a_plugin_is_no_way_to_it_and_services_keep_it() {
+    let server = with_echo("server.http_proxy = yes");
+    let folder = [("X-Forwarded-Prefix", "/echo/said")];
+    let features = server.request("GET", "/wfs3/collections?MAP=world", &folder, b"");
+    assert_eq!(features.status, 200, "{}", features.text());
+    let path = "/ows/?MAP=world&SERVICE=WMS&REQUEST=GetCapabilities";
+    let capabilities = server.request("GET", path, &folder, b"").text();
+    assert!(
+        capabilities.contains("/echo/said/ows/?MAP=world"),
+        "{capabilities}"
+    );
+}
+
 #[test]
 fn an_api_of_a_plugin_is_there_where_it_is_enabled() {
     assert_eq!(with_echo("").get("/echo/said").status, 404);

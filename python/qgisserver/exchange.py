@@ -235,6 +235,32 @@ def mount(prefix):
         os.environ[LANDING_PAGE] = path
 
 
+def _at_home(url, prefix):
+    """``url`` without the ``prefix`` that a proxy is said to have, where an API of a plugin
+    would take it for its own because of that: the path that was asked for was looked at by
+    the server, which knows what is enabled.
+    """
+    if not prefix or not plugins.apis:
+        return url
+    start = url.find("/", url.find("://") + 3)
+    if not url.startswith(prefix, start):
+        return url
+    from qgis.PyQt.QtCore import QUrl
+
+    home = url[:start] + url[start + len(prefix) :]
+    there, here = QUrl(url), QUrl(home)
+    is_stray = any(_accepts(api, there) and not _accepts(api, here) for api in plugins.apis)
+    return home if is_stray else url
+
+
+def _accepts(api, url):
+    try:
+        return api.accept(url)
+    except Exception:
+        # QGIS asks it, too, and then it counts.
+        return False
+
+
 def serve(server, recorder, sink, eager, method, url, headers, body, project, hands=None):
     """Pass one request to QGIS.
 
@@ -245,8 +271,12 @@ def serve(server, recorder, sink, eager, method, url, headers, body, project, ha
     verb = METHODS.get(method)
     if verb is None:
         return 405, {"Allow": ", ".join(METHODS)}, b"", ()
-    mount(headers.get("X-Forwarded-Prefix", ""))
+    prefix = headers.get("X-Forwarded-Prefix", "")
+    mount(prefix)
     request = QgsBufferServerRequest(url, verb, headers, body)
+    if body or not _service(request):
+        # QGIS may look for an API.
+        request = QgsBufferServerRequest(_at_home(url, prefix), verb, headers, body)
     if hands is None:
         response = Response(server, sink, recorder, eager)
     else:

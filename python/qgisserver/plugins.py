@@ -23,6 +23,9 @@ def _filters(interface):
 # there and nowhere else, and QGIS does not own what it was given.
 started = {}
 
+# The APIs that plugins registered, enabled or not: QGIS asks them all.
+apis = []
+
 # What is told of a plugin, besides its name and its path.
 TOLD = (
     "name",
@@ -53,6 +56,7 @@ def load(paths, wanted, interface, log):
     "failed", "metadata": {…}, "error": None or why not}``.
     """
     reports, names = [], {}
+    _notice_apis()
     for path in paths:
         try:
             folders = sorted(os.listdir(path))
@@ -73,6 +77,22 @@ def load(paths, wanted, interface, log):
             reports.append(report)
             _tell(report, log)
     return reports
+
+
+def _notice_apis():
+    """From now on ``apis`` has what is registered."""
+    import qgis.server
+
+    registry = getattr(qgis.server, "QgsServiceRegistry", None)
+    if registry is None:
+        return
+    register = registry.registerApi
+
+    def registerApi(self, api):
+        apis.append(api)
+        return register(self, api)
+
+    registry.registerApi = registerApi
 
 
 def _try(folder, name, wanted, names, interface):

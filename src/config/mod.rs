@@ -447,7 +447,10 @@ impl Default for Config {
                 disable_owsurls: false,
                 force_etag: false,
                 feature_limit: None,
-                env: BTreeMap::from([("QGIS_SERVER_API_WFS3_ROOT_PATH".into(), "/wfs3".into())]),
+                env: BTreeMap::from([
+                    ("QGIS_SERVER_API_WFS3_ROOT_PATH".into(), "/wfs3".into()),
+                    ("QGIS_SERVER_DISABLED_APIS".into(), "Landing Page".into()),
+                ]),
                 env_allow: Vec::new(),
             },
             log: Log {
@@ -757,12 +760,19 @@ fn variables(settings: &Settings) -> BTreeMap<String, String> {
     let is_wanted = |api: &str, entry: &layers::Entry| {
         entry.origin != layers::Origin::Default || apis.iter().any(|(name, _)| name == api)
     };
-    settings
+    let said = settings
         .members("api:")
         .filter_map(|(name, entry)| Some((name.rsplit_once('.')?, entry)))
         .filter(|((api, _), entry)| is_wanted(api, entry))
-        .map(|((_, variable), entry)| (variable.to_owned(), entry.text.clone()))
-        .collect()
+        .map(|((_, variable), entry)| (variable.to_owned(), entry.text.clone()));
+    disabled(&apis).into_iter().chain(said).collect()
+}
+
+/// QGIS has its catalogue at the root unless it is told where else or, by this variable, that
+/// there is none. What a proxy is said to have before a path could lead there.
+fn disabled(apis: &[(String, String)]) -> Option<(String, String)> {
+    let is_enabled = apis.iter().any(|(name, _)| name == "landing_page");
+    (!is_enabled).then(|| ("QGIS_SERVER_DISABLED_APIS".into(), "Landing Page".into()))
 }
 
 fn policies(settings: &Settings) -> Policies {

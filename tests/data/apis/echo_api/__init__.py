@@ -9,7 +9,8 @@ from qgis.server import QgsServerOgcApi, QgsServerOgcApiHandler
 
 class Echo(QgsServerOgcApiHandler):
     def path(self):
-        return QRegularExpression("/said/?$")
+        # Web services below it, too, should anybody get here with them.
+        return QRegularExpression("/said(/ows)?/?$")
 
     def operationId(self):
         return "echo"
