@@ -11,6 +11,7 @@ pub mod body;
 mod caching;
 mod form;
 pub(crate) mod forwarded;
+mod malformed;
 pub mod pages;
 mod policy;
 pub mod reply;
@@ -51,6 +52,7 @@ pub use respond::Backend;
 use crate::config::Http;
 use crate::traces::Traces;
 use addresses::{Addresses, Limit, Place};
+use malformed::{Bounds, Explaining};
 use respond::{Front, Peer};
 use threads::{Keeper, Threads};
 use watch::{Limits, Verdict, Watch, Watched};
@@ -111,6 +113,7 @@ struct Rules<B> {
     limits: Limits,
     /// For each address.
     connections: Limit,
+    bounds: Bounds,
     drain_idle: Duration,
     http1: auto::Builder<TokioExecutor>,
     http2: auto::Builder<TokioExecutor>,
@@ -232,6 +235,7 @@ impl<B: Backend> Rules<B> {
             front: Arc::new(front),
             limits,
             connections: Limit::of(config),
+            bounds: Bounds::of(config),
             drain_idle: config.drain_idle,
             http1: http1(config),
             http2: http2(config),
@@ -409,6 +413,7 @@ async fn drive<B: Backend, I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         }
     });
     let builder = if is_http2 { &rules.http2 } else { &rules.http1 };
+    let io = Explaining::new(io, watch.clone(), rules.bounds);
     let mut served = pin!(builder.serve_connection(TokioIo::new(io), service));
     let mut check = pin!(sleep_until(Instant::now().into()));
     let mut closing = false;

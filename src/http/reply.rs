@@ -16,6 +16,13 @@ use crate::protocol::{Failure, Head, Timings};
 /// Why there is no reply from QGIS.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
+    /// What came is no request.
+    NoHttp,
+    /// For its size, by hyper, which does not say which.
+    HeadRefused {
+        bytes: usize,
+        fields: usize,
+    },
     NoSuchPath,
     Method {
         allow: &'static str,
@@ -121,6 +128,13 @@ impl Refusal {
         use StatusCode as S;
         let name = named(project);
         let (status, code, locator, text): (_, _, _, Cow<'static, str>) = match self {
+            Self::NoHttp => (S::BAD_REQUEST, "NoApplicableCode", None, "This is no HTTP request".into()),
+            Self::HeadRefused { bytes, fields } => (
+                S::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                "NoApplicableCode",
+                None,
+                format!("The headers have more than {bytes} bytes, or are more than {fields}").into(),
+            ),
             Self::NoSuchPath => (S::NOT_FOUND, "NoApplicableCode", None, "Invalid resource path".into()),
             Self::Method { allow } => {
                 (S::METHOD_NOT_ALLOWED, "OperationNotSupported", None, format!("Allowed are {allow}").into())

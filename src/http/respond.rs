@@ -33,6 +33,9 @@ use crate::ogc::ows::Kvp;
 use crate::protocol::Head;
 use crate::traces::Traces;
 
+/// What we call ourselves in each response.
+pub const SERVER: &str = concat!("qgisserver/", env!("CARGO_PKG_VERSION"));
+
 /// How long a browser may remember what OPTIONS said, in seconds.
 const PREFLIGHT_AGE: &str = "3600";
 
@@ -398,8 +401,7 @@ impl<B: Backend> Front<B> {
     ) -> Response<Outgoing<B::Body>> {
         let (mut head, mut content) = response.into_parts();
         let headers = &mut head.headers;
-        let server = concat!("qgisserver/", env!("CARGO_PKG_VERSION"));
-        headers.insert(header::SERVER, HeaderValue::from_static(server));
+        headers.insert(header::SERVER, HeaderValue::from_static(SERVER));
         headers.insert(
             header::X_CONTENT_TYPE_OPTIONS,
             HeaderValue::from_static("nosniff"),

@@ -224,6 +224,10 @@ impl Watch {
         self.state().unread = true;
     }
 
+    pub fn had_request(&self) -> bool {
+        self.state().n_begun > 0
+    }
+
     fn has_read(&self) {
         let mut state = self.state();
         if state.n_running == 0 {
