@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf, absolute};
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde::{Deserialize, Serialize};
 
@@ -49,22 +49,90 @@ pub(super) fn command_line(
     moment: Moment,
 ) -> Result<(Action, Settings), Exit> {
     let nothing = || Settings(Default::default());
-    let matches = match command(program).try_get_matches_from(args) {
+    let (parsed, unknown) = parse(program, args.collect());
+    let matches = match parsed {
         Ok(matches) => matches,
         Err(help) if help.kind() == ErrorKind::DisplayHelp => {
             return Ok((Action::Help(help.to_string()), nothing()));
         }
         Err(error) => {
+            let lines = unknown.iter().map(Mistake::to_string);
+            let lines: Vec<_> = lines.chain([error.to_string().trim_end().into()]).collect();
             return Err(Exit {
                 code: USAGE,
-                message: error.to_string().trim_end().into(),
+                message: lines.join("\n"),
             });
         }
     };
-    if matches.get_flag("version") {
+    if matches.get_flag("version") && unknown.is_empty() {
         return Ok((Action::Version, nothing()));
     }
-    let (flags, path, mut mistakes) = understand(program, &matches);
+    let is_understood = unknown.is_empty();
+    let understood = settings_of(program, &matches, unknown, env, moment);
+    understood.map_err(|exit| match is_understood {
+        true => exit,
+        false => Exit {
+            code: USAGE,
+            ..exit
+        },
+    })
+}
+
+/// What clap makes of `args` without the flags that it does not know, and those. It stops at
+/// the first, and behind it may be more that is wrong.
+fn parse(
+    program: Program,
+    mut args: Vec<OsString>,
+) -> (Result<ArgMatches, clap::Error>, Vec<Mistake>) {
+    let mut unknown = Vec::new();
+    loop {
+        let parsed = command(program).try_get_matches_from(&args);
+        let Some(flag) = parsed
+            .as_ref()
+            .err()
+            .and_then(|error| take_unknown(&mut args, error))
+        else {
+            return (parsed, unknown);
+        };
+        let what = "there is no such flag; --help lists those that there are";
+        unknown.push(Mistake::new(&Origin::Flag(flag), "", what));
+    }
+}
+
+/// The flag that `error` is about, which is not in `args` any more, nor what follows it and
+/// can only be its value.
+fn take_unknown(args: &mut Vec<OsString>, error: &clap::Error) -> Option<String> {
+    let context = error.get(ContextKind::InvalidArg);
+    let (ErrorKind::UnknownArgument, Some(ContextValue::String(flag))) = (error.kind(), context)
+    else {
+        return None;
+    };
+    let is_it = |arg: &OsString| {
+        let arg = arg.to_string_lossy();
+        *arg == **flag
+            || arg
+                .strip_prefix(&**flag)
+                .is_some_and(|it| it.starts_with('='))
+    };
+    let at = args.iter().skip(1).position(is_it)? + 1;
+    let taken = args.remove(at);
+    let is_value = |arg: &OsString| !arg.to_string_lossy().starts_with('-');
+    if flag.starts_with('-') && *taken == **flag && args.get(at).is_some_and(is_value) {
+        args.remove(at);
+    }
+    Some(flag.clone())
+}
+
+/// After these `mistakes`.
+fn settings_of(
+    program: Program,
+    matches: &ArgMatches,
+    mut mistakes: Vec<Mistake>,
+    env: &Environment,
+    moment: Moment,
+) -> Result<(Action, Settings), Exit> {
+    let (flags, path, wrong) = understand(program, matches);
+    mistakes.extend(wrong);
     let (in_file, wrong) = path.as_deref().map(file::read).unwrap_or_default();
     mistakes.extend(wrong);
     let forwarded = forwarded(path.as_deref(), &flags);
@@ -84,7 +152,7 @@ pub(super) fn command_line(
     };
     mistakes.extend(check::mistakes(&config, &settings, program, moment));
     warnings.extend(check::warnings(&config));
-    if is_local_pool(program, &matches) {
+    if is_local_pool(program, matches) {
         // The server that started it said the same.
         warnings.clear();
     }
@@ -430,9 +498,21 @@ mod tests {
              --set server.prot: server.prot: unknown setting; did you mean server.port?\n\
              --port: server.port: expected a port, 0 to 65535, found \"many\""
         );
-        let (code, message) = exit(server("--nonsense"));
+        let (code, message) = exit(server("--proxy --nonsense 3 --port many --oddity=x y"));
+        let lines: Vec<_> = message.lines().collect();
+        assert_eq!((code, lines.len()), (USAGE, 4), "{message}");
+        for (line, start) in lines
+            .iter()
+            .zip(["--nonsense: ", "--oddity: ", "y: ", "--port: "])
+        {
+            assert!(line.starts_with(start), "{line}");
+        }
+        let (code, message) = exit(server("--nonsense --version"));
         assert_eq!(code, USAGE);
-        assert!(message.contains("--nonsense"), "{message}");
+        assert!(message.starts_with("--nonsense: "), "{message}");
+        assert!(message.contains("projects.cache.rootdir: is required"));
+        let (_, message) = exit(server("-x --port"));
+        assert!(message.starts_with("-x: ") && message.contains("'--port <PORT>'"));
         let (code, message) = exit(server(""));
         assert_eq!(code, CONFIGURATION);
         assert!(
