@@ -74,6 +74,15 @@ impl Path {
     }
 }
 
+/// A path as links have it: with py-qgis-server no slash follows a profile.
+pub fn in_links<'a>(path: &'a str, apis: &[(String, String)]) -> &'a str {
+    let is_profile = path.starts_with(PROFILES) && Path::of(path, apis).rest == "/ows/";
+    match is_profile {
+        true => path.trim_end_matches('/'),
+        false => path,
+    }
+}
+
 /// The profile, and what follows it: `/ows/` or OGC API Features.
 fn split(rest: &str, apis: &[(String, String)]) -> (Option<String>, String) {
     let segments = rest.split('/').filter(|part| !part.is_empty());
@@ -336,6 +345,20 @@ mod tests {
             assert_eq!(rest(raw), "/features/collections/x", "{raw}");
         }
         assert_eq!(rest("/wfs3/x"), "/wfs3/x");
+    }
+
+    #[test]
+    fn links_to_a_profile_have_no_slash_behind_it() {
+        for (path, linked) in [
+            ("/ows/p/all/", "/ows/p/all"),
+            ("/ows/p/all", "/ows/p/all"),
+            ("/ows/p/a/b//", "/ows/p/a/b"),
+            ("/ows/p/all/wfs3/", "/ows/p/all/wfs3/"),
+            ("/ows/", "/ows/"),
+            ("/wfs3/", "/wfs3/"),
+        ] {
+            assert_eq!(in_links(path, &[]), linked, "{path}");
+        }
     }
 
     #[test]

@@ -20,7 +20,7 @@ use super::caching;
 use super::form::{self, FIELDS_MAX, FORM_MAX};
 use super::forwarded::Base;
 use super::reply::{Dialect, Refusal};
-use super::{route, work};
+use super::{policy, route, work};
 use crate::broker::{Call, Name, Wait, Work};
 use crate::config::Http;
 use crate::metrics::Kind;
@@ -462,6 +462,7 @@ impl Incomplete<'_> {
         operation: String,
     ) -> Call {
         let path = ows::tidy(self.parts.uri.path().as_bytes());
+        let path = policy::in_links(&path, &self.config.apis);
         let separator = if query.is_empty() { "" } else { "?" };
         // QGIS makes the body of a HEAD like that of a GET; the front keeps it back.
         let method = if method == Method::HEAD {
@@ -472,8 +473,8 @@ impl Incomplete<'_> {
         Call {
             request_id: self.request_id.to_owned(),
             method: method.to_string(),
-            url: format!("{}{separator}{query}", base.with(&path)),
-            headers: self.headers(base, &path, body.is_empty()),
+            url: format!("{}{separator}{query}", base.with(path)),
+            headers: self.headers(base, path, body.is_empty()),
             body,
             project,
             operation,
