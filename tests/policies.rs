@@ -447,6 +447,35 @@ fn filtered(settings: &str) -> Server {
     Server::start(world, &format!("server.enable_filters = yes\n{settings}")).ready()
 }
 
+/// For OWS there are headers of QGIS, for its APIs there are none.
+#[test]
+fn rules_say_at_which_address_a_profile_is_found() {
+    let server = with_rules(
+        "a = rewrite MAP=city if profile=guests\n\
+         b = request-header X-Forwarded-Url=https://maps.example/guests if profile=guests",
+    );
+    for (path, expected) in [
+        (
+            "/ows/p/guests?SERVICE=WMS&REQUEST=GetMap",
+            "https://maps.example/guests/ows/p/guests?",
+        ),
+        (
+            "/ows/p/guests/wfs3/collections",
+            "https://maps.example/guests/ows/p/guests/wfs3/collections?",
+        ),
+        (
+            "/ows/?SERVICE=WMS&REQUEST=GetMap&MAP=city",
+            &server.url("/ows/?"),
+        ),
+    ] {
+        // That of a client counts for nothing.
+        let of_client = [("X-Forwarded-Url", "https://evil.example/")];
+        let said = server.request("GET", path, &of_client, b"").json();
+        let url = said["url"].as_str().unwrap();
+        assert!(url.starts_with(expected), "{url}");
+    }
+}
+
 #[test]
 fn a_filter_refuses_with_its_status_however_a_request_is_written() {
     let server = filtered("");

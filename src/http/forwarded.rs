@@ -148,7 +148,8 @@ impl Base {
         }
     }
 
-    fn of_url(url: &str) -> Option<Self> {
+    /// To which paths are added.
+    pub fn of_url(url: &str) -> Option<Self> {
         let uri: Uri = url.trim().parse().ok()?;
         Some(Self {
             scheme: scheme(uri.scheme_str()?)?,

@@ -303,9 +303,10 @@ impl Incomplete<'_> {
         let names_service = kvp
             .get("SERVICE")
             .is_some_and(|name| !name.trim().is_empty());
+        let base = self.base_by(&granted.request_headers);
         let base = match names_service && body.is_empty() {
-            true => Cow::Borrowed(self.base),
-            false => Cow::Owned(self.base.below_prefix()),
+            true => base,
+            false => Cow::Owned(base.below_prefix()),
         };
         let mut call = self.call(&base, method, query, body, project, operation);
         self.add(&mut call, granted.request_headers, granted.visitor);
@@ -366,7 +367,8 @@ impl Incomplete<'_> {
         let method = self.parts.method.clone();
         let may_repeat = matches!(method, Method::GET | Method::HEAD);
         let operation = ows::operation(self.parts.uri.path());
-        let mut call = self.call(self.base, method, query, body, project, operation);
+        let base = self.base_by(&granted.request_headers);
+        let mut call = self.call(&base, method, query, body, project, operation);
         self.add(&mut call, granted.request_headers, granted.visitor);
         let path = self.parts.uri.path();
         let kind = caching::of_api(path, &self.config.apis, call.project.is_some());
@@ -488,6 +490,16 @@ impl Incomplete<'_> {
             cause: self.cause(),
             visitor: None,
             wait: Wait::since(Instant::now().into_std()),
+        }
+    }
+
+    /// Where we are: rules of the operator go before what proxies say.
+    fn base_by(&self, of_rules: &[(String, String)]) -> Cow<'_, Base> {
+        let is_address = |name: &str| name.eq_ignore_ascii_case("x-forwarded-url");
+        let said = of_rules.iter().rfind(|(name, _)| is_address(name));
+        match said.and_then(|(_, url)| Base::of_url(url)) {
+            Some(base) => Cow::Owned(base),
+            None => Cow::Borrowed(self.base),
         }
     }
 

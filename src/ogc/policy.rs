@@ -8,7 +8,7 @@
 //! | `allow if client=10.0.0.0/8` | lets the request pass; later rules are not asked |
 //! | `deny if SERVICE=WFS` | refuses it with 403; later rules are not asked |
 //! | `rewrite MAP=city DPI=96 if profile=city` | sets parameters, and later rules see them |
-//! | `request-header X-Role=guest if …` | sets a header that QGIS and its plugins see |
+//! | `request-header X-Role=guest if …` | sets a header that QGIS and its plugins see; X-Forwarded-Url is the address that links begin with |
 //! | `response-header Cache-Control=no-store if …` | sets a header of the reply |
 //!
 //! The first rule that allows or denies decides; a request that none decides about is
@@ -261,7 +261,9 @@ impl Rule {
             "allow" => Action::Allow,
             "deny" => Action::Deny,
             "rewrite" => Action::Rewrite(pairs(arguments, parameter)?),
-            "request-header" => Action::RequestHeader(pairs(arguments, request_header)?),
+            "request-header" => {
+                Action::RequestHeader(addressed(pairs(arguments, request_header)?)?)
+            }
             "response-header" => Action::ResponseHeader(pairs(arguments, response_header)?),
             other => {
                 return Err(format!(
@@ -698,6 +700,22 @@ fn pairs(words: &[String], name: fn(&str) -> Result<String, String>) -> Result<P
         }
     };
     words.iter().map(pair).collect()
+}
+
+/// The address that links begin with is one.
+fn addressed(pairs: Pairs) -> Result<Pairs, String> {
+    let is_wrong = |(name, url): &&(String, String)| {
+        let rest = url.strip_prefix("https://").or(url.strip_prefix("http://"));
+        let is_address =
+            rest.is_some_and(|rest| !rest.is_empty() && !rest.contains([' ', '?', '#']));
+        name.eq_ignore_ascii_case("X-Forwarded-Url") && !is_address
+    };
+    match pairs.iter().find(is_wrong) {
+        None => Ok(pairs),
+        Some((_, url)) => Err(format!(
+            "expected an address such as https://maps.example/here, found {url:?}"
+        )),
+    }
 }
 
 fn parameter(name: &str) -> Result<String, String> {
@@ -1280,6 +1298,14 @@ mod tests {
             ("response-header Connection=close", "not the server's own"),
             ("response-header ETag=x", "not the server's own"),
             ("request-header A=b Host=evil", "not the server's own"),
+            (
+                "request-header X-Forwarded-Url=/here",
+                "expected an address",
+            ),
+            (
+                "request-header x-forwarded-url=https://a/?b",
+                "expected an address",
+            ),
             ("request-header Content-length=3", "not the server's own"),
             ("deny if SERVICE=\"WMS", "not closed"),
         ] {
