@@ -65,6 +65,8 @@ SETTINGS = {
     "server.timeout": "60",
     # The tests say under which address they ask.
     "server.http_proxy": "yes",
+    # The first of two, even.
+    "server.http_proxies": "2",
     # They make projects wherever they like, and some layers are missing.
     "projects.cache.rootdir": "/",
     "projects.cache.strict_check": "no",

@@ -18,6 +18,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 # As in workers: by it QGIS chooses the colours of images that have 256 of them.
@@ -140,13 +141,17 @@ class Replay:
         name = project.fileName()
         if name and not project.isDirty():
             return name
-        folder = os.path.dirname(name) if name else "/tmp"
+        folder = os.path.dirname(name) if name else tempfile.gettempdir()
         path = os.path.join(folder, f"replay-{os.getpid()}-{len(self._written)}.qgs")
         project.write(path)
         project.setFileName(name)
-        put_on_disk(project, path)
-        self._written.append(path)
+        self._written += [path, *put_on_disk(project, path)]
         return path
+
+    def tidy(self):
+        for path in self._written:
+            # Some are in a folder that the test has removed.
+            Path(path).unlink(missing_ok=True)
 
     def _send(self, request, response, path, headers):
         method = METHODS[request.method()]
@@ -178,11 +183,11 @@ class Replay:
 
 
 def put_on_disk(project, path):
-    """What layers have in the memory of the test, as files that others can read."""
+    """What layers have in the memory of the test, as files that others can read: which."""
     layers = [it for it in project.mapLayers().values() if it.providerType() == "memory"]
     files = {it.id(): geojson(it, path) for it in layers if it.featureCount()}
     if not files:
-        return
+        return []
     tree = ElementTree.parse(path)
     for layer in tree.iter("maplayer"):
         file = files.get(layer.findtext("id"))
@@ -190,6 +195,7 @@ def put_on_disk(project, path):
             layer.find("datasource").text = file
             layer.find("provider").text = "ogr"
     tree.write(path, encoding="utf-8", xml_declaration=True)
+    return list(files.values())
 
 
 def geojson(layer, project):
@@ -222,6 +228,7 @@ def replace(server):
     QgsServerInterface.registerAccessControl = lambda _, it, __=0: replay.filters.append(it)
     # Otherwise Python does not see it.
     QgsServer.putenv = staticmethod(os.environ.__setitem__)
+    return replay
 
 
 class OneApplication:
@@ -298,8 +305,7 @@ class Lines(unittest.TestResult):
 
 
 def main(server, module, results, images):
-    if server != "-":
-        replace(server)
+    replay = None if server == "-" else replace(server)
     folder, name = os.path.split(os.path.abspath(module))
     sys.path.insert(0, folder)
     name = name.removesuffix(".py")
@@ -317,6 +323,8 @@ def main(server, module, results, images):
     with open(results, "w", encoding="utf-8") as file:
         tests.run(Lines(file))
         print("end", file=file, flush=True)
+    if replay:
+        replay.tidy()
     # QGIS tidies up at length and in vain.
     os._exit(0)
 
