@@ -77,6 +77,11 @@ SETTINGS = {
 # Access control in view changes what may be kept, so the others do without.
 WITH_ACCESS_CONTROL = {"server.pluginpath": f"{HERE / 'plugin'}:{HERE / 'access'}"}
 
+# What a module sets for all of its tests, before QGIS reads it.
+ENVIRONMENTS = {
+    "wms_getmap_size_server": {"QGIS_SERVER_WMS_MAX_WIDTH": "3000", "QGIS_SERVER_WMS_MAX_HEIGHT": "3000"},
+}
+
 
 class NoSource(Exception):
     """apt does not have it, or cannot be asked."""
@@ -243,25 +248,26 @@ def side_by_side(programs, asked, tmp, end):
 
 
 class Servers:
-    """One for each set of plugins, started when the first test needs it."""
+    """One for each set of plugins and variables, started when the first test needs it."""
 
     def __init__(self, program, tmp, running):
         self._program, self._tmp, self._running = program, tmp, running
         self._urls = {}
 
     def url_for(self, stem):
-        is_restricted = RESTRICTED in stem
-        if is_restricted not in self._urls:
-            more = WITH_ACCESS_CONTROL if is_restricted else {}
-            server = Server(self._program, self._tmp, more)
-            self._urls[is_restricted] = self._running.enter_context(server)
-        return self._urls[is_restricted]
+        settings = WITH_ACCESS_CONTROL if RESTRICTED in stem else {}
+        variables = ENVIRONMENTS.get(name_of(stem), {})
+        kind = str((settings, variables))
+        if kind not in self._urls:
+            server = Server(self._program, self._tmp, settings, variables)
+            self._urls[kind] = self._running.enter_context(server)
+        return self._urls[kind]
 
 
 class Server:
     """A `qgisserver` on a free port, stopped in the end."""
 
-    def __init__(self, program, tmp, more):
+    def __init__(self, program, tmp, more, variables):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -269,7 +275,7 @@ class Server:
         settings = {**SETTINGS, **more, "server.port": str(port)}
         flags = [word for pair in settings.items() for word in ("--set", "=".join(pair))]
         self._log = open(Path(tmp) / f"server-{port}.log", "w+")
-        environment = {**os.environ, "TMPDIR": str(tmp), "LANG": "C.UTF-8"}
+        environment = {**os.environ, "TMPDIR": str(tmp), "LANG": "C.UTF-8", **variables}
         self._process = subprocess.Popen(
             [*WITH_US, program, *flags], stdout=self._log, stderr=self._log, env=environment
         )
