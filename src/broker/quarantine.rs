@@ -200,6 +200,18 @@ impl Quarantine {
         begins
     }
 
+    /// It did not end that worker.
+    pub fn take_back(&mut self, request: Fingerprint) {
+        let Some(suspect) = self.suspects.get_mut(&request) else {
+            return;
+        };
+        suspect.n_deaths = suspect.n_deaths.saturating_sub(1);
+        suspect.quarantined = suspect.n_deaths >= self.rules.deaths;
+        if suspect.n_deaths == 0 {
+            self.suspects.pop(&request);
+        }
+    }
+
     /// It was answered: whatever its workers died of, it was not the request.
     pub fn answered(&mut self, request: Fingerprint) {
         self.suspects.pop(&request);
@@ -339,6 +351,20 @@ mod tests {
         assert_eq!(listed.fingerprint, it.to_string());
         assert_eq!(quarantine.refuses(it, now + 11 * S), None);
         assert_eq!(quarantine.list(now + 11 * S), []);
+    }
+
+    #[test]
+    fn a_death_that_was_taken_back_does_not_count() {
+        let (mut quarantine, now, call) = (quarantine(), Instant::now(), of("A=1"));
+        let it = quarantine.fingerprint(&call);
+        quarantine.died(&accused(it, &call), now);
+        assert!(quarantine.died(&accused(it, &call), now));
+        quarantine.take_back(it);
+        assert_eq!(quarantine.refuses(it, now), None);
+        assert!(quarantine.died(&accused(it, &call), now));
+        quarantine.take_back(it);
+        quarantine.take_back(it);
+        assert!(quarantine.is_empty());
     }
 
     #[test]

@@ -653,10 +653,11 @@ impl Queue {
         worker.map(|worker| worker.heard = now).is_some()
     }
 
-    /// It said nothing for `patience`, or is gone.
-    pub fn is_late(&self, peer: &Peer, patience: Duration, now: Instant) -> bool {
+    /// It missed a heartbeat.
+    pub fn is_late(&self, peer: &Peer, now: Instant) -> bool {
+        let patience = self.limits.heartbeat * 3 / 2;
         let worker = self.workers.get(peer);
-        worker.is_none_or(|it| now.saturating_duration_since(it.heard) >= patience)
+        worker.is_some_and(|it| now.saturating_duration_since(it.heard) >= patience)
     }
 
     /// Part of a reply; the first has a head.
@@ -1109,8 +1110,7 @@ impl Queue {
     /// Of those that missed no heartbeat, if there is one, the longest idle that has the
     /// project open, or the longest idle.
     fn best_idle(&self, project: &Name, now: Instant) -> usize {
-        let patience = self.limits.heartbeat * 3 / 2;
-        let is_fresh = |peer: &Peer| !self.is_late(peer, patience, now);
+        let is_fresh = |peer: &Peer| !self.is_late(peer, now);
         let has_it = |peer: &Peer| self.workers[peer].open.contains(project) && is_fresh(peer);
         let at = self.idle.iter().position(has_it);
         at.or_else(|| self.idle.iter().position(is_fresh))

@@ -954,8 +954,8 @@ impl<T: Transport> Driver<T> {
     fn lost(&mut self, peer: &Peer, why: &str, departure: Option<Departure>) {
         let now = Instant::now();
         // Its pool may find out that it stands still before we do, and end it.
-        let stood_still = self.serving(peer).is_some_and(|it| it.cancelled)
-            && self.queue.is_late(peer, self.config.heartbeat, now);
+        let stood_still =
+            self.serving(peer).is_some_and(|it| it.cancelled) && self.queue.is_late(peer, now);
         let departure = departure.or(stood_still.then_some(Departure::Silent));
         self.queue.gone(peer, now);
         self.bury(peer, why, departure);
@@ -1012,7 +1012,7 @@ impl<T: Transport> Driver<T> {
         let accused = worker.serving.as_ref().and_then(|it| self.accused(it));
         let held = accused.as_ref().map(|it| it.fingerprint);
         let stood_still =
-            departure == Departure::Silent && self.is_missed_alone(&worker.ready.host, held, now);
+            departure == Departure::Silent && self.fell_silent_alone(&worker.ready.host, held, now);
         let Some(serving) = &worker.serving else {
             return;
         };
@@ -1028,16 +1028,14 @@ impl<T: Transport> Driver<T> {
         }
     }
 
-    /// Or others of its machine are as well.
-    fn is_missed_alone(&mut self, host: &str, held: Option<Fingerprint>, now: Instant) -> bool {
-        let heartbeat = self.config.heartbeat;
-        let others = self.workers.iter().filter(|(_, it)| it.ready.host == host);
-        let late = others.filter(|(peer, _)| self.queue.is_late(peer, heartbeat, now));
-        let late: Vec<_> = late
-            .map(|(_, it)| self.fingerprint(it.serving.as_ref()?))
-            .collect();
-        let within = heartbeat * 3 / 2;
-        self.silences.is_alone(host, held, &late, within, now)
+    /// Or others of its machine did so, too.
+    fn fell_silent_alone(&mut self, host: &str, held: Option<Fingerprint>, now: Instant) -> bool {
+        let within = self.config.heartbeat * 3 / 2;
+        let verdict = self.silences.missed(host, held, within, now);
+        for innocent in verdict.cleared {
+            self.quarantine.take_back(innocent);
+        }
+        verdict.is_own
     }
 
     fn fingerprint(&self, serving: &Serving) -> Option<Fingerprint> {
