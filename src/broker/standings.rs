@@ -11,8 +11,8 @@
 //!
 //! A new project has no more workers than long requests may have together
 //! ([`super::lanes::Rules::long_max`]), and all stalled projects have no more together:
-//! the others are for projects that answer. The first project of all is not kept from
-//! any worker, because where there is one only, it stalls nobody else.
+//! the others are for projects that answer. The only project that is known is not kept
+//! from any worker, because it stalls nobody else.
 
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
@@ -55,14 +55,22 @@ impl Default for Standings {
 impl Standings {
     /// What is of no project waits for the source of none.
     pub fn of(&self, project: &Name) -> Standing {
+        if project.is_empty() || self.is_only(project) {
+            return Standing::Sound;
+        }
         if self.is_stalled(project) {
             return Standing::Stalled;
         }
-        let is_first = || self.sound.is_empty() && self.stalled.is_empty();
-        match project.is_empty() || self.sound.contains(project) || is_first() {
+        match self.sound.contains(project) {
             true => Standing::Sound,
             false => Standing::New,
         }
+    }
+
+    /// No other is known.
+    fn is_only(&self, project: &Name) -> bool {
+        let mut known = self.sound.iter().chain(self.stalled.iter());
+        known.all(|(name, _)| name == project)
     }
 
     pub fn is_stalled(&self, project: &Name) -> bool {
@@ -158,11 +166,14 @@ mod tests {
     }
 
     #[test]
-    fn the_first_project_and_what_has_none_are_kept_from_no_worker() {
+    fn the_only_project_and_what_has_none_are_kept_from_no_worker() {
         let (mut standings, start) = (Standings::default(), Instant::now());
         assert_eq!(standings.of(&name("city")), Standing::Sound);
         assert!(standings.overran(&name("city"), start, start + 5 * S));
+        assert_eq!(standings.of(&name("city")), Standing::Sound, "nobody waits");
         assert_eq!(standings.of(&name("lake")), Standing::New);
+        standings.answered(&name("lake"), start + 6 * S);
+        assert_eq!(standings.of(&name("city")), Standing::Stalled);
         assert!(!standings.overran(&name(""), start, start));
         assert_eq!(standings.of(&name("")), Standing::Sound);
     }
