@@ -22,8 +22,10 @@ const FOR_A_REQUEST: Duration = Duration::from_micros(200);
 /// Between two looks nothing of ours takes so long.
 const LATE: Duration = Duration::from_micros(300);
 
-/// How long the processor is left to others who wanted it.
-const PAUSE: Duration = Duration::from_secs(10);
+/// How long the processor is left to others who wanted it: twice as long each time that
+/// they still do.
+const PAUSE: Duration = Duration::from_millis(50);
+const PAUSE_MAX: Duration = Duration::from_secs(10);
 
 /// What is waited for, and how long it took the last time.
 #[derive(Debug)]
@@ -37,6 +39,7 @@ pub struct Awake {
     until: Option<Instant>,
     looked: Instant,
     not_before: Instant,
+    pause: Duration,
 }
 
 impl Awake {
@@ -50,6 +53,7 @@ impl Awake {
             until: None,
             looked: now,
             not_before: now,
+            pause: Duration::ZERO,
         }
     }
 
@@ -78,7 +82,11 @@ impl Awake {
     fn look(&mut self, now: Instant) {
         if self.until.is_some() && now - self.looked > LATE {
             self.until = None;
-            self.not_before = now + PAUSE;
+            self.pause = match now < self.not_before + self.pause {
+                true => (self.pause * 2).min(PAUSE_MAX),
+                false => PAUSE,
+            };
+            self.not_before = now + self.pause;
         }
         self.looked = now;
     }
@@ -153,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn it_sleeps_for_a_while_when_others_want_the_processor() {
+    fn it_sleeps_for_longer_and_longer_while_others_want_the_processor() {
         let mut now = Instant::now();
         let mut awake = Awake::new(now);
         awake.possible = true;
@@ -165,15 +173,27 @@ mod tests {
             awake.running(0, now);
             was_awake
         };
-        request(&mut awake, SHORT);
-        assert!(request(&mut awake, SHORT), "it is calm");
-        assert!(request(&mut awake, LATE * 2), "nobody knows yet");
-        for _ in 0..3 {
-            assert!(!request(&mut awake, SHORT), "others were first");
+        let mut slept = Vec::new();
+        for _ in 0..10 {
+            let mut n = 0;
+            while !request(&mut awake, SHORT) {
+                n += 1;
+            }
+            slept.push(SHORT * 2 * n);
+            assert!(request(&mut awake, LATE * 2), "nobody knows yet");
         }
-        request(&mut awake, PAUSE);
-        request(&mut awake, SHORT);
-        assert!(request(&mut awake, SHORT), "it is calm again");
+        let expected = |i: u32| (PAUSE * (1 << i)).min(PAUSE_MAX);
+        for (i, slept) in slept[1..].iter().enumerate() {
+            let expected = expected(i as u32);
+            assert!(slept.abs_diff(expected) < SHORT * 20, "{i}: {slept:?}");
+        }
+        // It was calm for longer than it slept.
+        while !request(&mut awake, SHORT) {}
+        for _ in 0..PAUSE_MAX.div_duration_f64(SHORT) as usize {
+            request(&mut awake, SHORT);
+        }
+        request(&mut awake, LATE * 2);
+        assert_eq!(awake.pause, PAUSE);
     }
 
     #[tokio::test]
