@@ -19,7 +19,8 @@ const FOR_AN_ANSWER: Duration = Duration::from_micros(500);
 /// For the next request when none runs.
 const FOR_A_REQUEST: Duration = Duration::from_micros(200);
 
-/// Between two looks nothing of ours takes so long.
+/// Between two looks hardly anything of ours takes so long. What does, as a handshake of
+/// TLS may, costs a short sleep.
 const LATE: Duration = Duration::from_micros(300);
 
 /// How long the processor is left to others who wanted it: twice as long each time that

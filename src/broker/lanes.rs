@@ -16,6 +16,9 @@
 //! request after it would wait for a whole print; and a worker that is left when
 //! all those wait which may ask for our own layers is what serves those layers.
 //!
+//! A project that may be waiting for a source that does not answer has no more workers
+//! than the long lane, whatever is asked of it ([`super::standings`]).
+//!
 //! Maps go first. But whoever has been passed over [`PATIENCE`] times goes before
 //! them, so none of the lines starves.
 

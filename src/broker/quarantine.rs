@@ -133,6 +133,8 @@ struct Suspect {
     /// The last time; a quarantine counts from it.
     died: Instant,
     since: Instant,
+    /// What these two were before the last death.
+    before: (Instant, Instant),
     n_refused: u64,
     quarantined: bool,
 }
@@ -192,6 +194,7 @@ impl Quarantine {
         }
         suspect.n_deaths = suspect.n_deaths.saturating_add(1);
         suspect.quarantined = suspect.n_deaths >= deaths;
+        suspect.before = (suspect.died, suspect.since);
         suspect.died = now;
         let begins = suspect.quarantined && !was_in;
         if begins {
@@ -207,6 +210,7 @@ impl Quarantine {
         };
         suspect.n_deaths = suspect.n_deaths.saturating_sub(1);
         suspect.quarantined = suspect.n_deaths >= self.rules.deaths;
+        (suspect.died, suspect.since) = suspect.before;
         if suspect.n_deaths == 0 {
             self.suspects.pop(&request);
         }
@@ -262,6 +266,7 @@ impl Suspect {
             n_deaths: 0,
             died: now,
             since: now,
+            before: (now, now),
             n_refused: 0,
             quarantined: false,
         }
@@ -375,6 +380,17 @@ mod tests {
         quarantine.died(&accused(it, &call), now);
         assert!(quarantine.died(&accused(it, &call), now + 15 * S));
         assert!(quarantine.refuses(it, now + 16 * S).is_some());
+    }
+
+    #[test]
+    fn a_death_that_is_taken_back_begins_no_quarantine_anew() {
+        let (mut quarantine, now, call) = (quarantine(), Instant::now(), of("A=1"));
+        let it = quarantine.fingerprint(&call);
+        quarantine.died(&accused(it, &call), now);
+        quarantine.died(&accused(it, &call), now);
+        quarantine.died(&accused(it, &call), now + 15 * S);
+        quarantine.take_back(it);
+        assert_eq!(quarantine.refuses(it, now + 15 * S), None);
     }
 
     #[test]

@@ -518,6 +518,11 @@ impl Queue {
         }
     }
 
+    /// A worker found no such project.
+    pub fn found_none(&mut self, project: &Name) {
+        self.standings.is_none(project);
+    }
+
     /// A worker has the project open, and `n_open` in all.
     pub fn opened(&mut self, peer: &Peer, project: &Name, n_open: u32) {
         let Some(worker) = self.workers.get_mut(peer) else {

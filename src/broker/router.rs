@@ -785,6 +785,9 @@ impl<T: Transport> Driver<T> {
         self.told_edition(peer, &last, fate, now);
         let worker = self.workers.get_mut(peer);
         if let Some(serving) = worker.and_then(|worker| worker.ended(&last)) {
+            if last.failure == Some(Failure::ProjectNotFound) {
+                self.queue.found_none(&serving.name);
+            }
             self.learn(peer, &serving, &last, now);
         }
         self.storm.answered();

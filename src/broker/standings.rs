@@ -107,6 +107,11 @@ impl Standings {
         is_new
     }
 
+    /// There is no such project, so it keeps nobody from anything.
+    pub fn is_none(&mut self, project: &Name) {
+        self.sound.pop(project);
+    }
+
     /// One of its requests runs for too long. True if it is stalled with that.
     pub fn overran(&mut self, project: &Name, began: Instant, now: Instant) -> bool {
         let answered = self.sound.peek(project);
@@ -184,6 +189,14 @@ mod tests {
         standings.answered(&name("lake"), start);
         assert!(standings.opened(&name("city"), start));
         assert_eq!(standings.of(&name("city")), Standing::Sound);
+    }
+
+    #[test]
+    fn names_that_strangers_invent_are_no_projects() {
+        let (mut standings, start) = (Standings::default(), Instant::now());
+        standings.answered(&name("invented"), start);
+        standings.is_none(&name("invented"));
+        assert_eq!(standings.of(&name("city")), Standing::Sound, "the only one");
     }
 
     #[test]

@@ -455,7 +455,7 @@ pub const SETTINGS: &[Setting] = &[
     row("lanes.reserved_workers", Kind::Integer, "-1", "workers that long requests leave alone; -1: a quarter, but two of four and one of two").live(),
     row("lanes.slow_ms", Kind::Milliseconds, "1500", "milliseconds; a request that is likely to take more is long, as every print is").live(),
     row("lanes.reserved_seconds", Kind::SecondsOrZero, "10", "seconds without small requests after which slow ones, but no prints, may have the reserved workers, too").live(),
-    row("lanes.stalled_seconds", Kind::SecondsOrZero, "5", "seconds after which a project that answers nothing is stalled, unless what it was asked for is long; it leaves workers alone as long requests do, and so does one that never answered; 0: never").live(),
+    row("lanes.stalled_seconds", Kind::SecondsOrZero, "5", "seconds after which a project that answers nothing is stalled, unless what it was asked for is long; it has no more workers than long requests may have, and so has one that never answered, so where projects take longer than that to load, clients wait for it; 0: never").live(),
 
     row("api.enabled.wfs3", Kind::Bool, "yes", "serve OGC API Features"),
     row("api.enabled.landing_page", Kind::Bool, "no", "serve the catalogue of projects of QGIS at api.endpoints.landing_page; without it that path is a 404"),

@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 use std::net::IpAddr;
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
@@ -366,41 +366,47 @@ fn outside_of_strings(json: &str) -> Option<usize> {
 }
 
 fn xml_without_secrets(xml: &str) -> Cow<'_, str> {
-    up_to_secrets(xml, xml)
+    up_to_secrets(xml, str::to_owned)
 }
 
 fn json_without_secrets(json: &str) -> Cow<'_, str> {
-    up_to_secrets(json, &unescaped(json))
+    up_to_secrets(json, unescaped)
 }
 
 /// `body` up to the first name that looks secret: its value may be an attribute, an element,
-/// a member or the literal of a filter, and end anywhere. Nothing of it where one shows only
-/// in `meant`, which is what the body says, or once that is decoded.
-fn up_to_secrets<'a>(body: &'a str, meant: &str) -> Cow<'a, str> {
-    if let Some(at) = secret_in(&body.to_ascii_lowercase()) {
-        return format!("{}***", &body[..at]).into();
-    }
+/// a member or the literal of a filter, and end anywhere. Nothing of it where one shows
+/// before that, but only in what the text is `meant` to say, or once that is decoded.
+fn up_to_secrets(body: &str, meant: impl Fn(&str) -> String) -> Cow<'_, str> {
+    let found = secret_in(&body.to_ascii_lowercase());
+    let before = found.as_ref().map_or(body, |it| &body[..it.start]);
+    let meant = meant(before);
     let decoded: Vec<u8> = percent_decode(meant.as_bytes()).collect();
     let decoded = String::from_utf8_lossy(&decoded);
     let is_hidden = |text: &str| secret_in(&text.to_ascii_lowercase()).is_some();
-    match is_hidden(meant) || is_hidden(&decoded) {
-        true => "***".into(),
-        false => body.into(),
+    if is_hidden(&meant) || is_hidden(&decoded) {
+        return "***".into();
+    }
+    match found {
+        Some(it) => format!("{}***", &body[..it.end]).into(),
+        None => body.into(),
     }
 }
 
-/// Where it may begin: behind a word, or in an address.
-fn secret_in(plain: &str) -> Option<usize> {
-    let behind =
-        |(word, finder): (&str, &Finder)| Some(finder.find(plain.as_bytes())? + word.len());
+/// The first word, whose secret begins behind it, or the place of one in an address.
+fn secret_in(plain: &str) -> Option<Range<usize>> {
+    let behind = |(word, finder): (&str, &Finder)| {
+        let at = finder.find(plain.as_bytes())?;
+        Some(at..at + word.len())
+    };
     let words = SECRET_WORDS.into_iter().zip(FINDERS.iter());
     let in_address = |at: &usize| {
         let rest = plain[*at..].split(|c: char| c.is_whitespace() || "/?#<>\"'".contains(c));
         rest.into_iter().next().is_some_and(|it| it.contains('@'))
     };
     let addresses = plain.match_indices("://").map(|(at, _)| at + 3);
-    let address = addresses.filter(in_address).min();
-    words.filter_map(behind).chain(address).min()
+    let address = addresses.filter(in_address).min().map(|at| at..at);
+    let all = words.filter_map(behind).chain(address);
+    all.min_by_key(|it| it.end)
 }
 
 /// JSON with its characters as they are meant, as far as they could make up a word or an
@@ -477,6 +483,7 @@ mod tests {
                 Some("<a href=\"http://***"),
             ),
             ("<a href=\"http://h/?%74oken=x\"/>", Some("***")),
+            ("<a href=\"http://h/?%74oken=x\" pwd=\"y\"/>", Some("***")),
         ] {
             assert_eq!(xml_without_secrets(xml), logged.unwrap_or(xml));
         }
@@ -492,6 +499,8 @@ mod tests {
             ),
             (r#"{"a": "http://me:pw@h/x"}"#, Some(r#"{"a": "http://***"#)),
             (r#"{"a": "http:\/\/me:pw@h\/x"}"#, Some("***")),
+            (r#"{"a": "http:\/\/me:pw@h\/x", "token": 1}"#, Some("***")),
+            (r#"{"p\u0061ssword": "x", "token": 1}"#, Some("***")),
             (r#"{"p\u0061ssword": "x"}"#, Some("***")),
             (r#"{"a": "\u00257Ax", "b": "?\u002574oken=x"}"#, Some("***")),
         ] {

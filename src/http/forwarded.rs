@@ -60,6 +60,13 @@ impl<'a> Said<'a> {
         self.outermost(&all).map(|it| (*it).to_owned())
     }
 
+    /// The same of a header that is an address, in which commas are its own.
+    fn url(&self, name: &str) -> Option<String> {
+        let lines: Vec<_> = self.headers.get_all(name).iter().collect();
+        let line = self.outermost(&lines)?;
+        Some(line.to_str().ok()?.trim().to_owned())
+    }
+
     /// The same of `Forwarded`; nothing if that is malformed.
     fn forwarded(&self) -> Vec<(String, String)> {
         let all = combined(self.headers, "forwarded").and_then(|value| parse(&value));
@@ -107,7 +114,7 @@ impl Base {
     /// As the proxies in front of us see it, of a request for `path`; `proxy_url` is
     /// fixed by the operator.
     pub fn behind_proxy(self, proxy_url: Option<&str>, path: &str, said: Said) -> Self {
-        let url = |name| said.get(name);
+        let url = |name| said.url(name);
         let fixed = proxy_url.and_then(Self::of_url);
         fixed
             .or_else(|| url("x-forwarded-url").and_then(|url| Self::of_url(&url)))
@@ -590,6 +597,17 @@ mod tests {
                 "http://inner/ows/",
                 "{name}: {value}"
             );
+        }
+    }
+
+    #[test]
+    fn commas_in_what_a_client_asked_for_do_not_choose_another_site() {
+        let url = "https://maps.example.org/gis/ows/?BBOX=1,2,3,4&Z=,https://evil.example/ows/";
+        for header in ["x-forwarded-url", "x-qgis-forwarded-url"] {
+            let base = behind(1, &[(header, url)]);
+            assert!(base.starts_with("https://maps.example.org/gis/"), "{base}");
+            let lines = [(header, "https://evil.example/ows/"), (header, url)];
+            assert_eq!(behind(1, &lines), base);
         }
     }
 

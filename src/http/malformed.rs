@@ -142,6 +142,9 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Explaining<I> {
         };
         while !rest.is_empty() {
             let n = ready!(Pin::new(&mut *io).poll_write(cx, rest))?;
+            if n == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
             rest.advance(n);
         }
         Poll::Ready(Ok(buf.len()))

@@ -524,8 +524,10 @@ impl Incomplete<'_> {
         if self.config.http_proxy {
             out.push(("X-Forwarded-Host".to_owned(), base.authority.clone()));
             out.push(("X-Forwarded-Proto".to_owned(), base.scheme.clone()));
-            let prefix = base.prefix.clone();
-            out.extend((!prefix.is_empty()).then(|| ("X-Forwarded-Prefix".to_owned(), prefix)));
+        }
+        // A rule may say where we are, too.
+        if !base.prefix.is_empty() {
+            out.push(("X-Forwarded-Prefix".to_owned(), base.prefix.clone()));
         }
         if let Some(Trace { parent, state }) = self.trace {
             out.push(("Traceparent".to_owned(), parent.clone()));

@@ -86,6 +86,9 @@ const FIXED: [(&str, &str, bool); 6] = [
     ("QT_QPA_PLATFORM", "offscreen", false),
 ];
 
+/// A list to which settings add.
+const DISABLED: &str = "QGIS_SERVER_DISABLED_APIS";
+
 /// Makes the process's environment the one for QGIS. Only while there is one thread.
 pub fn prepare(set: &BTreeMap<String, String>, allow: &[String]) {
     let names: Vec<String> = std::env::vars_os()
@@ -116,8 +119,16 @@ pub fn prepare(set: &BTreeMap<String, String>, allow: &[String]) {
         }
     }
     for (name, value) in set {
+        let value = joined(name, std::env::var(name).ok(), value);
         // SAFETY: as above.
         unsafe { std::env::set_var(name, value) };
+    }
+}
+
+fn joined(name: &str, inherited: Option<String>, value: &str) -> String {
+    match inherited.filter(|was| name == DISABLED && !was.is_empty()) {
+        Some(was) => format!("{was},{value}"),
+        None => value.to_owned(),
     }
 }
 
@@ -165,6 +176,15 @@ fn is_allowed(name: &str, allow: &[String]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn apis_that_the_environment_disables_stay_so() {
+        let of = |name, was: Option<&str>| joined(name, was.map(str::to_owned), "Landing Page");
+        assert_eq!(of(DISABLED, Some("OGC")), "OGC,Landing Page");
+        assert_eq!(of(DISABLED, Some("")), "Landing Page");
+        assert_eq!(of(DISABLED, None), "Landing Page");
+        assert_eq!(of("QGIS_SERVER_LOG_FILE", Some("x")), "Landing Page");
+    }
 
     #[test]
     fn qgis_sees_its_own_settings_and_no_secret() {

@@ -1,7 +1,7 @@
 //! What READY has room for: it tells the first of what is too much, so that a worker with
 //! many plugins or many projects is not sent away for it.
 
-use qgisserver::protocol::Ready;
+use qgisserver::protocol::{NotOpened, Ready};
 use serde::Serialize;
 
 use crate::plugins;
@@ -16,6 +16,9 @@ const PROJECTS_MAX: usize = 12 << 10;
 /// Of READY, for those that are not, and why.
 const NOT_OPENED_MAX: usize = 2 << 10;
 
+/// Characters of a name or a reason there.
+const NOT_OPENED_TEXT: usize = 200;
+
 /// READY with as much of its lists as it may have.
 pub fn fit(ready: Ready) -> Ready {
     Ready {
@@ -23,8 +26,23 @@ pub fn fit(ready: Ready) -> Ready {
         plugins_failed: first(PLUGINS_MAX, ready.plugins_failed),
         plugin_reports: plugins::fit(ready.plugin_reports),
         projects: first(PROJECTS_MAX, ready.projects),
-        not_opened: first(NOT_OPENED_MAX, ready.not_opened),
+        not_opened: first(
+            NOT_OPENED_MAX,
+            ready.not_opened.into_iter().map(brief).collect(),
+        ),
         ..ready
+    }
+}
+
+/// Short enough that one does not take the place of all others.
+fn brief(it: NotOpened) -> NotOpened {
+    let cut = |text: String| match text.char_indices().nth(NOT_OPENED_TEXT) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text,
+    };
+    NotOpened {
+        project: cut(it.project),
+        why: cut(it.why),
     }
 }
 
@@ -107,6 +125,20 @@ mod tests {
         assert!(!ready.plugin_reports.is_empty());
         let size = serde_json::to_vec(&ready).unwrap().len();
         assert!((READY_MAX / 2..=READY_MAX).contains(&size), "{size}");
+    }
+
+    #[test]
+    fn a_long_reason_keeps_no_other_out() {
+        let long = NotOpened {
+            project: "é".repeat(5000),
+            why: "x".repeat(5000),
+        };
+        let ready = fit(Ready {
+            not_opened: vec![long, not_opened(1)],
+            ..Ready::default()
+        });
+        assert_eq!(ready.not_opened.len(), 2);
+        assert!(ready.not_opened[0].why.ends_with("x…"));
     }
 
     #[test]
