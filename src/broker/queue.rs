@@ -40,6 +40,7 @@
 //!    be sent again steps back: its worker is freed and it waits once more. If
 //!    none may, our own requests are refused at once, and their causes go on.
 
+use std::cell::OnceCell;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
@@ -408,7 +409,7 @@ impl Queue {
             return is_free;
         }
         let doors = self.doors(now);
-        doors.is_open(line) && doors.has_room(project, self.holders())
+        doors.is_open(line) && doors.has_room(project, &self.holders())
     }
 
     /// A client's rate counts what nothing else keeps out.
@@ -916,8 +917,11 @@ impl Queue {
 
     fn dispatch(&mut self, now: Instant) {
         while !self.waiting.is_empty() && !self.idle.is_empty() {
-            let (doors, holders) = (self.doors(now), Holders(&self.workers, &self.standings));
-            let has_room = |project: &Name| doors.has_room(project, holders);
+            let (doors, holders) = (
+                self.doors(now),
+                Holders::new(&self.workers, &self.standings),
+            );
+            let has_room = |project: &Name| doors.has_room(project, &holders);
             let next = self.waiting.pop(|line| doors.is_open(line), has_room);
             let Some((_, request)) = next else {
                 self.alarm_when_reserve_lapses(now);
@@ -949,7 +953,7 @@ impl Queue {
     }
 
     fn holders(&self) -> Holders<'_> {
-        Holders(&self.workers, &self.standings)
+        Holders::new(&self.workers, &self.standings)
     }
 
     /// Workers that serve, or soon will again, and those of them with long requests.
@@ -1069,7 +1073,7 @@ impl Queue {
             return;
         }
         let is_open = |line| doors.is_open(line);
-        let has_room = |project: &Name| doors.has_room(project, holders);
+        let has_room = |project: &Name| doors.has_room(project, &holders);
         if self.waiting.next(&is_open, &has_room).is_none() {
             return;
         }
@@ -1264,31 +1268,43 @@ struct Doors {
     share: usize,
 }
 
-/// Who has which worker.
-#[derive(Clone, Copy)]
-struct Holders<'a>(&'a HashMap<Peer, Worker>, &'a Standings);
+/// Who has which worker at one moment, about which many that wait ask.
+struct Holders<'a> {
+    workers: &'a HashMap<Peer, Worker>,
+    standings: &'a Standings,
+    n_stalled: OnceCell<usize>,
+}
 
-impl Holders<'_> {
-    fn n_of(self, project: &Name) -> usize {
+impl<'a> Holders<'a> {
+    fn new(workers: &'a HashMap<Peer, Worker>, standings: &'a Standings) -> Self {
+        Self {
+            workers,
+            standings,
+            n_stalled: OnceCell::new(),
+        }
+    }
+
+    fn n_of(&self, project: &Name) -> usize {
         self.n(|it| it == project)
     }
 
-    fn n_stalled(self) -> usize {
-        self.n(|it| self.1.is_stalled(it))
+    fn n_stalled(&self) -> usize {
+        let count = || self.n(|it| self.standings.is_stalled(it));
+        *self.n_stalled.get_or_init(count)
     }
 
-    fn n(self, is_it: impl Fn(&Name) -> bool) -> usize {
+    fn n(&self, is_it: impl Fn(&Name) -> bool) -> usize {
         let holds = |it: &&Worker| match it.state {
             State::Busy(_) | State::Cancelled { .. } => !it.leaving && is_it(&it.project),
             State::Idle | State::Leaving => false,
         };
-        self.0.values().filter(holds).count()
+        self.workers.values().filter(holds).count()
     }
 }
 
 impl Doors {
-    fn has_room(&self, project: &Name, holders: Holders<'_>) -> bool {
-        match holders.1.of(project) {
+    fn has_room(&self, project: &Name, holders: &Holders<'_>) -> bool {
+        match holders.standings.of(project) {
             Standing::Sound => true,
             Standing::New => holders.n_of(project) < self.share,
             Standing::Stalled => holders.n_stalled() < self.share,
@@ -1497,7 +1513,8 @@ mod tests {
             }
             // No worker is idle while a request that may have it waits.
             let doors = self.doors(now);
-            let has_room = |project: &Name| doors.has_room(project, self.holders());
+            let holders = self.holders();
+            let has_room = |project: &Name| doors.has_room(project, &holders);
             let next = self.waiting.next(&|line| doors.is_open(line), &has_room);
             let is_tick_due = self.next_deadline().is_some_and(|due| due <= now);
             assert!(next.is_none() || self.idle.is_empty() || is_tick_due);
