@@ -203,10 +203,6 @@ struct Pending {
     peer: Option<Peer>,
     /// The next one is its second worker, and why.
     again: Option<&'static str>,
-    /// Since when it waits, or waited, for a worker.
-    waiting_since: Instant,
-    /// In all; None while it never had one.
-    queued: Option<Duration>,
 }
 
 /// Where its answer goes.
@@ -738,7 +734,7 @@ impl<T: Transport> Driver<T> {
         let body = Body {
             state: State::Stream(stream),
             outcome: None,
-            queued: pending.queued.unwrap_or_default(),
+            queued: pending.call.wait.until(now),
             load: load_us.map(Duration::from_micros),
         };
         let head = head.expect("the queue expels a worker whose reply begins without");
@@ -806,7 +802,7 @@ impl<T: Transport> Driver<T> {
             if let Some(failure) = last.failure {
                 self.shared.metrics.failed(failure.reason());
             }
-            let queued = pending.queued.unwrap_or_default();
+            let queued = pending.call.wait.until(now);
             match pending.answer {
                 Answer::Stream { .. } if last.failure.is_none() => {
                     self.store(last.id, bytes, now);
@@ -1234,9 +1230,7 @@ impl<T: Transport> Driver<T> {
         }
         let line = self.queue.line_of(id);
         if let Some(pending) = self.calls.get_mut(&id) {
-            let waited = pending.waiting_since.elapsed();
-            pending.queued = Some(pending.queued.unwrap_or_default() + waited);
-            pending.call.wait.ended(waited);
+            let waited = pending.call.wait.ended(Instant::now());
             if let Some(line) = line {
                 self.shared.metrics.waited(line, waited);
             }
@@ -1275,8 +1269,7 @@ impl<T: Transport> Driver<T> {
         let pending = self.calls.get_mut(&id);
         let pending = pending.expect("the queue knows only calls");
         (pending.peer, pending.again) = (None, Some(why));
-        pending.waiting_since = Instant::now();
-        pending.call.wait.begins_again(pending.waiting_since);
+        pending.call.wait.begins_again(Instant::now());
     }
 
     fn answer(&mut self, id: Id, error: Error) {
@@ -1297,7 +1290,7 @@ impl<T: Transport> Driver<T> {
             true => self.timed_out(pending.call.project.as_ref(), now),
             false => self.ended(id, &pending.call, now),
         }
-        let queued = Some(pending.queued_until(now));
+        let queued = Some(pending.call.wait.until(now));
         pending.answer.fail(Lost {
             queued,
             ..error.into()
@@ -1320,7 +1313,7 @@ impl<T: Transport> Driver<T> {
         let Some(pending) = self.calls.remove(&id) else {
             return;
         };
-        if pending.queued.is_none() {
+        if pending.call.wait.never_ended() {
             self.shared.metrics.cancelled_waiting.inc();
         }
         self.ended(id, &pending.call, Instant::now());
@@ -1422,16 +1415,7 @@ impl Pending {
             fingerprint: None,
             peer: None,
             again: None,
-            waiting_since: Instant::now(),
-            queued: None,
         }
-    }
-
-    /// How long it waited for workers, in all.
-    fn queued_until(&self, now: Instant) -> Duration {
-        let waiting = now.saturating_duration_since(self.waiting_since);
-        let waiting = self.peer.is_none().then_some(waiting);
-        self.queued.unwrap_or_default() + waiting.unwrap_or_default()
     }
 
     fn accused(&mut self, quarantine: &Quarantine) -> Accused {

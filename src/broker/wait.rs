@@ -12,15 +12,15 @@ pub struct Wait(Arc<Mutex<Waited>>);
 struct Waited {
     /// None while it has a worker.
     since: Option<Instant>,
-    /// For workers that it had.
-    before: Duration,
+    /// For workers that it had; None while it never had one.
+    before: Option<Duration>,
 }
 
 impl Wait {
     pub fn since(now: Instant) -> Self {
         let waited = Waited {
             since: Some(now),
-            before: Duration::ZERO,
+            before: None,
         };
         Self(Arc::new(Mutex::new(waited)))
     }
@@ -31,14 +31,20 @@ impl Wait {
         let this_time = waited
             .since
             .map(|since| now.saturating_duration_since(since));
-        waited.before + this_time.unwrap_or_default()
+        waited.before.unwrap_or_default() + this_time.unwrap_or_default()
     }
 
-    /// It has a worker, after `this_time`.
-    pub(super) fn ended(&self, this_time: Duration) {
+    pub(super) fn never_ended(&self) -> bool {
+        self.waited().before.is_none()
+    }
+
+    /// It has a worker. How long that took this time.
+    pub(super) fn ended(&self, now: Instant) -> Duration {
         let mut waited = self.waited();
-        waited.since = None;
-        waited.before += this_time;
+        let since = waited.since.take();
+        let this_time = since.map_or(Duration::ZERO, |it| now.saturating_duration_since(it));
+        waited.before = Some(waited.before.unwrap_or_default() + this_time);
+        this_time
     }
 
     /// It has lost its worker.
@@ -63,9 +69,13 @@ mod tests {
         let at = |seconds| start + Duration::from_secs(seconds);
         let (wait, seconds) = (Wait::since(start), Duration::from_secs);
         assert_eq!(wait.until(at(2)), seconds(2));
-        wait.clone().ended(seconds(3));
+        assert!(wait.never_ended());
+        assert_eq!(wait.clone().ended(at(3)), seconds(3));
+        assert!(!wait.never_ended());
         assert_eq!(wait.until(at(9)), seconds(3));
         wait.begins_again(at(10));
         assert_eq!(wait.until(at(14)), seconds(7));
+        assert_eq!(wait.ended(at(15)), seconds(5));
+        assert_eq!(wait.until(at(20)), seconds(8));
     }
 }
