@@ -227,47 +227,53 @@ fn what_is_not_allowed_is_not_asked() {
     assert!(listener.accept().is_err(), "somebody was asked");
 }
 
+/// What the example projects show.
+const DATA: &[&str] = &[
+    "data/coast_distance.tif",
+    "data/countries.fgb",
+    "data/land.fgb",
+    "data/places.gpkg",
+];
+
+fn in_s3(objects: &Objects, secret: &str) -> String {
+    format!(
+        "projects.cache.allow_storage_schemes = file,s3
+         projects.schemes.s3 = s3://maps/public/
+         projects.s3.endpoint = http://{}
+         projects.s3.access_key_id = {}
+         projects.s3.secret_access_key = {secret}
+         projects.storage.timeout = 2
+         projects.cache.broken_seconds = 0.1",
+        objects.address,
+        objects::KEY
+    )
+}
+
+fn picture(server: &Server, map: &str, layers: &str) -> Vec<u8> {
+    let reply = server.get(&format!(
+        "/ows/?MAP={map}&SERVICE=WMS&VERSION=1.3.0&REQUEST=GetMap&LAYERS={layers}&STYLES=\
+         &CRS=EPSG:4326&BBOX=-90,-180,90,180&WIDTH=300&HEIGHT=150&FORMAT=image/png"
+    ));
+    assert_eq!(reply.status, 200, "{map}: {}", reply.text());
+    reply.body
+}
+
 #[test]
 fn a_project_in_s3_is_served_with_the_data_beside_it() {
     let mut objects = Objects::start();
     let examples = source("examples/projects");
-    for name in [
-        "world.qgs",
-        "atlas.qgz",
-        "data/coast_distance.tif",
-        "data/countries.fgb",
-        "data/land.fgb",
-        "data/places.gpkg",
-    ] {
+    for name in ["world.qgs", "atlas.qgz"].iter().chain(DATA) {
         objects.put(&format!("public/{name}"), &examples.join(name));
     }
-    let settings = |secret: &str| {
-        format!(
-            "projects.cache.allow_storage_schemes = file,s3
-             projects.schemes.s3 = s3://maps/public/
-             projects.s3.endpoint = http://{}
-             projects.s3.access_key_id = {}
-             projects.s3.secret_access_key = {secret}
-             projects.storage.timeout = 2
-             projects.cache.broken_seconds = 0.1",
-            objects.address,
-            objects::KEY
-        )
-    };
-    let server = Server::real(&settings(objects::SECRET));
+    let server = Server::real(&in_s3(&objects, objects::SECRET));
     for map in ["s3:world", "s3:world.qgs"] {
         has_title(&server, map, "World");
     }
     assert_eq!(status(&server, "s3:atlas"), 200);
     assert_eq!(status(&server, "s3:absent"), 404);
     assert_eq!(copies_below(server.process.tmp()), Vec::<PathBuf>::new());
-    let map = "SERVICE=WMS&VERSION=1.3.0&REQUEST=GetMap&LAYERS=world&STYLES=&CRS=EPSG:4326&BBOX=-90,-180,90,180\
-               &WIDTH=300&HEIGHT=150&FORMAT=image/png";
-    let stored = server.get(&format!("/ows/?MAP=s3:world&{map}"));
-    let local = server.get(&format!("/ows/?MAP=world&{map}"));
-    assert_eq!(stored.status, 200, "{}", stored.text());
     assert!(
-        stored.body == local.body,
+        picture(&server, "s3:world", "world") == picture(&server, "world", "world"),
         "the same project draws another map"
     );
 
@@ -280,7 +286,7 @@ fn a_project_in_s3_is_served_with_the_data_beside_it() {
     objects.put("public/world.qgs", &examples.join("world.qgs"));
     has_title(&server, "s3:world", "World");
 
-    let stranger = Server::real(&settings("wrong"));
+    let stranger = Server::real(&in_s3(&objects, "wrong"));
     assert_eq!(status(&stranger, "s3:world"), 404);
     stranger.process.log.wait_line("S3 refuses");
 
@@ -294,6 +300,46 @@ fn a_project_in_s3_is_served_with_the_data_beside_it() {
     });
     nothing_told(&server, objects::SECRET);
     nothing_told(&server, "X-Amz-Signature");
+}
+
+/// Labels that were moved by hand, and pictures that the project brings along.
+#[test]
+fn what_qgis_keeps_beside_a_project_counts_in_s3_as_in_a_folder() {
+    let objects = Objects::start();
+    let server = Server::real(&in_s3(&objects, objects::SECRET));
+    let folder = server.world.projects();
+    let files = ["world.qgs", "annotated.qgs"].map(|name| folder.join(name));
+    succeed(Command::new(source("tests/data/make_annotated.py")).args(files));
+    let put = |name: &str| objects.put(&format!("public/{name}"), &folder.join(name));
+    DATA.iter().for_each(|name| put(name));
+    put("annotated.qgs");
+    let drawn = |map: &str| picture(&server, map, "countries,places");
+    let dated = || {
+        let reply = server.get("/wfs3/collections?MAP=s3:annotated");
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        reply.header("last-modified").is_some()
+    };
+
+    let whole = drawn("annotated");
+    let companions = ["annotated.qgd", "annotated_attachments.zip"];
+    let mut before = drawn("s3:annotated");
+    assert!(dated());
+    for name in companions {
+        put(name);
+        let now = drawn("s3:annotated");
+        assert!(now != before, "{name} shows");
+        before = now;
+        assert!(!dated(), "of several objects an older one may come back");
+    }
+    assert!(before == whole, "the same project draws another map");
+    for name in companions {
+        std::fs::remove_file(objects.path(&format!("public/{name}"))).unwrap();
+        std::fs::remove_file(folder.join(name)).unwrap();
+        let now = drawn("s3:annotated");
+        assert!(now != before && now == drawn("annotated"), "{name} is gone");
+        before = now;
+    }
+    assert_eq!(copies_below(server.process.tmp()), Vec::<PathBuf>::new());
 }
 
 /// Files in the folders for copies of projects.

@@ -512,7 +512,7 @@ pub const SETTINGS: &[Setting] = &[
 #[rustfmt::skip]
 pub const FAMILIES: &[Family] = &[
     Family { prefix: "projects.schemes.", pattern: "<name>", kind: Kind::Text,
-        help: "what a scheme of MAP stands for: file:///dir/ (file:dir/ in the root directory), postgresql://user@host/?dbname=…&schema=…, geopackage:///file.gpkg?projectName={path}, s3://bucket/prefix/ (best .qgz: files beside a .qgs, such as .qgd and attachments, are not fetched)",
+        help: "what a scheme of MAP stands for: file:///dir/ (file:dir/ in the root directory), postgresql://user@host/?dbname=…&schema=…, geopackage:///file.gpkg?projectName={path}, s3://bucket/prefix/ (best .qgz: each look at a .qgs asks for its .qgd and attachments, too)",
         env_prefix: Some("QGSRV_PROJECTS_SCHEMES_"), state: State::Ready, live: true },
     Family { prefix: "projects.search_paths.", pattern: "<route>", kind: Kind::Text,
         help: "where a MAP below a route such as /public, /{user}/{theme} or, in TOML, /{user:[a-z]+} is looked for; the first route that matches wins",

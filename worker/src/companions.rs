@@ -75,21 +75,23 @@ fn look(path: &Path) -> Option<Look> {
     })
 }
 
-/// QGIS takes the name up to its first or its last dot, which differs by version.
 fn beside(path: &Path) -> Option<Vec<PathBuf>> {
-    if path.extension()? != "qgs" {
-        return None;
-    }
-    let name = path.file_name()?.to_str()?;
-    let whole = name.strip_suffix(".qgs")?;
-    let short = name.split('.').next()?;
+    let names = names(path.file_name()?.to_str()?);
+    let files = names.into_iter().map(|name| path.with_file_name(name));
+    Some(files.collect())
+}
+
+/// What QGIS looks for beside a project of this file name. It takes the name up to its
+/// first or its last dot, which differs by version.
+pub fn names(project: &str) -> Vec<String> {
+    let Some(whole) = project.strip_suffix(".qgs") else {
+        return Vec::new();
+    };
+    let short = whole.split('.').next().unwrap_or(whole);
     let mut stems = vec![whole, short];
     stems.dedup();
-    let files = stems.iter().flat_map(|stem| {
-        let names = [format!("{stem}.qgd"), format!("{stem}_attachments.zip")];
-        names.map(|name| path.with_file_name(name))
-    });
-    Some(files.collect())
+    let names = |stem| [format!("{stem}.qgd"), format!("{stem}_attachments.zip")];
+    stems.into_iter().flat_map(names).collect()
 }
 
 #[cfg(test)]

@@ -134,7 +134,12 @@ pub enum Stamp {
     },
     /// What a storage calls this state, hashed, and seconds since 1970, or 0 if it does
     /// not say.
-    Stored { tag: u64, modified: u64 },
+    Stored {
+        tag: u64,
+        modified: u64,
+        /// Of several objects.
+        has_companions: bool,
+    },
 }
 
 impl Stamp {
@@ -158,7 +163,20 @@ impl Stamp {
         Self::Stored {
             tag: hasher.finish(),
             modified,
+            has_companions: false,
         }
+    }
+
+    /// The state of a project in a storage and of what lies beside it there.
+    pub fn with_companions(mut self, yes: bool) -> Self {
+        if let Self::Stored { has_companions, .. } = &mut self {
+            *has_companions = yes;
+        }
+        self
+    }
+
+    pub fn has_companions(&self) -> bool {
+        matches!(self, Self::Stored { has_companions, .. } if *has_companions)
     }
 
     /// Changes whenever the project does.

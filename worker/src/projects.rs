@@ -537,8 +537,9 @@ impl<P> Copy<P> {
     /// without any file changing, and one of several files may be replaced by an older one.
     pub fn dated(&self) -> Option<u64> {
         let loaded = &self.loaded;
-        let is_one_file = loaded.companions.are_none() && loaded.bad_layers.is_empty();
-        self.modified().filter(|_| is_one_file && loaded.settled)
+        let is_one_file = loaded.companions.are_none() && !loaded.stamp.has_companions();
+        let is_so = is_one_file && loaded.bad_layers.is_empty() && loaded.settled;
+        self.modified().filter(|_| is_so)
     }
 
     fn is_of(&self, place: &Place) -> bool {

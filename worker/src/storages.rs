@@ -36,16 +36,15 @@ pub trait Storages {
     fn listed(&mut self, id: &str) -> Result<Option<String>, Trouble>;
 }
 
-/// A copy of a project, in a folder of its own. It is there as long as this value: once
-/// QGIS has read it, nobody needs it.
+/// A copy of a project, in a folder of its own with what belongs to it. That is there as
+/// long as this value: once QGIS has read it, nobody needs it.
 #[derive(Debug, PartialEq)]
 pub struct Fetched(pub PathBuf);
 
 impl Drop for Fetched {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
         if let Some(folder) = self.0.parent() {
-            let _ = std::fs::remove_dir(folder);
+            let _ = std::fs::remove_dir_all(folder);
         }
     }
 }
