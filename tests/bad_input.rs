@@ -4,6 +4,7 @@ mod common;
 
 use std::io::Write;
 use std::os::unix::fs::symlink;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::http::read_all;
@@ -33,6 +34,57 @@ fn without_losses(server: &Server, work: impl FnOnce()) {
     let good = server.get(&format!("/ows/?MAP=world&SERVICE=WMS&LAYERS=land&{MAP}"));
     assert_eq!(good.status, 200, "{}", good.text());
     assert_eq!(server.workers(), before, "a worker was lost");
+}
+
+/// What QGIS answers in a process of its own: status and body of each query.
+const ALONE: &str = "
+import json, os, sys
+os.environ['QT_QPA_PLATFORM'] = 'offscreen'
+from qgis.core import QgsApplication
+from qgis.server import QgsBufferServerRequest, QgsBufferServerResponse, QgsServer
+application = QgsApplication([], False)
+server, answers = QgsServer(), []
+for query in sys.argv[1:]:
+    response = QgsBufferServerResponse()
+    server.handleRequest(QgsBufferServerRequest('http://localhost/ows/?' + query), response)
+    answers.append((response.statusCode(), bytes(response.body()).decode()))
+print(json.dumps(answers))
+";
+
+#[test]
+fn a_server_that_is_told_to_refuse_like_qgis_does_so_word_for_word() {
+    let world = World::real();
+    std::fs::write(world.path("projects/prose.qgs"), "This is not a project.").unwrap();
+    let server = Server::start(world, "server.qgis_refusals = yes").ready();
+    let root = server.world.projects().display().to_string();
+    let queries = [
+        String::new(),
+        "SERVICE=WMS&REQUEST=GetCapabilities".into(),
+        format!("MAP={root}/world.qgs"),
+        format!("MAP={root}/world.qgs&REQUEST=GetCapabilities"),
+        format!("MAP={root}/world.qgs&SERVICE=WMS"),
+        format!("MAP={root}/absent.qgs&SERVICE=WMS&REQUEST=GetCapabilities"),
+        format!("MAP={root}/prose.qgs&SERVICE=WFS&REQUEST=GetCapabilities"),
+        format!("MAP={root}/broken.qgs&SERVICE=WMS&REQUEST=GetCapabilities"),
+    ];
+    let alone = Command::new("/usr/bin/python3")
+        .args(["-c", ALONE])
+        .args(&queries)
+        // As in workers: the order of attributes depends on it.
+        .env("QT_HASH_SEED", "0")
+        .output()
+        .unwrap();
+    let alone: Vec<(u16, String)> = serde_json::from_slice(&alone.stdout)
+        .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&alone.stderr)));
+    assert_eq!(alone.len(), queries.len());
+    without_losses(&server, || {
+        for (query, expected) in queries.iter().zip(alone) {
+            let reply = server.get(&format!("/ows/?{query}"));
+            assert_eq!((reply.status, reply.text()), expected, "{query}");
+        }
+        let api = server.get("/wfs3/collections?MAP=absent");
+        assert_eq!(api.status, 404, "an API keeps its own: {}", api.text());
+    });
 }
 
 #[test]

@@ -80,6 +80,8 @@ pub struct Http {
     pub run_on: Vec<String>,
     /// Those that may write are cancelled, too.
     pub cancel_writes: bool,
+    /// Web services refuse in the words of QGIS's own programs.
+    pub qgis_refusals: bool,
     /// True: `Access-Control-Allow-Origin: *`; false: the Origin is echoed.
     pub cross_origin: bool,
     /// Prefixes, lower-case, of request headers that reach QGIS.
@@ -287,6 +289,8 @@ pub struct Pool {
     pub force_readonly_layers: bool,
     /// Projects say nothing of their addresses.
     pub disable_owsurls: bool,
+    /// What QGIS refuses with status 200 keeps that.
+    pub qgis_refusals: bool,
     /// A project's state tells states of its capabilities apart, whatever its data do.
     pub force_etag: bool,
     /// Features of one GetFeature; None: any number.
@@ -334,6 +338,7 @@ impl Default for Config {
                 client_header: None,
                 run_on: Vec::new(),
                 cancel_writes: false,
+                qgis_refusals: false,
                 cross_origin: true,
                 allow_headers: vec!["x-qgis-".into(), "x-lizmap-".into()],
                 status_page: false,
@@ -445,6 +450,7 @@ impl Default for Config {
                 disable_getprint: false,
                 force_readonly_layers: true,
                 disable_owsurls: false,
+                qgis_refusals: false,
                 force_etag: false,
                 feature_limit: None,
                 env: BTreeMap::from([
@@ -539,6 +545,7 @@ impl Http {
                 .map(|name| name.to_ascii_lowercase()),
             run_on: settings.words("server.run_on"),
             cancel_writes: settings.bool("server.cancel_writes"),
+            qgis_refusals: settings.bool("server.qgis_refusals"),
             cross_origin: settings.bool("server.cross_origin"),
             allow_headers: lower_case(settings.words("server.allow_headers")),
             status_page: settings.bool("server.status_page"),
@@ -663,6 +670,7 @@ impl Pool {
             disable_getprint: settings.bool("projects.cache.disable_getprint"),
             force_readonly_layers: settings.bool("projects.cache.force_readonly_layers"),
             disable_owsurls: settings.bool("projects.cache.disable_owsurls"),
+            qgis_refusals: settings.bool("server.qgis_refusals"),
             force_etag: settings.bool("projects.cache.force_etag"),
             feature_limit: feature_limit(settings),
             env: variables(settings),

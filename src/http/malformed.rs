@@ -92,6 +92,7 @@ fn explained(head: &[u8], bounds: Bounds) -> Option<Bytes> {
     let dialect = Dialect::Ows {
         service: None,
         version: None,
+        by_qgis: false,
     };
     let response: Response<Content<Infallible>> = refusal.into_response(&dialect, None);
     let kind = response.headers().get(CONTENT_TYPE);

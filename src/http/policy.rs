@@ -151,7 +151,7 @@ impl Incomplete<'_> {
             return Ok(Granted::default());
         }
         let said = said(body).await.map_err(|_| Refusal::Unclear)?;
-        let is_served = !body.is_empty() || self.plugins_answer || self.config.filters;
+        let is_served = !body.is_empty() || self.qgis_may_answer();
         if is_served && policy::is_guessed_to_be_wms(kvp, &said) {
             kvp.set("SERVICE", "WMS");
         }

@@ -71,6 +71,8 @@ pub enum Dialect {
     Ows {
         service: Option<String>,
         version: Option<String>,
+        /// Where QGIS has words of its own, it is these (`server.qgis_refusals`).
+        by_qgis: bool,
     },
 }
 
@@ -339,19 +341,49 @@ impl Refusal {
         }
     }
 
+    /// What QGIS's own programs say where they have no project, or none that is well
+    /// (`QgsServer::handleRequest` and `QgsConfigCache::project`).
+    fn in_words_of_qgis(&self) -> Option<&'static str> {
+        let no_project = "Project file error. For OWS services: please provide a SERVICE and a MAP \
+                          parameter pointing to a valid QGIS project file";
+        match self {
+            Self::NoProject => Some(no_project),
+            Self::Broker(Error::Failed(failure)) => match failure {
+                Failure::ProjectNotFound | Failure::ProjectUnreadable => Some(no_project),
+                Failure::BadLayers => Some("Layer(s) not valid"),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
     /// The refusal as a response in the words of its reader.
     pub fn into_response<C>(
         self,
         dialect: &Dialect,
         project: Option<&str>,
     ) -> Response<Content<C>> {
+        let words = match dialect {
+            Dialect::Ows { by_qgis: true, .. } => self.in_words_of_qgis(),
+            _ => None,
+        };
+        if let Some(words) = words {
+            let text = exception::of_qgis(words);
+            return text_response(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                exception::CONTENT_TYPE,
+                text,
+            );
+        }
         let facts = self.facts(project);
         let (kind, text) = match dialect {
             Dialect::Problem => (
                 "application/problem+json",
                 problem(facts.status, &facts.text),
             ),
-            Dialect::Ows { service, version } => {
+            Dialect::Ows {
+                service, version, ..
+            } => {
                 let exception = Exception {
                     code: facts.code,
                     locator: facts.locator,
@@ -493,12 +525,12 @@ pub fn mend_location(headers: &mut HeaderMap, url: &str) {
 /// a web service, and finds that no service is named.
 pub fn is_of_no_api<C>(response: &Response<Content<C>>) -> bool {
     let says = |text: &Bytes| {
-        let start = String::from_utf8_lossy(&text[..text.len().min(512)]);
+        let start = String::from_utf8_lossy(&text[..text.len().min(400)]);
         start.contains("<ServerException>Project file error")
             || start.contains("code=\"Service configuration error\"")
     };
     match response.body() {
-        Content::Here(chunks) if response.status().as_u16() >= 400 => chunks.iter().any(says),
+        Content::Here(chunks) => chunks.front().is_some_and(says),
         _ => false,
     }
 }

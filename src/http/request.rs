@@ -205,7 +205,7 @@ async fn is_api_body(kind: &str, body: Bytes) -> bool {
 }
 
 /// How the client wants to be refused: by what the query says or, for XML, the body.
-pub fn ows_dialect(kvp: &ows::Kvp, root: Option<&ows::Root>) -> Dialect {
+pub fn ows_dialect(kvp: &ows::Kvp, root: Option<&ows::Root>, by_qgis: bool) -> Dialect {
     let of_root = |get: fn(&ows::Root) -> &Option<String>| root.and_then(|root| get(root).clone());
     Dialect::Ows {
         service: kvp.get("SERVICE").or_else(|| of_root(|root| &root.service)),
@@ -213,10 +213,17 @@ pub fn ows_dialect(kvp: &ows::Kvp, root: Option<&ows::Root>) -> Dialect {
             .get("VERSION")
             .or_else(|| kvp.get("ACCEPTVERSIONS"))
             .or_else(|| of_root(|root| &root.version)),
+        by_qgis,
     }
 }
 
 impl Incomplete<'_> {
+    /// To what is no request for a service: plugins may make one of it, policies as well,
+    /// or the operator wants QGIS's own words.
+    pub fn qgis_may_answer(&self) -> bool {
+        self.plugins_answer || self.config.filters || self.config.qgis_refusals
+    }
+
     /// A request for `/ows/`. A form becomes part of the query, and its POST a GET.
     pub async fn ows(&self, mut body: Bytes) -> Result<Asked, Refused> {
         let mut kvp = ows::Kvp::parse(self.query());
@@ -243,7 +250,7 @@ impl Incomplete<'_> {
         }
         let root = ows::root(&body);
         let mut map = kvp.get("MAP").or_else(|| self.project_header());
-        let mut dialect = ows_dialect(&kvp, root.as_ref());
+        let mut dialect = ows_dialect(&kvp, root.as_ref(), self.config.qgis_refusals);
         let refused = |refusal| Refused {
             refusal,
             dialect: dialect.clone(),
@@ -260,13 +267,13 @@ impl Incomplete<'_> {
         let granted = self.admit(method.as_str(), &mut kvp, &body).await;
         let granted = granted.map_err(refused)?;
         map = kvp.get("MAP").or_else(|| self.project_header());
-        dialect = ows_dialect(&kvp, root.as_ref());
+        dialect = ows_dialect(&kvp, root.as_ref(), self.config.qgis_refusals);
         let refused = |refusal| Refused {
             refusal,
             dialect: dialect.clone(),
             map: map.clone(),
         };
-        let may_be_part = self.plugins_answer || self.config.filters;
+        let may_be_part = self.qgis_may_answer();
         // The rest of an XML request stands in its body, where only QGIS looks.
         if body.is_empty() && !may_be_part {
             for parameter in ["SERVICE", "REQUEST"] {

@@ -367,7 +367,10 @@ impl<B: Backend> Front<B> {
         let response = match response {
             Err(refusal) => refusal.into_response(&dialect, map.as_deref()),
             Ok(response)
-                if route == Route::Ows && !has_project && reply::is_of_no_api(&response) =>
+                if route == Route::Ows
+                    && !has_project
+                    && !self.config.qgis_refusals
+                    && reply::is_of_no_api(&response) =>
             {
                 Refusal::NoProject.into_response(&dialect, None)
             }
@@ -451,7 +454,8 @@ impl<B: Backend> Front<B> {
 fn dialect(route: Option<Route>, parts: &Parts) -> Dialect {
     match route {
         Some(Route::Ows) => {
-            request::ows_dialect(&Kvp::parse(parts.uri.query().unwrap_or_default()), None)
+            let kvp = Kvp::parse(parts.uri.query().unwrap_or_default());
+            request::ows_dialect(&kvp, None, false)
         }
         _ => Dialect::Problem,
     }

@@ -66,6 +66,14 @@ impl Exception<'_> {
     }
 }
 
+/// As QGIS writes what is no service's (`QgsServerException::formatResponse`).
+pub fn of_qgis(text: &str) -> String {
+    format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<ServerException>{}</ServerException>\n",
+        escape(text)
+    )
+}
+
 /// `text` as XML character data or attribute value. Characters that XML 1.0
 /// has no way to write become U+FFFD.
 fn escape(text: &str) -> String {

@@ -70,8 +70,16 @@ SETTINGS = {
     # They make projects wherever they like, and some layers are missing.
     "projects.cache.rootdir": "/",
     "projects.cache.strict_check": "no",
+    # They look for the words of QGIS where nothing can be served.
+    "server.qgis_refusals": "yes",
     "projects.cache.force_readonly_layers": "no",
     "server.pluginpath": str(HERE / "plugin"),
+}
+
+# What a module has for all of its tests.
+OF_MODULES = {
+    # One of them is about missing layers.
+    "wms_getmap": {"projects.cache.bad_layers_of": "*/test_project_wms_invalid_layers.qgs=strict"},
 }
 
 # Access control in view changes what may be kept, so the others do without.
@@ -255,7 +263,7 @@ class Servers:
         self._urls = {}
 
     def url_for(self, stem):
-        settings = WITH_ACCESS_CONTROL if RESTRICTED in stem else {}
+        settings = WITH_ACCESS_CONTROL if RESTRICTED in stem else OF_MODULES.get(name_of(stem), {})
         variables = ENVIRONMENTS.get(name_of(stem), {})
         kind = str((settings, variables))
         if kind not in self._urls:

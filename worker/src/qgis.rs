@@ -822,7 +822,7 @@ impl Qgis {
         let (status, headers, data, keys): (u16, Bound<'_, PyDict>, Bound<'_, PyAny>, _) =
             answer.extract(py)?;
         let (mut head, bytes) = (head(status, &headers)?, bytes(&data)?);
-        if status == 200 && is_unknown_service(&bytes) {
+        if status == 200 && !self.rules.qgis_refusals && is_unknown_service(&bytes) {
             head.status = 400;
         }
         Ok(Some(Answer {
