@@ -143,6 +143,70 @@ fn a_broken_layer_makes_a_project_unavailable_unless_the_operator_is_lenient() {
     );
 }
 
+/// QGIS opens by itself what it finds under the name of MAP in a request that comes to it
+/// without a project, and it finds that in bodies and by names that are none for others.
+#[test]
+fn no_spelling_of_a_parameter_and_no_body_opens_a_project_outside_the_root() {
+    let secret = std::fs::read_to_string(source("examples/projects/world.qgs")).unwrap();
+    let secret = secret
+        .replace(">World<", ">Secret<")
+        .replace(">Land<", ">Secret<");
+    // Where plugins answer, requests come without a project, too.
+    let plugins = source("tests/data/points");
+    let plugins = format!("server.pluginpath = {}", plugins.display());
+    for settings in ["", "server.qgis_refusals = yes", &plugins] {
+        let world = World::real();
+        std::fs::write(world.path("secret.qgs"), &secret).unwrap();
+        symlink(world.path("projects/data"), world.path("data")).unwrap();
+        let map = world.path("secret.qgs").display().to_string();
+        let server = Server::start(world, settings).ready();
+        let untold = |reply: &Reply, what: &str| {
+            let text = reply.text().to_lowercase();
+            let path = map.to_lowercase();
+            let text = text
+                .replace(&path, "")
+                .replace(&path.replace('/', "%2f"), "");
+            assert!(!text.contains("secret"), "{what}: {} {text}", reply.status);
+        };
+        without_losses(&server, || {
+            for name in ["MAP", "map%00", "MAP%00x", "::MAP", "%3a:m%41p", ":MAP"] {
+                for path in ["/wfs3/collections?", "/ows/?", "/ows/?MAP=world&"] {
+                    let path = format!("{path}SERVICE=WMS&REQUEST=GetCapabilities&{name}={map}");
+                    untold(&server.get(&path), &path);
+                }
+            }
+            let bodies = [
+                format!("MAP={map}"),
+                format!("a=1&%3A%3Am%61p={map}"),
+                format!("\u{FEFF}map={map}"),
+                format!("<GetCapabilities service='WMS' MAP='{map}'/>"),
+                format!("\u{FEFF}<GetCapabilities service='WMS' :::map='{map}'/>"),
+                format!("<GetCapabilities service='WMS' MAP='{map}'/>\0"),
+            ];
+            for body in &bodies {
+                let paths = [
+                    "/wfs3/collections",
+                    "/wfs3/collections/places/items",
+                    "/ows/?SERVICE=WMS&REQUEST=GetCapabilities",
+                    "/ows/",
+                ];
+                for (path, method) in paths
+                    .iter()
+                    .flat_map(|path| [(path, "POST"), (path, "PUT")])
+                {
+                    for kind in ["text/plain", "text/xml", "application/JSON"] {
+                        let headers = [("Content-Type", kind)];
+                        let reply = server.request(method, path, &headers, body.as_bytes());
+                        untold(&reply, &format!("{method} {path} {kind} {body}"));
+                    }
+                }
+            }
+            let reply = server.post("/wfs3/collections", "text/plain", b"a=b");
+            assert_eq!(reply.status, 200, "other bodies do no harm");
+        });
+    }
+}
+
 /// Nobody learns from an answer whether a file exists that is not served.
 #[test]
 fn a_map_outside_the_root_gets_the_answer_of_an_absent_one() {

@@ -37,6 +37,12 @@ if CAN_STOP:
 
 from qgisserver import plugins, services
 
+# What QGIS says when there is no project where MAP leads.
+NO_PROJECT = b"""<?xml version="1.0" encoding="UTF-8"?>
+<ServerException>Project file error. For OWS services: please provide a SERVICE and a MAP \
+parameter pointing to a valid QGIS project file</ServerException>
+"""
+
 # All that QGIS says when a filter raised.
 BARE = b"Internal Server Error"
 
@@ -281,6 +287,8 @@ def serve(server, recorder, sink, eager, method, url, headers, body, project, ha
         response = Response(server, sink, recorder, eager)
     else:
         response = Document(server, sink, recorder, eager, hands)
+    if project is None and _names_project(method, request, headers, body):
+        return 500, {"Content-Type": "text/xml; charset=utf-8"}, NO_PROJECT, ()
     recorder.begin(None if method in READING else request)
     if project is None and services.offered and _service(request) in services.offered:
         # QGIS asks no service without one.
@@ -298,6 +306,39 @@ def serve(server, recorder, sink, eager, method, url, headers, body, project, ha
     if not is_good and (body or _service(request) is not None or not _is_bare(response, status, data)):
         return None
     return status, response.headers(), data, response.keys
+
+
+def _names_project(method, request, headers, body):
+    """QGIS reads MAP in the body, too, of what does not call itself JSON, and would open any
+    file or database that is named there. Where projects may be was looked at before, and if
+    that led to none, none is opened.
+    """
+    if request.parameters().get("MAP"):
+        return True
+    if not body or method in READING or "json" in headers.get("Content-Type", ""):
+        return False
+    from qgis.server import QgsServerParameters
+
+    said = QgsServerParameters()
+    for name in _names(body):
+        said.add(name, "1")
+    return bool(said.map())
+
+
+def _names(body):
+    """Of the parameters that QGIS may read in a body: the attributes of a document, or else
+    ``name=value&…``.
+    """
+    from qgis.PyQt.QtCore import QUrlQuery
+    from qgis.PyQt.QtXml import QDomDocument
+
+    # Qt takes no mark of its encoding for a part of a text, nor (before Qt 6) what follows a NUL.
+    text = body.decode("utf-8-sig", "replace")
+    document = QDomDocument()
+    document.setContent(text.split("\0")[0], True)
+    attributes = document.documentElement().attributes()
+    names = {attributes.item(n).nodeName() for n in range(attributes.count())}
+    return names | {name for name, _ in QUrlQuery(text).queryItems()}
 
 
 def _service(request):

@@ -33,7 +33,7 @@ const OPERATION_MAX: usize = 64;
 /// More fields are not those of an OWS request.
 pub const FIELDS_MAX: usize = 1000;
 
-/// SERVICE is no longer than this, however it is encoded.
+/// SERVICE and what ends a name are no longer than this, however they are encoded.
 const SERVICE_KEY_MAX: usize = 64;
 
 /// How far into a body the root element is looked for.
@@ -64,7 +64,7 @@ impl Kvp {
             .filter(|pair| !pair.is_empty())
         {
             let mut halves = pair.splitn(2, |byte| *byte == b'=');
-            let key = decode(halves.next().unwrap_or_default()).to_uppercase();
+            let key = name(&decode(halves.next().unwrap_or_default()));
             let value = tidy(halves.next().unwrap_or_default());
             let place = *places.entry(key.clone()).or_insert(pairs.len());
             match pairs.get_mut(place) {
@@ -113,7 +113,7 @@ impl Kvp {
 pub fn api_query(query: &str) -> String {
     let pair = |pair: &str| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        match decode(key.as_bytes()).to_uppercase().as_str() {
+        match name(&decode(key.as_bytes())).as_str() {
             "SERVICE" => None,
             "MAP" => Some(format!("MAP={value}")),
             _ => Some(pair.to_owned()),
@@ -149,7 +149,7 @@ pub fn with_map(query: &str, map: &str) -> String {
 pub fn names_service(form: &[u8]) -> bool {
     form.split(|byte| *byte == b'&').any(|pair| {
         let key = pair.split(|byte| *byte == b'=').next().unwrap_or_default();
-        key.len() <= SERVICE_KEY_MAX && key.len() < pair.len() && is_service(key)
+        key.len() < pair.len() && is_service(&key[..key.len().min(SERVICE_KEY_MAX)])
     })
 }
 
@@ -158,7 +158,7 @@ fn is_service(key: &[u8]) -> bool {
     match key.iter().all(is_plain) {
         // Most keys are, and there may be millions of them.
         true => key.eq_ignore_ascii_case(b"SERVICE"),
-        false => decode(key).to_uppercase() == "SERVICE",
+        false => name(&decode(key)) == "SERVICE",
     }
 }
 
@@ -283,11 +283,18 @@ fn attribute(tag: &str, name: &str) -> Option<String> {
 }
 
 fn is_map(key: &str) -> bool {
-    decode(key.as_bytes()).eq_ignore_ascii_case("MAP")
+    name(&decode(key.as_bytes())) == "MAP"
 }
 
 fn encode_key(key: &str) -> String {
     percent_encode(key.as_bytes(), NOT_KEY).to_string()
+}
+
+/// The parameter that `key` names, as QGIS reads it: as a C string, which ends at a NUL,
+/// and as the name of a constant in C++, which `::` may precede. In XML one colon does so.
+pub fn name(key: &str) -> String {
+    let name = key.split('\0').next().unwrap_or_default();
+    name.trim_start_matches(':').to_uppercase()
 }
 
 /// What a piece of a query means.
@@ -314,6 +321,23 @@ mod tests {
         );
         assert_eq!(kvp.get("MAP").as_deref(), Some("a/b"));
         assert_eq!(kvp.get("B").as_deref(), Some("ü &"));
+    }
+
+    #[test]
+    fn a_name_is_what_qgis_takes_it_for() {
+        let kvp = Kvp::parse("SERVICE=WMS&service%00x=WFS&::Map=a&%3A%3Alayers=b");
+        assert_eq!(kvp.to_query(), "SERVICE=WFS&MAP=a&LAYERS=b");
+        let long = "x".repeat(SERVICE_KEY_MAX);
+        for name in ["::service", "Service%00", &format!("%3A:SERVICE%00{long}")] {
+            assert!(names_service(format!("a=b&{name}=c").as_bytes()), "{name}");
+            assert_eq!(api_query(&format!("{name}=WMS&limit=1")), "limit=1");
+        }
+        assert!(!names_service(format!("{long}=c").as_bytes()));
+        for query in ["MAP=a&::map=b", "MAP=a&Map%00x=b"] {
+            assert_eq!(map_of(query).as_deref(), Some("b"), "{query}");
+            assert_eq!(api_query(query), "MAP=a&MAP=b");
+            assert_eq!(with_map(query, "c"), "MAP=c");
+        }
     }
 
     #[test]

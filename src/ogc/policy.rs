@@ -427,7 +427,7 @@ impl Parameters {
     pub fn of_api(query: &str, path: &str, is_of_features: bool, method: &str) -> Self {
         let mut parameters = Self::default();
         for (name, value) in ows::all_pairs(query) {
-            parameters.add(&name.to_uppercase(), value);
+            parameters.add(&ows::name(&name), value);
         }
         // QGIS looks for these names, too, wherever the settings put the API.
         let segments = path.split('/').filter(|part| !part.is_empty());
@@ -606,7 +606,7 @@ pub fn is_guessed_to_be_wms(kvp: &ows::Kvp, said: &Said) -> bool {
 
 fn pairs_of_text(text: &str) -> impl Iterator<Item = (String, String)> {
     let pairs = text.split('&').filter_map(|pair| pair.split_once('='));
-    pairs.map(|(name, value)| (ows::decoded(name).to_uppercase(), ows::decoded(value)))
+    pairs.map(|(name, value)| (ows::name(&ows::decoded(name)), ows::decoded(value)))
 }
 
 /// Which of two values counts is nothing to bet on, nor what millions of them mean: they
@@ -654,7 +654,7 @@ fn root(text: &str) -> Result<Pairs, Unclear> {
         }
         let name = name.trim();
         if !name.starts_with("xmlns") {
-            pairs.push((name.to_uppercase(), value.to_owned()));
+            pairs.push((ows::name(name), value.to_owned()));
         }
         rest = next.trim_start();
     }
@@ -890,6 +890,24 @@ mod tests {
 
     fn allowed(rules: &[&str], asked: &Asked<'_>) -> bool {
         verdict(rules, asked).denied_by.is_none()
+    }
+
+    #[test]
+    fn no_rule_is_passed_by_another_name_for_a_parameter() {
+        let rules = ["deny if LAYERS=secret", "deny if SERVICE=WFS"];
+        for query in [
+            "LAYERS=open&LAYERS%00=secret",
+            "LAYERS=open&::layers=secret",
+            "SERVICE=WMS&::service%00=WFS",
+        ] {
+            assert!(!allowed(&rules, &Asked { query, ..WMS }), "{query}");
+        }
+        for body in ["::service=WFS", "<GetFeature :::service='WFS'/>"] {
+            let query = "";
+            assert!(!allowed(&rules, &Asked { query, body, ..WMS }), "{body}");
+        }
+        let of_api = Parameters::of_api("::bbox%00=1", "/", false, "GET");
+        assert_eq!(of_api.said("BBOX"), ["1"]);
     }
 
     #[test]
