@@ -522,12 +522,13 @@ pub fn mend_location(headers: &mut HeaderMap, url: &str) {
 }
 
 /// Whether no API of QGIS took the path: then QGIS reads the request as one for
-/// a web service, and finds that no service is named.
+/// a web service, and finds that no service is named. It says so in XML, and what an API
+/// tells of data may have the same words in it.
 pub fn is_of_no_api<C>(response: &Response<Content<C>>) -> bool {
     let says = |text: &Bytes| {
         let start = String::from_utf8_lossy(&text[..text.len().min(400)]);
-        start.contains("<ServerException>Project file error")
-            || start.contains("code=\"Service configuration error\"")
+        let says = |words: &str| start.starts_with("<?xml") && start.contains(words);
+        says("<ServerException>Project file error") || says("code=\"Service configuration error\"")
     };
     match response.body() {
         Content::Here(chunks) => chunks.front().is_some_and(says),
@@ -617,6 +618,18 @@ mod tests {
             .get("retry-after")
             .map(|value| value.to_str().expect("ASCII").to_owned());
         (response.status().as_u16(), retry)
+    }
+
+    #[test]
+    fn data_that_have_the_words_of_a_refusal_are_none() {
+        let is_refused = |text: &str| {
+            let response = text_response::<()>(StatusCode::OK, "text/plain", text.into());
+            is_of_no_api(&response)
+        };
+        let refusal = exception::of_qgis("Project file error. For OWS services: …");
+        assert!(is_refused(&refusal));
+        assert!(!is_refused(&format!("{{\"name\":\"{refusal}\"}}")));
+        assert!(!is_refused(&exception::of_qgis("Layer(s) not valid")));
     }
 
     #[test]

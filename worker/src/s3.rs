@@ -32,6 +32,9 @@ const BODY_TIMES: u32 = 6;
 /// A project with its auxiliary data is far smaller, and the place for copies may be memory.
 const COPY_MAX: u64 = 1 << 30;
 
+/// Questions about one project at the same time: each connection serves again.
+const ASKED_MAX: usize = 5;
+
 /// The objects that one set of credentials opens.
 pub struct Objects {
     s3: config::S3,
@@ -169,6 +172,7 @@ impl Objects {
             let config = Agent::config_builder()
                 .http_status_as_error(false)
                 .max_redirects(0)
+                .max_idle_connections_per_host(ASKED_MAX)
                 .tls_config(TlsConfig::builder().root_certs(trusted()).build());
             config.build().new_agent()
         });
