@@ -203,8 +203,28 @@ fn no_spelling_of_a_parameter_and_no_body_opens_a_project_outside_the_root() {
             }
             let reply = server.post("/wfs3/collections", "text/plain", b"a=b");
             assert_eq!(reply.status, 200, "other bodies do no harm");
+            let [outside, absent] = [&map, "nowhere"].map(|map| {
+                let reply = server.get(&capabilities(map));
+                (reply.status, reply.text().replace(map, ""))
+            });
+            assert_eq!(outside, absent, "{settings}");
         });
     }
+}
+
+/// QGIS looks for projects in the folder where it is started.
+#[test]
+fn a_project_where_the_server_is_started_is_not_that_of_requests_that_name_none() {
+    let world = World::real();
+    let folder = world.projects();
+    let world = world.with("PWD", &folder);
+    let server = Server::start(world, "server.qgis_refusals = yes").ready();
+    let api = server.get("/wfs3/collections");
+    assert_eq!(api.json()["collections"], serde_json::json!([]));
+    let refused = server.get("/ows/?SERVICE=WMS&REQUEST=GetCapabilities");
+    assert_eq!(refused.status, 500);
+    assert!(refused.text().contains("Project file error"));
+    assert_eq!(server.get(&capabilities("world")).status, 200);
 }
 
 /// Nobody learns from an answer whether a file exists that is not served.

@@ -1,9 +1,11 @@
 """Start QGIS: imports before the fork, QgsApplication and QgsServer after it."""
 
+import contextlib
 import gc
 import os
 import socket
 import sys
+import tempfile
 
 
 def preload():
@@ -58,6 +60,33 @@ def _text(owner, name):
     return getattr(owner, name)() if hasattr(owner, name) else ""
 
 
+@contextlib.contextmanager
+def _without_default(tmpdir):
+    """Out of the present folder if there are projects, which may lie anywhere: QgsServer
+    would serve one of them to all who name none. Otherwise paths in variables that begin
+    here lead where they should.
+    """
+    defaults = (".qgs", ".qgz", "admin.sld")
+    try:
+        names = os.listdir()
+    except OSError:
+        # Then QGIS finds nothing there, either.
+        names = ()
+    if not any(name.lower().endswith(defaults) for name in names):
+        yield
+        return
+    here = os.open(".", os.O_RDONLY)
+    try:
+        with tempfile.TemporaryDirectory(dir=tmpdir) as empty:
+            os.chdir(empty)
+            try:
+                yield
+            finally:
+                os.fchdir(here)
+    finally:
+        os.close(here)
+
+
 class Application:
     """The one QgsApplication and QgsServer of a worker process."""
 
@@ -87,7 +116,8 @@ class Application:
         QgsApplication.setPrefixPath(prefix, True)
         self.qgis = QgsApplication([b"qgisserver-worker"], False)
         QgsApplication.messageLog().messageReceived.connect(self._qgis_message)
-        self.server = QgsServer()
+        with _without_default(tmpdir):
+            self.server = QgsServer()
         self.interface = self.server.serverInterface()
 
     def introduce(self, instance):

@@ -37,6 +37,9 @@ impl Process {
         env: Vec<(String, String)>,
     ) -> Self {
         let mut command = Command::new(program);
+        if let Some((_, folder)) = env.iter().find(|(name, _)| name == "PWD") {
+            command.current_dir(folder);
+        }
         command.args(args).env_clear().envs(env);
         command
             .stdin(Stdio::null())
