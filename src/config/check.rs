@@ -103,11 +103,30 @@ pub fn mistakes(
     found.mistakes
 }
 
+/// The default project is a file that the root directory does not have, and nothing else
+/// can lead to it.
+fn is_out_of_reach(config: &Config) -> bool {
+    let (pool, finding) = (&config.pool, &config.pool.finding);
+    let has_other_ways = !finding.schemes.is_empty() || !finding.search_paths.is_empty();
+    let project = config.http.default_project.as_deref().unwrap_or_default();
+    if has_other_ways || !project.starts_with('/') || pool.rootdir.as_os_str().is_empty() {
+        return false;
+    }
+    let really = |path: &Path| path.canonicalize().unwrap_or(path.to_owned());
+    !really(Path::new(project)).starts_with(really(&pool.rootdir))
+}
+
 /// What works, but hardly as meant.
 pub fn warnings(config: &Config) -> Vec<String> {
     let mut warnings = Vec::new();
     if config.http.proxy_url.is_some() && !config.http.http_proxy {
         warnings.push("server.proxy_url has no effect without server.http_proxy".into());
+    }
+    if is_out_of_reach(config) {
+        warnings.push(
+            "server.default_project is not below projects.cache.rootdir: who names no project gets 404"
+                .into(),
+        );
     }
     if config.pool.filters && config.http.status_page {
         warnings.push(

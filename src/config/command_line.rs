@@ -612,6 +612,32 @@ mod tests {
     }
 
     #[test]
+    fn a_default_project_that_nobody_can_be_served_is_said_at_start() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().display();
+        let warnings = |line: &str| match server(&format!("--rootdir {folder} {line}")) {
+            Ok(Action::Run(_, warnings)) => warnings.join(" "),
+            other => panic!("{other:?}"),
+        };
+        let project = "--set server.default_project";
+        for fine in [
+            "city",
+            &format!("{folder}/city.qgs"),
+            &format!("{folder}/a/b"),
+        ] {
+            assert_eq!(warnings(&format!("{project}={fine}")), "", "{fine}");
+        }
+        assert_eq!(
+            warnings(&format!("{project}=/srv/city.qgs"))
+                .matches("404")
+                .count(),
+            1
+        );
+        let way = "--set projects.schemes.maps=file:///srv/";
+        assert_eq!(warnings(&format!("{project}=/srv/city.qgs {way}")), "");
+    }
+
+    #[test]
     fn questions_are_answered_without_running() {
         assert_eq!(server("--version"), Ok(Action::Version));
         assert!(
