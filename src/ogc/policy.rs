@@ -19,7 +19,7 @@
 //! | NAME | value |
 //! |---|---|
 //! | `SERVICE`, `LAYERS`, … in upper case | the parameter, decoded; case matters but in SERVICE and REQUEST |
-//! | `LAYERS` | with QUERY_LAYERS, LAYER and those of the maps of a print (`MAP0:LAYERS`); unknown with SLD or SLD_BODY, which name layers, too |
+//! | `LAYERS` | with QUERY_LAYERS, LAYER and those of the maps of a print (`MAP0:LAYERS`); unknown with SLD or SLD_BODY, which name layers, too; a group of layers, such as that of the whole project, is a name of its own |
 //! | `TYPENAME` | with the types in FEATUREID, and the collection of an API |
 //! | `MAP` | the name of the project below the root, without suffix; not the place that schemes and search paths lead it to, so two names of one project want two patterns; unknown for a project of the catalogue |
 //! | `path` | decoded, without `/p/<profile>`, and `/ows/` for `/ows`; `/ows/wfs3` and `/ogcapi` may be read as the path of that API in the settings, too, and what the catalogue has of a project as `/ows/` or that |
