@@ -1,4 +1,5 @@
-//! New settings for a running server: at SIGHUP, and when `server.restartmon` changes.
+//! New settings for a running server: at SIGHUP, when `server.restartmon` changes, and when the
+//! operator says so at the management listener.
 //!
 //! All parts take up what is new, and the workers are replaced one after the other.
 //! With a mistake in the settings nothing changes. Files are read in threads of their
@@ -35,7 +36,7 @@ pub struct Reload {
     pub config: watch::Sender<Config>,
 }
 
-/// Reloads at every SIGHUP and every change of `server.restartmon`.
+/// Reloads at every SIGHUP, every change of `server.restartmon` and every POST for it.
 pub async fn watch(mut reload: Reload) {
     let mut hangups = signal(SignalKind::hangup()).expect("SIGHUP can be handled");
     let (mut seen, mut reading) = (Seen::default(), None);
@@ -44,6 +45,10 @@ pub async fn watch(mut reload: Reload) {
         let was_touched = tokio::select! {
             _ = hangups.recv() => {
                 tracing::info!("SIGHUP: reading the settings again");
+                false
+            }
+            () = posted(&reload.management) => {
+                tracing::info!("POST /pool/restart: reading the settings again");
                 false
             }
             // Dropping it loses nothing: `seen` has what it waited for.
@@ -60,6 +65,14 @@ pub async fn watch(mut reload: Reload) {
             Err(Late) if was_touched => seen.forget(),
             Err(Late) => {}
         }
+    }
+}
+
+/// Resolves when the management listener is told to. Dropping it loses nothing.
+async fn posted(management: &Option<Arc<admin::Server>>) {
+    match management {
+        Some(server) => server.restart.notified().await,
+        None => pending().await,
     }
 }
 

@@ -230,6 +230,40 @@ fn restarts_are_counted_by_what_became_of_the_worker_before() {
     assert_eq!(restarts["frozen"], 0);
 }
 
+/// As scripts for py-qgis-server look after workers.
+#[test]
+fn a_post_replaces_the_workers_and_pages_tell_what_they_have_open() {
+    let managed = Managed::start("");
+    let server = &managed.0;
+    assert_eq!(server.act("DO=echo").status, 200);
+    let open = eventually("one has the project open", || {
+        let page = managed.get("/cache").json();
+        let cached = page["cached"].as_array()?.first()?.clone();
+        Some(cached)
+    });
+    assert_eq!(
+        (&open["name"], &open["workers"]),
+        (&"file:city".into(), &1.into())
+    );
+    let page = managed.get("/pool/").json();
+    let workers = page["workers"].as_array().expect("workers");
+    assert_eq!(page["num_workers"], 2);
+    let with_it = workers
+        .iter()
+        .filter(|it| it["cache"][0]["key"] == "file:city");
+    assert_eq!(with_it.count(), 1);
+
+    let before = server.workers();
+    let url = format!("{}/pool/restart", server.management());
+    let reply = http::ask("POST", &url, &[], b"").unwrap();
+    assert_eq!(
+        (reply.status, reply.json()["status"].as_str()),
+        (200, Some("ok"))
+    );
+    server.process.log.wait_line("POST /pool/restart");
+    server.wait_replaced(&before, 2);
+}
+
 #[test]
 fn the_queue_is_seen_while_it_waits_and_a_client_that_leaves_it_is_counted() {
     let managed = Managed::start("server.workers = 1\nworker.spares = 0");
@@ -275,7 +309,8 @@ fn each_port_serves_its_own_pages_only() {
     assert_eq!(public["pools"], Value::Null);
     assert_eq!(public["workers"][0]["request"], Value::Null);
     assert_eq!(managed.get(&path_of("DO=echo")).status, 404);
-    assert_eq!(managed.get("/").status, 404);
+    let links = managed.get("/").json();
+    assert!(links["links"].is_array(), "not the page of the public port");
     assert_eq!(managed.get("/ping").status, 200);
 }
 

@@ -107,6 +107,8 @@ fn pools(workers: &[Worker]) -> Vec<Value> {
 /// What is public of a worker, and whom it serves.
 fn worker(worker: &Worker) -> Value {
     let mut shown = pages::worker(worker);
+    let projects = worker.projects.iter().map(|it| &**it);
+    shown["projects"] = projects.collect::<Vec<_>>().into();
     shown["request"] = match &worker.request {
         None => Value::Null,
         Some(request) => json!({
@@ -135,6 +137,7 @@ mod tests {
             n_served: 2,
             connected_for: Duration::ZERO,
             memory_kb: 10,
+            projects: Vec::new(),
             request,
         }
     }

@@ -155,6 +155,7 @@ mod tests {
             n_served: 0,
             connected_for: Duration::ZERO,
             memory_kb: 3,
+            projects: Vec::new(),
             request: None,
         };
         let status = Status {

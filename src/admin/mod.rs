@@ -7,6 +7,8 @@
 //! | `/status` | pools, workers, queue, losses, as JSON (`health.rs`) |
 //! | `/metrics` | the same and all counters, for Prometheus (`metrics.rs`) |
 //! | `/plugins`, `/plugins/<name>` | what became of each plugin, with its traceback (`plugins.rs`) |
+//! | `/`, `/pool`, `/cache` | links, workers and their projects as in py-qgis-server (`pool.rs`) |
+//! | POST `/pool/restart` | replaces the workers one after the other, like SIGHUP |
 //!
 //! A port of its own, on loopback unless the operator says otherwise: none of this
 //! is on the public one. A connection serves one request and has a bound in time,
@@ -15,6 +17,7 @@
 mod health;
 mod metrics;
 mod plugins;
+mod pool;
 #[cfg(test)]
 mod tests;
 
@@ -37,7 +40,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
@@ -48,7 +51,12 @@ use crate::http;
 /// hyper takes no smaller one.
 const HEAD_MAX: usize = 8192;
 
-const ALLOW: &str = "GET, HEAD";
+/// Pages that are only looked at.
+const PAGES: [&str; 7] = [
+    "", "/ping", "/ready", "/status", "/metrics", "/pool", "/cache",
+];
+
+const RESTART: &str = "/pool/restart";
 
 /// Why the listener does not start.
 #[derive(Debug)]
@@ -74,6 +82,8 @@ pub struct Server {
     tls: ArcSwapOption<TlsAcceptor>,
     permits: Arc<Semaphore>,
     timeout: Duration,
+    /// The operator wants new workers.
+    pub restart: Notify,
 }
 
 /// The running listener. Dropping it ends it.
@@ -115,6 +125,7 @@ pub fn prepare(
         tls: ArcSwapOption::from_pointee(tls),
         permits: Arc::new(Semaphore::new(config.connections_max)),
         timeout: config.timeout,
+        restart: Notify::new(),
     });
     let usable = |listener: TcpListener| {
         listener.set_nonblocking(true)?;
@@ -241,19 +252,26 @@ impl Server {
 
     async fn page(&self, request: &Request<Incoming>) -> Result<(&'static str, String), Refusal> {
         let path = request.uri().path();
+        let path = path.strip_suffix('/').unwrap_or(path);
+        if path == RESTART {
+            return self.restart(request).map(|page| (JSON, page));
+        }
         let plugin = path
             .strip_prefix("/plugins")
             .filter(|rest| rest.is_empty() || rest.starts_with('/'));
-        if !["/ping", "/ready", "/status", "/metrics"].contains(&path) && plugin.is_none() {
+        if !PAGES.contains(&path) && plugin.is_none() {
             return Err(Refusal::NoSuchPath);
         }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            return Err(Refusal::Method);
+            return Err(Refusal::Method { allow: "GET, HEAD" });
         }
         if let Some(name) = plugin {
             return self.plugins(name).await.map(|page| (JSON, page));
         }
         match path {
+            "" => Ok((JSON, pool::links(&self.base(request)))),
+            "/pool" => Ok((JSON, pool::report(&self.status().await?))),
+            "/cache" => Ok((JSON, pool::cached(&self.status().await?))),
             "/ping" => Ok((JSON, health::ping())),
             "/ready" => match self.is_ready() {
                 true => Ok((JSON, health::ready())),
@@ -273,6 +291,30 @@ impl Server {
                 Ok((metrics::CONTENT_TYPE, page))
             }
         }
+    }
+
+    /// No page of another site may do that in the name of who reads it: browsers say from
+    /// where a POST comes.
+    fn restart(&self, request: &Request<Incoming>) -> Result<String, Refusal> {
+        if request.method() != Method::POST {
+            return Err(Refusal::Method { allow: "POST" });
+        }
+        if request.headers().contains_key(header::ORIGIN) {
+            return Err(Refusal::OfBrowser);
+        }
+        self.restart.notify_one();
+        Ok(pool::restarted())
+    }
+
+    fn base(&self, request: &Request<Incoming>) -> String {
+        let scheme = if self.tls.load().is_some() {
+            "https"
+        } else {
+            "http"
+        };
+        let host = request.headers().get(header::HOST);
+        let host = host.and_then(|host| host.to_str().ok()).unwrap_or_default();
+        format!("{scheme}://{host}")
     }
 
     /// All of them, or the one whose name follows the slash.
@@ -304,7 +346,8 @@ const JSON: &str = "application/json;charset=utf-8";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Refusal {
     NoSuchPath,
-    Method,
+    Method { allow: &'static str },
+    OfBrowser,
     NotReady,
     BrokerSilent,
 }
@@ -314,7 +357,8 @@ impl Refusal {
     fn into_response(self) -> Response<Full<Bytes>> {
         let (status, detail) = match self {
             Self::NoSuchPath => (StatusCode::NOT_FOUND, "No such page"),
-            Self::Method => (StatusCode::METHOD_NOT_ALLOWED, "Allowed are GET and HEAD"),
+            Self::Method { .. } => (StatusCode::METHOD_NOT_ALLOWED, "See Allow"),
+            Self::OfBrowser => (StatusCode::FORBIDDEN, "Not for pages of a browser"),
             Self::NotReady => (StatusCode::SERVICE_UNAVAILABLE, "No worker is ready"),
             Self::BrokerSilent => (
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -323,8 +367,8 @@ impl Refusal {
         };
         let problem = http::reply::problem(status, detail);
         let mut response = page(status, "application/problem+json", problem);
-        if self == Self::Method {
-            let allow = HeaderValue::from_static(ALLOW);
+        if let Self::Method { allow } = self {
+            let allow = HeaderValue::from_static(allow);
             response.headers_mut().insert(header::ALLOW, allow);
         }
         response

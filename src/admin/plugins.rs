@@ -135,6 +135,7 @@ mod tests {
             n_served: 0,
             connected_for: Duration::ZERO,
             memory_kb: 0,
+            projects: Vec::new(),
             request: None,
         }
     }

@@ -97,6 +97,11 @@ async fn every_page_is_there_and_no_cache_keeps_it() {
         ("/ready", 503),
         ("/status", 200),
         ("/metrics?x=1", 200),
+        ("/status/", 200),
+        ("/", 200),
+        ("/pool", 200),
+        ("/pool/", 200),
+        ("/cache/", 200),
     ] {
         let reply = management.ask("GET", path).await;
         assert_eq!(reply.status, status, "{path}");
@@ -116,9 +121,10 @@ async fn every_page_is_there_and_no_cache_keeps_it() {
 async fn anything_else_is_a_problem() {
     let management = Management::start(settings()).await.unwrap();
     for (method, path, status) in [
-        ("GET", "/", 404),
         ("GET", "/ows/?SERVICE=WMS&REQUEST=GetMap&MAP=x", 404),
-        ("GET", "/status/", 404),
+        ("GET", "/status//", 404),
+        ("GET", "/cache/content/city", 404),
+        ("GET", "/pool/restart", 405),
         ("POST", "/status", 405),
         ("DELETE", "/metrics", 405),
     ] {
@@ -126,8 +132,36 @@ async fn anything_else_is_a_problem() {
         assert_eq!(reply.status, status, "{method} {path}");
         assert!(reply.head.contains("application/problem+json"));
         assert_eq!(reply.json()["status"], status);
-        assert_eq!(reply.head.contains("\r\nallow: get, head"), status == 405);
+        let allowed = match (status, path) {
+            (405, RESTART) => Some("\r\nallow: post\r\n"),
+            (405, _) => Some("\r\nallow: get, head\r\n"),
+            _ => None,
+        };
+        assert!(allowed.is_none_or(|it| reply.head.contains(it)));
     }
+}
+
+#[tokio::test]
+async fn a_restart_is_told_once_and_not_by_the_page_of_another_site() {
+    let management = Management::start(settings()).await.unwrap();
+    let restart = &management.listening.server.restart;
+    let is_told = || async { timeout(Duration::ZERO, restart.notified()).await.is_ok() };
+    let mut tcp = management.connect().await;
+    let head = format!("POST {RESTART} HTTP/1.1\r\nHost: a\r\nOrigin: http://b\r\n\r\n");
+    tcp.write_all(head.as_bytes()).await.unwrap();
+    assert_eq!(Answered::read(&mut tcp).await.status, 403);
+    assert!(!is_told().await);
+    for _ in 0..2 {
+        let reply = management.ask("POST", RESTART).await;
+        assert_eq!(
+            (reply.status, reply.json()["status"].as_str()),
+            (200, Some("ok"))
+        );
+    }
+    assert!(is_told().await);
+    assert!(!is_told().await, "both are one");
+    let links = management.ask("GET", "/").await.json();
+    assert_eq!(links["links"][3]["href"], "http://a/pool");
 }
 
 /// The places are taken by connections that say nothing, and then they are not.

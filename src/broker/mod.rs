@@ -550,6 +550,8 @@ pub struct Worker {
     pub n_served: u64,
     pub connected_for: Duration,
     pub memory_kb: u64,
+    /// Those that it has open, as far as is known; the last used first.
+    pub projects: Vec<Name>,
     pub request: Option<Running>,
 }
 

@@ -540,6 +540,13 @@ impl Queue {
         }
     }
 
+    /// What a worker has open, as far as is known; the last used first.
+    pub fn open(&self, peer: &Peer) -> Vec<Name> {
+        let worker = self.workers.get(peer).into_iter();
+        let open = worker.flat_map(|worker| worker.open.iter());
+        open.map(|(project, ())| project.clone()).collect()
+    }
+
     /// A request of our own for this worker, as soon as it is idle.
     pub fn errand(&mut self, peer: &Peer, id: Id, ticket: Ticket, now: Instant) {
         let worker = self.workers.get(peer).filter(|worker| !worker.leaving);

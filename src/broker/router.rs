@@ -590,7 +590,9 @@ impl<T: Transport> Driver<T> {
 
     fn status(&self) -> Status {
         let now = Instant::now();
-        let mut workers: Vec<Worker> = self.workers.values().map(Member::status).collect();
+        let workers = self.workers.iter();
+        let workers = workers.map(|(peer, it)| it.status(self.queue.open(peer)));
+        let mut workers: Vec<Worker> = workers.collect();
         workers
             .sort_by(|a, b| (&a.ready.pool, a.ready.number).cmp(&(&b.ready.pool, b.ready.number)));
         let lane = |(line, n_waiting, n_running): (super::lanes::Line, usize, usize)| Lane {
@@ -1527,12 +1529,13 @@ impl Member {
         self.serving.take()
     }
 
-    fn status(&self) -> Worker {
+    fn status(&self, projects: Vec<Called>) -> Worker {
         Worker {
             ready: self.ready.clone(),
             n_served: self.n_served,
             connected_for: self.since.elapsed(),
             memory_kb: self.memory_kb,
+            projects,
             request: self.serving.as_ref().map(|serving| Running {
                 request_id: serving.request_id.clone(),
                 operation: serving.operation.clone(),
