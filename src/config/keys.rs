@@ -286,7 +286,7 @@ pub const SETTINGS: &[Setting] = &[
     row("server.run_on", Kind::Words, "", "operations that run to their end though their client left").live(),
     row("server.run_on_timeout", Kind::SecondsOrZero, "120", "seconds that a request may run whose client left, if it runs on; never less than server.timeout").live(),
     row("server.cancel_writes", Kind::Bool, "no", "yes: transactions and POSTs of plugins end when their client leaves; no: they run to their end").live(),
-    row("server.qgis_refusals", Kind::Bool, "no", "yes: without SERVICE, REQUEST or a project, or with one that is absent, broken or has invalid layers, web services refuse as QGIS's own programs do, with status 500, or 200, and a ServerException; no: with 400, 404 or 422 and an OGC exception; the same for the server and its workers").live(),
+    row("server.qgis_refusals", Kind::Bool, "no", "yes: without SERVICE, REQUEST or a project, or with one that is absent, broken or has invalid layers, web services refuse as QGIS's own programs do, with status 500, or 200, and a ServerException, for which some take a worker's time; no: with 400, 404 or 422 and an OGC exception; the same for the server and its workers").live(),
     row("server.allow_headers", Kind::Words, "X-Qgis-,X-Lizmap-", "prefixes of request headers that reach QGIS").live(),
     row("server.status_page", Kind::Bool, "no", "serve /status").live(),
     row("server.server_timing", Kind::Bool, "no", "say in Server-Timing how long each request waited and took to load and to render").live(),

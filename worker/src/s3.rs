@@ -69,19 +69,19 @@ impl Objects {
             ask(head)
         };
         let names = beside(key);
-        let (own, companions) = thread::scope(|scope| -> Result<_, Trouble> {
-            let others = names.iter().map(|key| {
-                let other = thread::Builder::new().spawn_scoped(scope, || head(key));
-                other.map_err(|error| Trouble::Away(error.to_string()))
+        let (own, companions) = thread::scope(|scope| {
+            let ahead = |key| {
+                let thread = thread::Builder::new();
+                thread.spawn_scoped(scope, move || head(key)).ok()
+            };
+            let others: Vec<_> = names.iter().map(|key| (key, ahead(key))).collect();
+            let own = head(key)?;
+            // What got no thread is asked now.
+            let others = others.into_iter().map(|(key, thread)| {
+                let answer = thread.and_then(|thread| thread.join().ok());
+                answer.unwrap_or_else(|| head(key))
             });
-            let others = others.collect::<Result<Vec<_>, _>>()?;
-            let own = head(key);
-            let others = others.into_iter().map(|other| {
-                let answer = other.join();
-                answer.unwrap_or_else(|_| Err(Trouble::Away("a thread ended".into())))
-            });
-            let others = others.collect::<Result<Vec<_>, _>>();
-            Ok((own?, others?))
+            Ok((own, others.collect::<Result<Vec<_>, _>>()?))
         })?;
         let companions: Vec<_> = companions.into_iter().map(Answer::companion).collect();
         Ok(own.project().map(|own| stamp(&own, &companions)))
