@@ -10,7 +10,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use common::process::is_alive;
-use common::{http, kill, poll, source};
+use common::{free_address, http, kill, poll, source};
 use nix::sys::signal::Signal;
 use qgisserver::config::Config;
 
@@ -333,10 +333,7 @@ impl Drop for Supervisor {
 
 /// Any port, the examples, one worker; the gate on a port that was free a moment ago.
 fn settings() -> String {
-    let gate = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    let gate = free_address();
     format!(
         "[server]\ninterfaces=127.0.0.1\nport=0\nworkers=1\n\
          [projects.cache]\nrootdir={}\n\

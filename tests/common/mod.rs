@@ -20,6 +20,7 @@ use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -555,12 +556,17 @@ pub fn tmp() -> Arc<TempDir> {
     Arc::new(tmp)
 }
 
-/// An address that was free a moment ago.
+/// An address that was free a moment ago, for who cannot have any port or has to have the
+/// same one twice. It is below those that the kernel gives to connections and to who wants
+/// any, and programs that run beside this one look elsewhere.
 pub fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
+    const EACH: u16 = 64;
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = 10_240 + (std::process::id() % 350) as u16 * EACH;
+    let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    let mut ports = (0..EACH).map(|_| first + NEXT.fetch_add(1, Ordering::Relaxed) % EACH);
+    let port = ports.find(is_free).expect("one of them is free");
+    SocketAddr::from(([127, 0, 0, 1], port))
 }
 
 pub fn kill(pid: i32, signal: Signal) {

@@ -11,6 +11,8 @@ use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
+use crate::common::free_address;
+
 pub const KEY: &str = "maps-reader";
 pub const SECRET: &str = "hush-hush";
 
@@ -28,7 +30,7 @@ impl Objects {
         std::fs::create_dir(folder.path().join("maps")).unwrap();
         let mut objects = Self {
             folder,
-            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            address: free_address(),
             runtime: None,
         };
         objects.resume();
@@ -59,7 +61,6 @@ impl Objects {
         let service = builder.build().into_shared();
         let runtime = Runtime::new().unwrap();
         let listener = runtime.block_on(TcpListener::bind(self.address)).unwrap();
-        self.address = listener.local_addr().unwrap();
         runtime.spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let service = service.clone();
