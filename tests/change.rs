@@ -10,12 +10,12 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use common::load::{EVERY_MANNER, Load};
-use common::process::{is_alive, parent, user_of};
+use common::process::{is_alive, parent, threads, try_parent, user_of};
 use common::tls::Certificate;
-use common::{MANAGED, Pool, Server, World, eventually, http, kill, path_of};
+use common::{MANAGED, Pool, SOON, Server, World, eventually, http, kill, path_of, poll};
 use nix::sys::signal::Signal;
 use tokio_rustls::rustls;
 
@@ -171,10 +171,11 @@ fn a_pool_on_its_own_reads_its_settings_again_and_keeps_them_when_they_are_broke
     let server = Server::proxy_at(world, SocketAddr::from(([127, 0, 0, 1], 0)), gate, "");
     let pool = Pool::start_from(&server.world, gate, &file);
     server.wait_workers(1);
+    let first = server.workers();
     std::fs::write(&file, "[server]\nworkers = 2\n").unwrap();
     pool.process.signal(Signal::SIGHUP);
     pool.process.log.wait_line("left for a newer one");
-    server.wait_workers(2);
+    server.wait_replaced(&first, 2);
     let before = server.workers();
     std::fs::write(&file, "[server]\nworkers = lots\n").unwrap();
     // The server's own word reaches it, too.
@@ -281,7 +282,7 @@ fn renew_the_certificate(section: &str, more: &str, address: impl Fn(&Server) ->
 
 #[test]
 fn a_file_system_that_hangs_holds_up_no_request_and_no_stop() {
-    let (mut server, files) = start("[server]\nreload_timeout = 0.2\n", "");
+    let (mut server, files) = start("[server]\nreload_timeout = 2\n", "");
     let before = server.workers();
     let hang = || {
         files.hang();
@@ -299,7 +300,7 @@ fn a_file_system_that_hangs_holds_up_no_request_and_no_stop() {
     server.signal(Signal::SIGHUP);
     log.wait_line("still being read");
     files.come_back("[server]\nworkers = 1\n");
-    files.write("[server]\nuri_max = 256\nreload_timeout = 0.2\n");
+    files.write("[server]\nuri_max = 256\nreload_timeout = 2\n");
     assert_eq!(server.workers(), before);
     let long = format!("/ows/?MAP=city&X={}", "x".repeat(300));
     server.signal(Signal::SIGHUP);
@@ -310,7 +311,7 @@ fn a_file_system_that_hangs_holds_up_no_request_and_no_stop() {
     log.wait_line("replacing the workers, one");
     hang();
     eventually("it hangs again", || {
-        (log.count("(server.reload_timeout)") == 2).then_some(())
+        (log.count("(server.reload_timeout)") >= 2).then_some(())
     });
     assert!(server.process.stop().success());
 }
@@ -319,7 +320,7 @@ fn a_file_system_that_hangs_holds_up_no_request_and_no_stop() {
 #[test]
 fn a_touch_while_the_file_system_hangs_counts_when_that_is_back() {
     let world = World::stub();
-    let files = Files::of(&world, "[server]\nreload_timeout = 0.2\n");
+    let files = Files::of(&world, "[server]\nreload_timeout = 2\n");
     let touched = world.path("restartmon");
     std::fs::write(&touched, "").unwrap();
     let flags = format!(
@@ -359,14 +360,14 @@ fn a_pool_whose_settings_hang_goes_on_to_replace_workers_and_to_end() {
 
 #[test]
 fn a_pool_gives_up_settings_that_hang_and_reads_them_when_they_are_back() {
-    let settings = "[server]\nreload_timeout = 0.2\n[logging]\nlevel = debug\n";
+    let settings = "[server]\nreload_timeout = 2\n[logging]\nlevel = debug\n";
     let (server, files) = start(settings, "");
     let before = server.workers();
     let pool = parent(before[0]);
     files.hang();
     kill(pool, Signal::SIGHUP);
     let log = &server.process.log;
-    let line = log.wait_line("the pool's settings cannot be read within 200ms");
+    let line = log.wait_line("the pool's settings cannot be read within 2s");
     assert!(
         line.contains("ERROR") && line.contains("server.reload_timeout"),
         "{line}"
@@ -467,6 +468,18 @@ fn stop(pid: i32) {
     eventually("its end", || (!is_alive(pid)).then_some(()));
 }
 
+/// The number that stays the same for half a second.
+fn still(number: impl Fn() -> usize) -> usize {
+    let mut seen = (number(), Instant::now());
+    eventually("a number that stays the same", || {
+        let now = number();
+        if now != seen.0 {
+            seen = (now, Instant::now());
+        }
+        (seen.1.elapsed() > Duration::from_millis(500)).then_some(now)
+    })
+}
+
 /// Sockets, pipes and files that a process has open.
 fn n_descriptors(pid: i32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/fd"))
@@ -479,7 +492,6 @@ fn three_upgrades_of_the_program_under_load_lose_nothing_and_leak_nothing() {
     let (server, files) = start("", "");
     let load = Load::on(&server);
     let mut pid = server.process.pid();
-    let mut open = Vec::new();
     for _ in 0..3 {
         files.install(Path::new(PROGRAM));
         pid = upgrade(&server, pid);
@@ -487,16 +499,18 @@ fn three_upgrades_of_the_program_under_load_lose_nothing_and_leak_nothing() {
         assert_eq!(executable, files.program, "the new file runs");
     }
     load.assert_served();
-    for _ in 0..2 {
-        // Whatever belongs to connections is closed by now, or soon.
-        open.push(eventually("few descriptors", || {
-            let n = n_descriptors(pid);
-            (n < 40).then_some(n)
-        }));
-        pid = upgrade(&server, pid);
-        server.wait_ready();
-    }
-    assert!(open[0].abs_diff(open[1]) <= 2, "{open:?}");
+    // Whatever belongs to connections is closed by now, or soon.
+    let before = still(|| n_descriptors(pid));
+    assert!(before < 40, "{before} descriptors");
+    pid = upgrade(&server, pid);
+    server.wait_ready();
+    let mut now = 0;
+    let is_as_before = poll(SOON, || {
+        now = n_descriptors(pid);
+        (now <= before + 2).then_some(())
+    });
+    assert!(is_as_before.is_some(), "{now} descriptors, {before} before");
+    pid = upgrade(&server, pid);
     stop(pid);
 }
 
@@ -509,7 +523,10 @@ fn upgrade_beside_a_request(server: &Server) -> JoinHandle<Result<http::Reply, S
     server.process.log.wait_line("the successor serves");
     eventually("another server answers", || {
         let pid = server.act("DO=echo").json()["pid"].as_i64()? as i32;
-        (server_of(pid) != old).then_some(())
+        // One of the old server may have left by now.
+        let its_server = try_parent(try_parent(pid)?)?;
+        let is_other = its_server != old && server.process.family().contains_key(&its_server);
+        is_other.then_some(())
     });
     running
 }
@@ -573,9 +590,9 @@ fn an_upgrade_to_a_program_that_fails_leaves_the_old_one_serving() {
         ),
     ] {
         if script.contains("sleep") {
-            files.write("[worker]\nstart_timeout = 1\n");
+            files.write("[worker]\nstart_timeout = 4\n");
             server.signal(Signal::SIGHUP);
-            log.wait_line("worker.start_timeout: \"1\"");
+            log.wait_line("worker.start_timeout: \"4\"");
         }
         files.install_script(script);
         server.signal(Signal::SIGUSR2);
@@ -614,11 +631,16 @@ fn a_successor_whose_settings_are_wrong_does_not_succeed() {
 #[test]
 fn an_upgrade_takes_up_what_a_reload_cannot() {
     let (server, files) = start("", "");
-    let old = common::process::n_threads(server.process.pid());
+    // Others come and go.
+    let n_http_threads = |pid| {
+        let names = threads(pid).into_iter();
+        names.filter(|name| name.starts_with("http-")).count()
+    };
+    let old = n_http_threads(server.process.pid());
     files.write("[server]\nhttp_threads = 5\n");
     let pid = upgrade(&server, server.process.pid());
     server.wait_ready();
-    assert_eq!(common::process::n_threads(pid), old + 3);
+    assert_eq!(n_http_threads(pid), old + 3);
     stop(pid);
 }
 
@@ -690,10 +712,12 @@ fn an_upgrade_after_setuid_stays_that_user() {
     let pid = upgrade(&server, server.process.pid());
     assert_eq!(server.act("DO=echo").status, 200);
     let nobody = nix::unistd::User::from_name("nobody").unwrap().unwrap();
-    let family = server.process.family();
-    assert!(family.contains_key(&pid) && family.len() >= 4, "{family:?}");
-    for pid in family.keys() {
-        assert_eq!(user_of(*pid), nobody.uid.as_raw(), "{family:?}");
+    let family = eventually("server, pool and workers", || {
+        let family = server.process.family();
+        (family.contains_key(&pid) && family.len() >= 4).then_some(family)
+    });
+    for user in family.into_keys().filter_map(user_of) {
+        assert_eq!(user, nobody.uid.as_raw());
     }
     stop(pid);
 }

@@ -229,12 +229,11 @@ pub fn try_parent(pid: i32) -> Option<i32> {
     line.trim().parse().ok()
 }
 
-/// The user whom a process runs as.
-pub fn user_of(pid: i32) -> u32 {
+/// The user whom a process runs as; None when it is gone.
+pub fn user_of(pid: i32) -> Option<u32> {
     let text = String::from_utf8_lossy(&read(pid, "status")).into_owned();
-    let line = text.lines().find_map(|line| line.strip_prefix("Uid:"));
-    let user = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
-    user.expect("a living process")
+    let line = text.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    line.split_whitespace().next()?.parse().ok()
 }
 
 /// Processor time that it has used so far.
@@ -251,9 +250,17 @@ pub fn cpu_time(pid: i32) -> Duration {
 }
 
 pub fn n_threads(pid: i32) -> usize {
-    std::fs::read_dir(format!("/proc/{pid}/task"))
-        .unwrap()
-        .count()
+    threads(pid).len()
+}
+
+/// What the threads of a process are called.
+pub fn threads(pid: i32) -> Vec<String> {
+    let entries = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let names = entries
+        .flatten()
+        .map(|entry| std::fs::read_to_string(entry.path().join("comm")));
+    // One that has just ended has none.
+    names.flatten().map(|name| name.trim().to_owned()).collect()
 }
 
 /// The regular files that a process holds open.
@@ -324,6 +331,14 @@ impl Log {
             .iter()
             .filter(|line| line.contains(part))
             .count()
+    }
+
+    /// So many lines contain `part`, as soon as they are here: what a program said is read
+    /// some time later.
+    pub fn assert_count(&self, part: &str, n: usize) {
+        poll(SOON, || (self.count(part) >= n).then_some(()));
+        let (found, text) = (self.count(part), self.text());
+        assert_eq!(found, n, "lines that say {part:?}:\n{text}");
     }
 
     /// What `pick` finds in the first line that has it.
