@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::http::{read_all, send_get};
 use common::load::{Load, Manner};
@@ -13,11 +13,18 @@ use common::{SOON, Server, World, eventually, kill, path_of, poll, timed};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-/// Clearly less than any time-out in these tests, and bearable for a busy machine.
-const AT_ONCE: Duration = Duration::from_secs(1);
+/// Clearly less than any time-out in these tests, [`SLOW_BEAT`] among them, and bearable
+/// for a busy machine.
+const AT_ONCE: Duration = Duration::from_secs(4);
 
-/// With the heartbeat of a second that is the default, and the same patience.
-const TWO_HEARTBEATS: Duration = Duration::from_secs(3);
+/// Whoever waits for a heartbeat to be missed waits for longer than [`AT_ONCE`].
+const SLOW_BEAT: &str = "zmq.heartbeat = 4";
+
+/// So slow that a busy machine does not miss one.
+const BEAT: &str = "zmq.heartbeat = 3";
+
+/// Two of [`BEAT`] without a sign of life, and the time until that is looked at.
+const TWO_HEARTBEATS: Duration = Duration::from_secs(9);
 
 /// The path of a request of another project than `path_of`.
 fn lake(what: &str) -> String {
@@ -62,10 +69,10 @@ fn asking(server: &Server, path: &str) -> Load {
     Load::start(server.address, path, &[Manner::Anew]).served()
 }
 
-/// Each answer was a 200, and soon.
+/// Each answer was a 200, and none waited for as long as a request may.
 fn assert_undisturbed(other: Load) {
     let slowest = other.assert_served();
-    assert!(slowest < TWO_HEARTBEATS, "{slowest:?}");
+    assert!(slowest < Duration::from_secs(10), "{slowest:?}");
 }
 
 // Quarantine.
@@ -99,7 +106,7 @@ fn a_request_that_kills_two_workers_is_a_502_at_once_the_third_time() {
     assert_departed(&server, &json!({"serving": 2}));
     let line = server.process.log.wait_line("quarantined for 300.0 s");
     assert!(line.contains("WARN") && line.contains("GetMap"), "{line}");
-    assert_eq!(server.process.log.count("quarantined for"), 1);
+    server.process.log.assert_count("quarantined for", 1);
 }
 
 #[test]
@@ -118,7 +125,7 @@ fn after_its_quarantine_a_request_that_kills_again_costs_one_worker_only() {
 
 #[test]
 fn a_request_that_freezes_two_workers_is_refused_the_third_time() {
-    let server = Server::stub("server.timeout = 60");
+    let server = Server::stub(&format!("server.timeout = 60\n{BEAT}"));
     let poison = "DO=signal&N=19&MARK=frozen";
     assert_eq!(server.act(poison).status, 502, "once more, elsewhere");
     let (refused, took) = timed(|| server.act(poison));
@@ -133,7 +140,7 @@ fn a_request_that_freezes_two_workers_is_refused_the_third_time() {
 /// The client has its 504 before anybody knows what has become of the worker.
 #[test]
 fn a_request_that_freezes_two_workers_is_refused_though_its_deadline_came_first() {
-    let server = Server::stub("server.timeout = 1");
+    let server = Server::stub(&format!("server.timeout = 3\n{BEAT}"));
     let poison = "DO=signal&N=19&MARK=frozen";
     for n in 1..=2 {
         assert_eq!(server.act(poison).status, 504);
@@ -172,7 +179,7 @@ fn without_quarantine_each_time_costs_its_workers() {
 
 #[test]
 fn a_get_survives_a_crash_of_its_worker() {
-    let server = Server::stub("");
+    let server = Server::stub(SLOW_BEAT);
     for (n, end) in ["segfault", "signal&N=6", "signal&N=9", "exit&N=3"]
         .iter()
         .enumerate()
@@ -197,18 +204,18 @@ fn assert_gone_once(server: &Server) {
 
 #[test]
 fn a_get_whose_worker_freezes_is_answered_by_another_within_two_heartbeats() {
-    let server = Server::stub("server.timeout = 60");
+    let server = Server::stub(&format!("server.timeout = 60\n{BEAT}"));
     let (reply, took) = timed(|| server.act("DO=signal&N=19&ONCE=frozen&MARK=tries"));
     assert_eq!(reply.status, 200, "{}", reply.text());
     assert!(took < TWO_HEARTBEATS, "{took:?}");
     assert_eq!(server.world.count("tries"), 2);
-    server.process.log.wait_line("no sign of life for 2.0 s");
+    server.process.log.wait_line("no sign of life for 6.0 s");
     assert_gone_once(&server);
 }
 
 #[test]
 fn a_post_whose_worker_freezes_is_a_502_within_two_heartbeats() {
-    let server = Server::stub("server.timeout = 60");
+    let server = Server::stub(&format!("server.timeout = 60\n{BEAT}"));
     let (reply, took) = timed(|| server.act_once("DO=signal&N=19&MARK=tries"));
     assert_eq!(reply.status, 502, "{}", reply.text());
     assert!(took < TWO_HEARTBEATS, "{took:?}");
@@ -218,7 +225,7 @@ fn a_post_whose_worker_freezes_is_a_502_within_two_heartbeats() {
 
 #[test]
 fn an_idle_worker_that_freezes_is_found_out_within_two_heartbeats() {
-    let server = Server::stub("");
+    let server = Server::stub(BEAT);
     let frozen = server.workers()[0];
     kill(frozen, Signal::SIGSTOP);
     let ((), took) = timed(|| {
@@ -233,7 +240,7 @@ fn an_idle_worker_that_freezes_is_found_out_within_two_heartbeats() {
 
 #[test]
 fn a_worker_that_freezes_half_way_through_a_stream_cuts_it_within_two_heartbeats() {
-    let server = Server::stub("server.timeout = 60");
+    let server = Server::stub(&format!("server.timeout = 60\n{BEAT}"));
     let mut client = server.connect();
     let stream = "DO=stream&N=100&SIZE=100000&THEN=signal&THEN_N=19&MARK=running";
     send_get(&mut client, &path_of(stream));
@@ -248,7 +255,7 @@ fn a_worker_that_freezes_half_way_through_a_stream_cuts_it_within_two_heartbeats
 fn a_worker_that_freezes_before_it_is_ready_is_replaced() {
     let world = World::stub();
     world.tell("freeze-at-start");
-    let settings = "worker.start_timeout = 1\nworker.backoff_max = 1";
+    let settings = "worker.start_timeout = 4\nworker.backoff_max = 1";
     let server = Server::start(world, settings);
     server.world.wait_count("started", 3);
     assert_eq!(server.get("/ready").status, 503);
@@ -286,7 +293,8 @@ fn a_request_that_runs_out_of_memory_is_a_500_and_its_worker_is_replaced() {
 
 #[test]
 fn a_worker_that_is_cut_off_loses_its_request_at_once_and_joins_again() {
-    let (server, relay, _pool) = far_away(World::stub(), "server.timeout = 60");
+    let (server, relay, _pool) =
+        far_away(World::stub(), &format!("server.timeout = 60\n{SLOW_BEAT}"));
     let before = server.workers();
     let post = server.act_once_later("DO=wait&FOR=go&MARK=running");
     let get = server.act_later("DO=wait&FOR=go&MARK=running&ID=get");
@@ -307,7 +315,7 @@ fn a_worker_that_is_cut_off_loses_its_request_at_once_and_joins_again() {
 
 #[test]
 fn a_worker_whose_network_is_dead_is_found_out_within_two_heartbeats() {
-    let (server, relay, _pool) = far_away(World::stub(), "server.timeout = 60");
+    let (server, relay, _pool) = far_away(World::stub(), &format!("server.timeout = 60\n{BEAT}"));
     let post = server.act_once_later("DO=wait&FOR=go&MARK=running");
     server.world.wait_count("running", 1);
     let (reply, took) = timed(|| {
@@ -352,21 +360,28 @@ fn when_the_parent_of_the_pool_dies_requests_wait_for_the_next_pool() {
 #[test]
 fn a_crash_storm_turns_readiness_off_until_it_is_over_and_the_server_serves_on() {
     let server =
-        Server::stub("zmq.storm_deaths = 3\nzmq.storm_seconds = 3\nworker.backoff_max = 1");
-    let mut n = 0;
+        Server::stub("zmq.storm_deaths = 3\nzmq.storm_seconds = 4\nworker.backoff_max = 1");
+    let (mut n, mut asked) = (0, Instant::now());
     eventually("it is not ready", || {
         n += 1;
+        asked = Instant::now();
         let body = format!("<Transaction n='{n}'/>");
         server.post(&path_of("DO=segfault"), "text/xml", body.as_bytes());
         (server.get("/ready").status == 503 && server.status()["storm"] == true).then_some(())
     });
     assert_eq!(server.act("DO=echo").status, 200, "what it can");
     assert_eq!(server.get("/ping").status, 200);
-    let ((), took) = timed(|| server.wait_ready());
-    assert!(took > AT_ONCE, "not as soon as there is a worker: {took:?}");
+    server.wait_ready();
+    // The last one died after that.
+    let calm = asked.elapsed();
+    assert!(
+        calm > Duration::from_secs(4),
+        "not as soon as there is a worker: {calm:?}"
+    );
     assert_eq!(server.status()["storm"], false);
-    assert_eq!(server.process.log.count("die faster than they answer"), 1);
-    server.process.log.wait_line("no worker died for a while");
+    let log = &server.process.log;
+    log.assert_count("die faster than they answer", 1);
+    log.wait_line("no worker died for a while");
 }
 
 #[test]
@@ -378,6 +393,7 @@ fn workers_that_are_killed_between_two_answers_are_no_storm() {
         kill(victim, Signal::SIGKILL);
         server.wait_replaced(&[victim], 2);
         assert_eq!(server.get("/ready").status, 200);
+        assert_eq!(server.act("DO=echo").status, 200, "the answer in between");
     }
     assert_undisturbed(other);
     assert_eq!(server.status()["quarantined"], serde_json::json!([]));
@@ -388,24 +404,26 @@ fn workers_that_are_killed_between_two_answers_are_no_storm() {
 #[test]
 fn a_project_that_hangs_opens_its_breaker_while_another_one_answers_and_a_probe_closes_it() {
     let server = two_projects(
-        "server.timeout = 1\nzmq.breaker_timeouts = 2\nzmq.breaker_pause = 2\nzmq.cancel_grace = 0.2",
+        "server.timeout = 4\nzmq.breaker_timeouts = 2\nzmq.breaker_pause = 6\nzmq.cancel_grace = 0.2",
     );
     let other = asking(&server, &lake("DO=echo"));
-    for n in 1..=2 {
-        assert_eq!(server.act("DO=hang&MARK=tries").status, 504);
-        replaced(&server, n);
-    }
+    assert_eq!(server.act("DO=hang&MARK=tries").status, 504);
+    // Until then it has its share of the workers.
+    replaced(&server, 1);
+    assert_eq!(server.act("DO=hang&MARK=tries").status, 504);
+    // Before the pause is over.
     let (refused, took) = timed(|| server.act("DO=hang&MARK=tries"));
     assert_eq!(refused.status, 503);
-    assert!(took < AT_ONCE / 2, "{took:?}");
+    assert!(took < AT_ONCE, "{took:?}");
     assert!(
         refused.text().contains("does not answer in time"),
         "{}",
         refused.text()
     );
     let retry: u32 = refused.header("retry-after").unwrap().parse().unwrap();
-    assert!((1..=2).contains(&retry), "{retry}");
+    assert!((1..=6).contains(&retry), "{retry}");
     assert_eq!(server.status()["breakers"][0]["project"], "file:city");
+    replaced(&server, 2);
     // Whatever the request: the project is tried by one only, and not before its time.
     eventually("the probe is let in", || {
         (server.act("DO=echo&MARK=probe").status == 200).then_some(())
@@ -420,13 +438,13 @@ fn a_project_that_hangs_opens_its_breaker_while_another_one_answers_and_a_probe_
         "tries whether",
         "its breaker is closed",
     ] {
-        assert_eq!(server.process.log.count(part), 1, "{part}");
+        server.process.log.assert_count(part, 1);
     }
 }
 
 #[test]
 fn a_project_that_hangs_holds_no_more_than_its_share_of_the_workers() {
-    let server = two_projects("server.timeout = 2\nzmq.cancel_grace = 0.2");
+    let server = two_projects("server.timeout = 4\nzmq.cancel_grace = 0.2");
     assert_eq!(server.get(&lake("DO=echo")).status, 200);
     assert_eq!(server.act("DO=hang").status, 504);
     replaced(&server, 1);
@@ -465,19 +483,22 @@ fn a_project_that_hangs_from_its_first_request_on_gets_one_of_two_workers() {
 
 #[test]
 fn a_project_that_begins_to_hang_gives_a_worker_back_long_before_its_time_out() {
+    const STALLED: Duration = Duration::from_secs(1);
     let server = two_projects(
         "server.timeout = 60\nzmq.timeout = 60000\nlanes.stalled_seconds = 1\nzmq.cancel_grace = 0.2",
     );
     assert_eq!(server.get(&lake("DO=echo")).status, 200);
     assert_eq!(server.act("DO=echo").status, 200);
+    let asked = Instant::now();
     let hanging: Vec<_> = (0..8)
         .map(|i| server.act_later(&format!("DO=wait&FOR=go&MARK=running&ID={i}")))
         .collect();
     server.world.wait_count("running", 2);
-    assert_eq!(server.status()["stalled"], json!([]));
+    let is_stalled = server.status()["stalled"] != json!([]);
+    assert!(!is_stalled || asked.elapsed() >= STALLED, "not before");
     let (reply, took) = timed(|| server.get(&lake("DO=echo")));
     assert_eq!(reply.status, 200, "{}", reply.text());
-    assert!(took < TWO_HEARTBEATS * 2, "{took:?}");
+    assert!(took < SOON, "{took:?}");
     for _ in 0..20 {
         let (reply, took) = timed(|| server.get(&lake("DO=echo")));
         assert_eq!(reply.status, 200, "{}", reply.text());
@@ -491,14 +512,17 @@ fn a_project_that_begins_to_hang_gives_a_worker_back_long_before_its_time_out() 
     }
     assert_eq!(server.status()["stalled"], json!([]));
     assert_eq!(server.world.count("running"), 9, "one of them twice");
-    assert_eq!(server.process.log.count("has not answered for 1.0 s"), 1);
-    assert_eq!(server.process.log.count("and others waited"), 1);
+    server
+        .process
+        .log
+        .assert_count("has not answered for 1.0 s", 1);
+    server.process.log.assert_count("and others waited", 1);
 }
 
 #[test]
 fn a_project_that_hangs_opens_its_breaker_though_its_clients_leave_earlier() {
     let server =
-        two_projects("server.timeout = 1\nzmq.breaker_timeouts = 2\nzmq.cancel_grace = 0.2");
+        two_projects("server.timeout = 2\nzmq.breaker_timeouts = 2\nzmq.cancel_grace = 0.2");
     for n in 1..=2 {
         let mut leaver = server.connect();
         send_get(&mut leaver, &path_of("DO=hang&MARK=running"));

@@ -14,8 +14,12 @@ use common::wire::Peer;
 use common::{Pool, SOON, Server, World, eventually, free_address, kill, path_of, timed};
 use nix::sys::signal::Signal;
 
-/// Clearly less than any time-out in these tests, and bearable for a busy machine.
-const AT_ONCE: Duration = Duration::from_secs(2);
+/// Clearly less than any time-out in these tests, [`SLOW_BEAT`] among them, and bearable
+/// for a busy machine.
+const AT_ONCE: Duration = Duration::from_secs(5);
+
+/// Whoever waits for a heartbeat to be missed waits for longer than [`AT_ONCE`].
+const SLOW_BEAT: &str = "zmq.heartbeat = 6";
 
 // Deaths.
 
@@ -34,7 +38,7 @@ fn a_get_survives_the_death_of_its_worker() {
 
 #[test]
 fn a_post_whose_worker_dies_is_a_502_at_once_and_is_never_sent_twice() {
-    let server = Server::stub("server.timeout = 20");
+    let server = Server::stub(SLOW_BEAT);
     let (reply, took) = timed(|| server.act_once("DO=signal&N=9&MARK=tries"));
     assert_eq!(reply.status, 502, "{}", reply.text());
     assert!(took < AT_ONCE, "{took:?}");
@@ -45,7 +49,7 @@ fn a_post_whose_worker_dies_is_a_502_at_once_and_is_never_sent_twice() {
 /// Retried once, killed again: the client loses one picture, the pool loses nothing.
 #[test]
 fn a_request_that_kills_two_workers_is_a_502_and_both_are_replaced() {
-    let server = Server::stub("");
+    let server = Server::stub(SLOW_BEAT);
     let (reply, took) = timed(|| server.act("DO=signal&N=9&MARK=tries"));
     assert_eq!(reply.status, 502, "{}", reply.text());
     assert!(took < AT_ONCE + AT_ONCE, "{took:?}");
@@ -148,16 +152,19 @@ fn pool_of(server: &Server) -> i32 {
 fn a_stuck_request_is_a_504_at_its_deadline_and_its_worker_is_replaced() {
     // `wedge` never lets go of the interpreter: only the link thread can end it.
     for what in ["hang", "wedge"] {
-        let server = Server::stub("server.timeout = 1\nserver.workers = 1");
+        let settings = "server.timeout = 3\nzmq.cancel_grace = 3\nserver.workers = 1";
+        let server = Server::stub(settings);
         let before = server.workers();
         let (reply, took) = timed(|| server.act(&format!("DO={what}")));
         assert_eq!(reply.status, 504, "{}", reply.text());
+        // And not when its worker is ended.
         assert!(
-            took >= Duration::from_secs(1) && took < Duration::from_secs(2),
+            took >= Duration::from_secs(3) && took < Duration::from_secs(6),
             "{what}: {took:?}"
         );
         server.wait_replaced(&before, 1);
-        assert!(!is_alive(before[0]));
+        // A connection may end before its process does.
+        eventually("it is gone", || (!is_alive(before[0])).then_some(()));
         assert_eq!(server.act("DO=echo").status, 200);
     }
 }
@@ -165,10 +172,10 @@ fn a_stuck_request_is_a_504_at_its_deadline_and_its_worker_is_replaced() {
 /// A stopped process answers no CANCEL, and its silence is not noticed before.
 #[test]
 fn a_frozen_worker_does_not_hold_its_request_beyond_the_deadline() {
-    let server = Server::stub("server.timeout = 1\nzmq.heartbeat = 2");
+    let server = Server::stub("server.timeout = 2\nzmq.heartbeat = 3");
     let (reply, took) = timed(|| server.act("DO=signal&N=19&MARK=frozen"));
     assert_eq!(reply.status, 504, "{}", reply.text());
-    assert!(took >= Duration::from_secs(1) && took < AT_ONCE, "{took:?}");
+    assert!(took >= Duration::from_secs(2) && took < AT_ONCE, "{took:?}");
     let pid = std::fs::read_to_string(server.world.path("stub/control/frozen")).unwrap();
     let frozen: i32 = pid.trim().parse().expect("it ran once");
     server.wait_replaced(&[frozen], 2);
@@ -259,7 +266,7 @@ fn a_running_request_whose_client_left_is_ended_at_its_deadline_if_qgis_does_not
 /// A transaction must not be left half done because somebody closed a browser.
 #[test]
 fn a_transaction_whose_client_left_runs_on_after_the_deadline_of_those_who_wait() {
-    let server = Server::stub("server.workers = 1\nserver.timeout = 1\nzmq.cancel_grace = 0.2");
+    let server = Server::stub("server.workers = 1\nserver.timeout = 3\nzmq.cancel_grace = 0.2");
     let before = server.workers();
     server.leave_behind("DO=wait&FOR=go&MARK=running");
     let late = server.act("DO=echo");
@@ -293,7 +300,7 @@ fn a_transaction_that_hangs_is_a_504_at_the_deadline_of_its_client_who_waits() {
 
 #[test]
 fn a_cancelled_map_is_stopped_where_qgis_can_be_and_costs_no_worker() {
-    let server = Server::stub("server.timeout = 0.5\nzmq.cancel_grace = 15\nserver.workers = 1");
+    let server = Server::stub("server.timeout = 3\nzmq.cancel_grace = 15\nserver.workers = 1");
     let before = server.workers();
     let reply = server.act("DO=draw&STOPPED=stopped");
     assert_eq!(reply.status, 504, "{}", reply.text());
@@ -392,7 +399,7 @@ fn a_client_that_takes_nothing_is_cut_off_and_its_worker_is_free_again() {
 
 #[test]
 fn a_stream_that_fails_half_way_aborts_the_connection() {
-    let server = Server::stub("server.timeout = 1");
+    let server = Server::stub("server.timeout = 4");
     // More than the window, so that the client has seen some of it.
     for end in ["signal", "exit", "raise", "hang"] {
         let path = path_of(&format!("DO=stream&N=100&SIZE=100000&THEN={end}"));
@@ -463,11 +470,9 @@ fn sigterm_waits_no_longer_than_the_drain_timeout() {
         Server::stub("server.drain_timeout = 1\nworker.drain_timeout = 1\nserver.timeout = 60");
     let stuck = server.act_later("DO=hang&MARK=running");
     server.world.wait_count("running", 1);
-    let (_, took) = timed(|| {
-        server.signal(Signal::SIGTERM);
-        server.process.wait(SOON)
-    });
-    assert!(took < Duration::from_secs(6), "{took:?}");
+    server.signal(Signal::SIGTERM);
+    // It would have a minute.
+    server.process.wait(SOON);
     let reply = stuck.join().unwrap();
     assert!(reply.is_err() || reply.is_ok_and(|reply| reply.status >= 500));
 }
@@ -627,7 +632,7 @@ fn workers_that_die_at_start_are_replaced_with_back_off_and_the_server_lives() {
     let server = Server::start(world, "worker.backoff_max = 2");
     // Said when a pause is longer than a second.
     server.process.log.wait_line("die young");
-    let (before, start) = (server.world.count("started"), Instant::now());
+    let (start, before) = (Instant::now(), server.world.count("started"));
     server.world.wait_count("started", before + 3);
     let took = start.elapsed();
     assert!(
@@ -647,7 +652,7 @@ fn a_worker_that_does_not_become_ready_is_replaced() {
     world.tell("hang-at-start");
     let server = Server::start(
         world,
-        "worker.start_timeout = 2\nworker.backoff_max = 1\nserver.workers = 1\nworker.spares = 0",
+        "worker.start_timeout = 4\nworker.backoff_max = 1\nserver.workers = 1\nworker.spares = 0",
     );
     server.world.wait_count("started", 2);
     server.world.untell("hang-at-start");
@@ -659,8 +664,8 @@ fn a_worker_that_does_not_become_ready_is_replaced() {
 fn a_pool_whose_imports_hang_is_ended_and_started_again() {
     let world = World::stub();
     world.tell("hang-at-import");
-    let server = Server::start(world, "worker.start_timeout = 1\nworker.backoff_max = 1");
-    server.process.log.wait_line("were not imported within 2s");
+    let server = Server::start(world, "worker.start_timeout = 3\nworker.backoff_max = 1");
+    server.process.log.wait_line("were not imported within 6s");
     server.world.wait_count("importing", 2);
     assert_eq!(server.get("/ready").status, 503);
     server.world.untell("hang-at-import");
@@ -674,7 +679,7 @@ fn a_pool_whose_imports_hang_is_started_again_though_nobody_reads_its_log() {
     let world = World::stub();
     world.tell("hang-at-import");
     let settings =
-        "worker.start_timeout = 1\nworker.backoff_max = 1\nlogging.slow_seconds = 0.000001";
+        "worker.start_timeout = 3\nworker.backoff_max = 1\nlogging.slow_seconds = 0.000001";
     let server = Server::start(world, settings);
     let log = server.process.log.clone();
     let stalled = log.stall();
@@ -757,7 +762,7 @@ fn a_restart_of_a_proxy_reaches_all_pools_and_no_request_fails() {
 
 #[test]
 fn a_stuck_worker_of_another_pool_is_replaced_as_a_local_one() {
-    let server = Server::proxy(World::stub(), "server.timeout = 1");
+    let server = Server::proxy(World::stub(), "server.timeout = 3");
     let _pool = Pool::start(&server.world, server.gate.unwrap(), "server.workers = 1");
     server.wait_ready();
     let before = server.workers();
