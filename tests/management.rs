@@ -5,9 +5,10 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::sync::{Arc, Mutex};
 
 use common::process::is_log_full;
-use common::{MANAGED, Server, World, eventually, http, kill, path_of};
+use common::{MANAGED, SOON, Server, World, eventually, http, kill, path_of, poll};
 use nix::sys::signal::Signal;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::trace::v1::Span;
@@ -36,11 +37,22 @@ impl Managed {
         self.get("/status").json()
     }
 
+    /// The page on which samples have these values. A reply is counted when its client has
+    /// it already.
+    fn scrape_with(&self, expected: &[(&str, f64)]) -> Exposition {
+        let mut missing = Vec::new();
+        let page = poll(SOON, || {
+            let page = self.scrape();
+            let differs = |(name, value): &&(&str, f64)| page.value(name) != *value;
+            missing = expected.iter().filter(differs).copied().collect();
+            missing.is_empty().then_some(page)
+        });
+        page.unwrap_or_else(|| panic!("not within {SOON:?}: {missing:?}"))
+    }
+
     /// Waits until a sample has this value.
     fn until(&self, sample: &str, value: f64) {
-        eventually(&format!("{sample} is {value}"), || {
-            (self.scrape().value(sample) == value).then_some(())
-        });
+        self.scrape_with(&[(sample, value)]);
     }
 }
 
@@ -127,7 +139,7 @@ impl Exposition {
 
 #[test]
 fn the_metrics_count_what_was_done() {
-    let settings = "server.timeout = 1\nzmq.cancel_grace = 0.2\nworker.young = 0";
+    let settings = "server.timeout = 4\nzmq.cancel_grace = 0.2\nworker.young = 0";
     let managed = Managed::start(settings);
     let server = &managed.0;
     let before = managed.scrape();
@@ -140,31 +152,29 @@ fn the_metrics_count_what_was_done() {
         assert_eq!(reply.status, 200);
         sent += reply.body.len();
     }
-    let now = managed.scrape();
-    let get_map = "service=\"WMS\",operation=\"GetMap\"";
-    let get_map = |name: &str| {
-        let sorted = "operation=\"GetMap\",service=\"WMS\"";
-        let value = now.value(&format!("qgisserver_{name}_seconds_count{{{get_map}}}"));
-        value.max(now.value(&format!("qgisserver_{name}_seconds_count{{{sorted}}}")))
-    };
-    for name in ["request", "load", "render"] {
-        assert_eq!(get_map(name), 6.0, "{name}");
-    }
-    for (series, value) in [
+    let get_map = ["request", "load", "render"].map(|name| {
+        let labels = "operation=\"GetMap\",service=\"WMS\"";
+        format!("qgisserver_{name}_seconds_count{{{labels}}}")
+    });
+    let [request, load, render] = get_map.each_ref().map(|name| (name.as_str(), 6.0));
+    let now = managed.scrape_with(&[
+        request,
+        load,
+        render,
         ("qgisserver_queue_seconds_count{lane=\"maps\"}", 6.0),
         (
             "qgisserver_replies_total{service=\"WMS\",status=\"200\"}",
             6.0,
         ),
         ("qgisserver_retries_total", 0.0),
-    ] {
-        assert_eq!(now.value(series), value, "{series}");
-    }
+    ]);
     let found = |what: &str| now.value(&format!("qgisserver_projects_total{{found=\"{what}\"}}"));
     assert_eq!(found("loaded") + found("cached"), 6.0);
     assert!(found("loaded") >= 1.0 && found("cached") >= 4.0);
     let bytes = |page: &Exposition| page.value("qgisserver_sent_bytes_total");
-    assert!(bytes(&now) - bytes(&before) >= sent as f64);
+    eventually("all bytes are counted", || {
+        (bytes(&managed.scrape()) - bytes(&before) >= sent as f64).then_some(())
+    });
 
     // A death, a time-out, an absent project, a body.
     assert_eq!(server.act("DO=signal&ONCE=died").status, 200);
@@ -362,12 +372,15 @@ fn nobody_reads_the_log_and_all_is_served_and_what_was_lost_is_told_later() {
     let (server, log) = (&managed.0, &managed.0.process.log);
     let stalled = log.stall();
     let long = "x".repeat(30_000);
-    // More than fits in the pipe and in memory.
-    for _ in 0..200 {
-        assert_eq!(server.act(&format!("DO=echo&X={long}")).status, 200);
-    }
     let lost = "qgisserver_log_lines_lost_total";
-    assert!(managed.scrape().value(lost) > 0.0);
+    // How much fits in the pipe and in memory depends on how fast its thread is.
+    let is_lost = poll(3 * SOON, || {
+        for _ in 0..20 {
+            assert_eq!(server.act(&format!("DO=echo&X={long}")).status, 200);
+        }
+        (managed.scrape().value(lost) > 0.0).then_some(())
+    });
+    assert!(is_lost.is_some(), "all of it fits");
     // The pool and its workers log, too.
     let all_log = || {
         for _ in 0..5 {
@@ -523,7 +536,7 @@ fn a_death_is_told_with_the_id_by_everybody_who_notices() {
 #[test]
 fn the_line_of_a_failure_says_where_its_time_went() {
     let settings = "logging.json = yes\nserver.workers = 1\nworker.spares = 0\n\
-                    server.timeout = 1\nserver.server_timing = yes\nzmq.cancel_grace = 0.2";
+                    server.timeout = 4\nserver.server_timing = yes\nzmq.cancel_grace = 0.2";
     let server = Server::stub(settings);
     let ask = |id: &str, path: &str| server.request("GET", path, &[("X-Request-Id", id)], b"");
     let line = |id: &str| wait_line(&server, id, |line| line["target"] == "access");
@@ -562,9 +575,10 @@ fn the_line_of_a_failure_says_where_its_time_went() {
         waiting
     });
     let hung = line("hung");
-    assert!(ms(&hung, "queue_ms").is_some_and(|ms| ms < 900.0), "{hung}");
+    let queued = ms(&hung, "queue_ms");
+    assert!(queued.is_some_and(|ms| ms < 3500.0), "{hung}");
     assert_eq!(hung["load_ms"], Value::Null, "nobody knows: {hung}");
-    // It gets a worker or its own time-out, and waited for most of a second either way.
+    // It gets a worker or its own time-out, and waited for most of that either way.
     assert!(matches!(waiting.status, 200 | 504), "{}", waiting.status);
     assert!(ms(&line("waiting"), "queue_ms").is_some_and(|ms| ms > 300.0));
 }
@@ -741,26 +755,31 @@ fn server_timing_is_said_when_the_operator_wants_it() {
     );
 }
 
-/// Takes requests as a collector of OpenTelemetry does; gives the spans of the next one.
-fn collector() -> (String, impl FnOnce() -> Vec<Span>) {
+/// Takes requests as a collector of OpenTelemetry does; gives the spans of all that were
+/// answered.
+fn collector() -> (String, impl Fn() -> Vec<Span>) {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/v1/traces", listener.local_addr().unwrap());
-    let spans = std::thread::spawn(move || {
-        let (stream, _) = listener.accept().unwrap();
-        let body = take_post(stream);
-        let batch = ExportTraceServiceRequest::decode(&body[..]).expect("protobuf");
-        let scopes = batch
-            .resource_spans
-            .into_iter()
-            .flat_map(|it| it.scope_spans);
-        scopes.flat_map(|scope| scope.spans).collect()
+    let spans = Arc::new(Mutex::new(Vec::new()));
+    let taken = spans.clone();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut from = BufReader::new(stream.unwrap());
+            let body = take_post(&mut from);
+            let batch = ExportTraceServiceRequest::decode(&body[..]).expect("protobuf");
+            let scopes = batch.resource_spans.into_iter();
+            let scopes = scopes.flat_map(|it| it.scope_spans);
+            let new = scopes.flat_map(|scope| scope.spans);
+            taken.lock().unwrap().extend(new);
+            let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+            from.get_mut().write_all(answer).unwrap();
+        }
     });
-    (url, || spans.join().unwrap())
+    (url, move || spans.lock().unwrap().clone())
 }
 
-/// The body of one request, which is answered 200.
-fn take_post(stream: std::net::TcpStream) -> Vec<u8> {
-    let mut from = BufReader::new(stream);
+/// The body of one request.
+fn take_post(from: &mut BufReader<TcpStream>) -> Vec<u8> {
     let mut length = 0;
     loop {
         let mut line = String::new();
@@ -774,8 +793,6 @@ fn take_post(stream: std::net::TcpStream) -> Vec<u8> {
     }
     let mut body = vec![0; length];
     from.read_exact(&mut body).unwrap();
-    let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
-    from.get_mut().write_all(answer).unwrap();
     body
 }
 
@@ -826,5 +843,5 @@ fn a_collector_that_does_not_answer_costs_a_log_line_and_nothing_else() {
     let mut server = Server::stub(&settings);
     assert_eq!(server.act("DO=echo").status, 200);
     assert!(server.process.stop().success());
-    assert_eq!(server.process.log.count("traces are lost"), 1);
+    server.process.log.assert_count("traces are lost", 1);
 }
