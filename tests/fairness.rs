@@ -45,7 +45,7 @@ fn wait_lane(server: &Server, lane: &str, waiting: u64, running: u64) {
 fn small_maps_flow_while_prints_and_slow_maps_fill_their_lane() {
     let server = Server::stub(
         "server.http_proxy = yes\nserver.timeout = 300\nzmq.timeout = 300000\n\
-         lanes.slow_ms = 50\nlanes.reserved_seconds = 1000",
+         lanes.slow_ms = 500\nlanes.reserved_seconds = 1000",
     );
     let small = || map(&server, "192.0.2.9", "WIDTH=256&HEIGHT=256&LAYERS=small");
     assert_eq!(status(small()), 200);
@@ -56,7 +56,7 @@ fn small_maps_flow_while_prints_and_slow_maps_fill_their_lane() {
     );
     server.world.wait_count("lesson", 1);
     // That it takes longer than `lanes.slow_ms` is the lesson.
-    std::thread::sleep(Duration::from_millis(200));
+    std::thread::sleep(Duration::from_millis(600));
     server.world.tell("taught");
     assert_eq!(status(lesson), 200);
 

@@ -15,7 +15,7 @@ use common::{MANAGED, Server, World, eventually, http, path_of, timed};
 use nix::sys::socket::{setsockopt, sockopt::RcvBuf};
 
 /// For a busy machine: answers are due at once, or at their deadline.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 fn echo(tag: &str, more: &str) -> Vec<u8> {
     let query = format!("SERVICE=ECHO&REQUEST=Echo&MAP=city&TAG={tag}&SIZE=100{more}");

@@ -295,7 +295,7 @@ fn a_manager_that_hangs_or_fails_is_ended_and_named_and_workers_serve_without_it
         ),
         ("exit 7", "the plugin manager failed"),
     ] {
-        let server = with_manager(World::stub(), script, "plugins.install_timeout = 0.5").ready();
+        let server = with_manager(World::stub(), script, "plugins.install_timeout = 2").ready();
         server.process.log.wait_line(says);
         assert_eq!(statuses(&server), [pair("Fresh One", "failed")]);
         if let Ok(child) = std::fs::read_to_string(server.world.path("child")) {

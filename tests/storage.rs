@@ -59,7 +59,7 @@ fn with_database(postgres: &Postgres, settings: &str) -> Server {
     let settings = format!(
         "projects.cache.allow_storage_schemes = file,postgresql
          projects.schemes.pg = postgresql:///?service=maps&dbname=gis&schema=maps
-         projects.storage.timeout = 2
+         projects.storage.timeout = 5
          {settings}"
     );
     Server::start(world, &settings).ready()
@@ -161,8 +161,8 @@ fn a_database_that_is_away_is_a_503_in_time_and_a_project_is_back_with_it() {
         let start = Instant::now();
         assert_eq!(status(&server, "pg:city"), 503);
         let waited = start.elapsed();
-        assert!(waited < Duration::from_secs(10), "{waited:?}");
-        (server.process.log.count("no answer within 2 s") > 0).then_some(())
+        assert!(waited < Duration::from_secs(30), "{waited:?}");
+        (server.process.log.count("no answer within 5 s") > 0).then_some(())
     });
     nothing_told(&server, postgres::PASSWORD);
 }
@@ -242,7 +242,7 @@ fn in_s3(objects: &Objects, secret: &str) -> String {
          projects.s3.endpoint = http://{}
          projects.s3.access_key_id = {}
          projects.s3.secret_access_key = {secret}
-         projects.storage.timeout = 2
+         projects.storage.timeout = 5
          projects.cache.broken_seconds = 0.1",
         objects.address,
         objects::KEY
@@ -463,8 +463,10 @@ fn handlers_that_were_written_for_other_servers_find_and_read_projects() {
     assert_eq!(status(&server, "drawer:raise"), 500);
     has_title(&server, "drawer:world", "World");
     let loaded = |n: usize| {
-        let count = server.process.log.count("project=drawer:saved ms=");
-        assert_eq!(count, n, "{}", server.process.log.text());
+        server
+            .process
+            .log
+            .assert_count("project=drawer:saved ms=", n)
     };
     let text = std::fs::read_to_string(projects.join("world.qgs")).unwrap();
     std::fs::write(projects.join("saved.qgs"), &text).unwrap();
