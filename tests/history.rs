@@ -29,6 +29,8 @@ mod dice;
 #[path = "history/question.rs"]
 mod question;
 
+use std::collections::HashSet;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -37,7 +39,7 @@ use check::{End, Evidence, Judge, Record, tally};
 use common::client::Client;
 use common::process::Process;
 use common::relay::{Relay, far_away};
-use common::{Server, World};
+use common::{Server, World, http};
 use dice::Dice;
 use nix::sys::signal::Signal;
 use question::{CHUNK, Kind, Question};
@@ -255,40 +257,86 @@ fn each_request_has_its_own_answer_while_qgis_dies() {
 const GET_MAP: &str = "/ows/?MAP=world&SERVICE=WMS&VERSION=1.3.0&REQUEST=GetMap&LAYERS=places&STYLES=\
                        &CRS=EPSG:4326&BBOX=40,0,60,20&WIDTH=256&HEIGHT=256&FORMAT=image/png";
 
+/// Who kills workers, and whom last.
+struct Killer<'a> {
+    server: &'a Server,
+    dice: Dice,
+    last: Option<i32>,
+    n_killed: u64,
+}
+
+impl Killer<'_> {
+    /// Kills one of the workers, if there is one and the last one's death is over. On a
+    /// busy machine it may not be: a request that lost two workers would rightly fail.
+    fn strike(&mut self, answered: &Mutex<HashSet<String>>) {
+        let workers = self.server.workers();
+        if !self.last.is_none_or(|last| self.is_over(last, answered)) {
+            return;
+        }
+        if let Some(worker) = self.dice.pick(&workers) {
+            common::kill(*worker, Signal::SIGKILL);
+            (self.last, self.n_killed) = (Some(*worker), self.n_killed + 1);
+        }
+    }
+
+    /// The server has missed it, and the request that it had is answered.
+    fn is_over(&self, killed: i32, answered: &Mutex<HashSet<String>>) -> bool {
+        let (log, name) = (self.server.process.log.text(), format!("(pid {killed} "));
+        let mut lines = log.lines();
+        let Some(line) = lines.find(|line| line.contains(&name) && line.contains("gone")) else {
+            return false;
+        };
+        let (_, after) = line.split_once("request_id=").unwrap_or_default();
+        let id = after.split([' ', '"']).find(|word| !word.is_empty());
+        id.is_none_or(|id| answered.lock().unwrap().contains(id))
+    }
+}
+
 /// Maps are asked for 50 times a second, however long the answers take: on a machine
 /// that is busy otherwise they may be late, but they come.
 #[test]
 fn a_worker_killed_every_second_costs_no_map() {
+    const LATE: Duration = Duration::from_secs(600);
     let _alone = common::alone();
     // All come from one address.
-    let patience =
-        "server.timeout = 60\nzmq.timeout = 60000\nzmq.maxqueue = 3000\nlimits.client_requests = 0";
+    let patience = "server.timeout = 600\nzmq.timeout = 600000\nzmq.maxqueue = 3000\nlimits.client_requests = 0";
     let server = Server::start(World::real(), &format!("server.workers = 2\n{patience}")).ready();
     let n_seconds = variable("HISTORY_SECONDS").unwrap_or(15);
-    let mut dice = Dice::new(seed(), 0);
+    let mut killer = Killer {
+        server: &server,
+        dice: Dice::new(seed(), 0),
+        last: None,
+        n_killed: 0,
+    };
     let png = server.get(GET_MAP).body;
-    let start = Instant::now();
+    let (start, url) = (Instant::now(), server.url(GET_MAP));
+    let answered = Mutex::new(HashSet::new());
+    let ask = &|i: u64| {
+        let id = format!("map{i}");
+        let map = http::ask_within(LATE, "GET", &url, &[("X-Request-Id", &id)], b"");
+        answered.lock().unwrap().insert(id);
+        map
+    };
     let (failures, n_killed) = std::thread::scope(|scope| {
         let mut maps = Vec::new();
-        let mut n_killed = 0;
         for i in 0..n_seconds * 50 {
             let due = start + Duration::from_millis(i * 20);
             // The rate is what is tried, and nobody waits for answers.
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
-            maps.push(scope.spawn(|| server.try_get(GET_MAP)));
+            maps.push(scope.spawn(move || ask(i)));
             if i % 50 == 25 {
-                // On a busy machine there may be none to kill yet.
-                let workers = server.workers();
-                if let Some(worker) = dice.pick(&workers) {
-                    common::kill(*worker, Signal::SIGKILL);
-                    n_killed += 1;
-                }
+                killer.strike(&answered);
             }
+        }
+        // Where few could be killed so far there are maps to be made.
+        while killer.n_killed * 3 <= n_seconds && maps.iter().any(|map| !map.is_finished()) {
+            std::thread::sleep(Duration::from_secs(1));
+            killer.strike(&answered);
         }
         let maps = maps.into_iter().map(|map| map.join().unwrap());
         let failures = maps
             .filter(|map| !matches!(map, Ok(reply) if reply.status == 200 && reply.body == png));
-        (failures.collect::<Vec<_>>(), n_killed)
+        (failures.collect::<Vec<_>>(), killer.n_killed)
     });
     println!(
         "{} maps, {n_killed} workers killed, {:.1?}",

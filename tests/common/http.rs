@@ -42,10 +42,21 @@ pub fn ask(
     headers: &[(&str, &str)],
     body: &[u8],
 ) -> Result<Reply, String> {
+    ask_within(BOUND, method, url, headers, body)
+}
+
+/// The same of a server that may take longer.
+pub fn ask_within(
+    bound: Duration,
+    method: &str,
+    url: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> Result<Reply, String> {
     let config = ureq::Agent::config_builder()
         .http_status_as_error(false)
         .max_redirects(0)
-        .timeout_global(Some(BOUND))
+        .timeout_global(Some(bound))
         .allow_non_standard_methods(true)
         .build();
     let mut request = Request::builder().method(method).uri(url);
