@@ -385,7 +385,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_silent_peer_is_closed_before_and_after_the_handshake() {
-        let short = Duration::from_millis(50);
+        let short = Duration::from_millis(500);
         for bytes in [Vec::new(), greeting(b"NULL"), opening()] {
             let bench = Bench::new(|limits| (limits.handshake, limits.idle) = (short, short));
             let mut peer = bench.peer(&bytes).await;

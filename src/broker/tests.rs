@@ -282,11 +282,8 @@ async fn a_dead_worker_is_known_within_milliseconds() {
     drop(worker);
     let died = Instant::now();
     assert_eq!(call.await.unwrap().unwrap_err(), Error::WorkerDied);
-    assert!(
-        died.elapsed() < Duration::from_millis(100),
-        "{:?}",
-        died.elapsed()
-    );
+    // The alternative would be a heartbeat.
+    assert!(died.elapsed() < LONG / 4, "{:?}", died.elapsed());
     server.until(|status| status.workers.is_empty()).await;
     assert!(!server.handle.is_ready());
 }
@@ -435,7 +432,7 @@ async fn a_request_whose_worker_died_goes_to_another() {
 #[tokio::test]
 async fn a_silent_worker_is_found_out() {
     let server = Server::start(|config| {
-        config.heartbeat = Duration::from_millis(20);
+        config.heartbeat = Duration::from_millis(300);
         config.heartbeat_misses = 5;
     })
     .await;
@@ -452,12 +449,13 @@ async fn a_silent_worker_is_found_out() {
 #[tokio::test]
 async fn heartbeats_go_both_ways_and_keep_a_worker() {
     let server = Server::start(|config| {
-        config.heartbeat = Duration::from_millis(20);
-        config.heartbeat_misses = 5;
+        config.heartbeat = Duration::from_millis(100);
+        config.heartbeat_misses = 20;
     })
     .await;
     let mut worker = server.worker(1).await;
-    for _ in 0..20 {
+    // For longer than it could be silent.
+    for _ in 0..30 {
         let message = timeout(LONG, worker.socket.recv()).await.unwrap().unwrap();
         assert_eq!(Message::decode(&message.into_vec()), Ok(Message::Heartbeat));
         worker.say(Message::Heartbeat).await;
@@ -469,17 +467,20 @@ async fn heartbeats_go_both_ways_and_keep_a_worker() {
 async fn an_overdue_request_is_a_timeout_and_its_worker_is_cancelled() {
     let server = Server::start(|_| {}).await;
     let mut worker = server.worker(1).await;
-    let after = Duration::from_millis(200);
+    let after = Duration::from_secs(1);
     let started = Instant::now();
     let call = server.call(Call {
         timeout: after,
         ..get("GetMap")
     });
     let (request, _) = worker.request().await;
-    assert!((150..=200).contains(&request.first_byte_ms));
+    // What is left of it.
+    let left = Duration::from_millis(request.first_byte_ms);
+    let gone = started.elapsed() + Duration::from_millis(1);
+    assert!(left <= after && left + gone >= after, "{left:?} {gone:?}");
     assert_eq!(call.await.unwrap().unwrap_err(), Error::TimedOut { after });
     let late = started.elapsed() - after;
-    assert!(late < Duration::from_millis(100), "late by {late:?}");
+    assert!(late < LONG / 4, "late by {late:?}");
     let cancel = Cancel {
         id: request.id,
         grace_ms: 1000,
@@ -564,7 +565,7 @@ async fn a_transaction_whose_client_left_runs_to_its_end() {
 async fn waiting_has_two_bounds() {
     let server = Server::start(|config| {
         config.queue_max = 1;
-        config.queue_timeout = Duration::from_millis(50);
+        config.queue_timeout = Duration::from_secs(1);
     })
     .await;
     let waiting = server.call(get("GetMap"));
@@ -576,7 +577,7 @@ async fn waiting_has_two_bounds() {
         retry_after,
     };
     assert_eq!(refused, full);
-    let after = Duration::from_millis(50);
+    let after = Duration::from_secs(1);
     assert_eq!(
         waiting.await.unwrap().unwrap_err(),
         Error::QueueTimedOut { after }
@@ -617,9 +618,17 @@ async fn a_worker_that_connects_anew_replaces_its_old_self() {
     assert_eq!(server.handle.status().await.workers.len(), 1);
 }
 
+/// A broker that says goodbye for no longer than `heartbeat`, and misses none of its fakes.
+async fn patient(heartbeat: Duration) -> Server {
+    let adapt = |config: &mut config::Broker| {
+        (config.heartbeat, config.heartbeat_misses) = (heartbeat, 100);
+    };
+    Server::start(adapt).await
+}
+
 #[tokio::test]
 async fn one_worker_of_each_pool_is_told_to_restart() {
-    let server = Server::start(|config| config.heartbeat = Duration::from_millis(300)).await;
+    let server = patient(Duration::from_millis(300)).await;
     let mut workers = [server.worker(1).await, server.worker(2).await];
     server.until(|status| status.workers.len() == 2).await;
     server.handle.tell_pools(Reason::Restart);
@@ -635,7 +644,7 @@ async fn one_worker_of_each_pool_is_told_to_restart() {
 
 #[tokio::test]
 async fn a_stopping_broker_ends_what_it_has_and_leaves_nothing_behind() {
-    let server = Server::start(|config| config.heartbeat = Duration::from_secs(1)).await;
+    let server = patient(Duration::from_secs(1)).await;
     let mut worker = server.worker(1).await;
     let call = server.call(get("GetMap"));
     let (request, _) = worker.request().await;
@@ -676,7 +685,7 @@ async fn a_stopping_broker_ends_what_it_has_and_leaves_nothing_behind() {
 
 #[tokio::test]
 async fn a_drain_has_an_end() {
-    let server = Server::start(|config| config.heartbeat = Duration::from_millis(500)).await;
+    let server = patient(Duration::from_millis(500)).await;
     let mut worker = server.worker(1).await;
     let running = server.call(get("GetMap"));
     let waiting = server.call(get("GetMap"));
@@ -768,11 +777,8 @@ async fn a_worker_behind_the_gate_is_a_worker() {
     drop(worker);
     let died = Instant::now();
     assert_eq!(call.await.unwrap().unwrap_err(), Error::WorkerDied);
-    assert!(
-        died.elapsed() < Duration::from_millis(100),
-        "{:?}",
-        died.elapsed()
-    );
+    // The alternative would be a heartbeat.
+    assert!(died.elapsed() < LONG / 4, "{:?}", died.elapsed());
 }
 
 /// Chunks of the largest size that can be set, and a request that is larger than any chunk.

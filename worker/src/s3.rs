@@ -314,7 +314,7 @@ mod tests {
         };
         let folder = tempfile::tempdir().unwrap();
         let copies = folder.path().join("copies");
-        let timeout = Duration::from_millis(300);
+        let timeout = Duration::from_secs(2);
         (folder, Objects::new(&s3, timeout, copies))
     }
 
@@ -449,7 +449,7 @@ mod tests {
             };
             assert!(why.contains("in time") && !why.contains("X-Amz"), "{why}");
         }
-        assert!(start.elapsed() < Duration::from_secs(5));
+        assert!(start.elapsed() < Duration::from_secs(20));
     }
 
     #[test]
