@@ -48,10 +48,15 @@ impl Files {
         nix::unistd::mkfifo(&self.file, nix::sys::stat::Mode::S_IRWXU).unwrap();
     }
 
-    /// Whoever waits for it gets `settings`, too late; from now on it is as it was.
-    fn come_back(&self, settings: &str) {
-        self.write(settings);
-        std::fs::remove_file(&self.file).unwrap();
+    /// It is a file with `settings` again. Whoever waits for it still gets what is too late,
+    /// and nobody comes to wait for it meanwhile.
+    fn come_back(&self, too_late: &str, settings: &str) {
+        let [pipe, new] = ["pipe", "new"].map(|name| self.file.with_extension(name));
+        std::fs::hard_link(&self.file, &pipe).unwrap();
+        std::fs::write(&new, settings).unwrap();
+        std::fs::rename(new, &self.file).unwrap();
+        std::fs::write(&pipe, too_late).unwrap();
+        std::fs::remove_file(pipe).unwrap();
     }
 
     /// As a package manager does it: the running program's file goes, another has its name.
@@ -299,8 +304,10 @@ fn a_file_system_that_hangs_holds_up_no_request_and_no_stop() {
     );
     server.signal(Signal::SIGHUP);
     log.wait_line("still being read");
-    files.come_back("[server]\nworkers = 1\n");
-    files.write("[server]\nuri_max = 256\nreload_timeout = 2\n");
+    files.come_back(
+        "[server]\nworkers = 1\n",
+        "[server]\nuri_max = 256\nreload_timeout = 2\n",
+    );
     assert_eq!(server.workers(), before);
     let long = format!("/ows/?MAP=city&X={}", "x".repeat(300));
     server.signal(Signal::SIGHUP);
@@ -333,8 +340,7 @@ fn a_touch_while_the_file_system_hangs_counts_when_that_is_back() {
     let later = SystemTime::now() + Duration::from_secs(5);
     file.set_modified(later).unwrap();
     server.process.log.wait_line("(server.reload_timeout)");
-    files.come_back("");
-    files.write("[server]\nuri_max = 256\n");
+    files.come_back("", "[server]\nuri_max = 256\n");
     let long = format!("/ows/?MAP=city&X={}", "x".repeat(300));
     eventually("the touch counts", || {
         (server.get(&long).status == 414).then_some(())
