@@ -83,7 +83,7 @@ use std::io::{ErrorKind, Read};
 use std::time::{Duration, Instant};
 
 use common::client::{Came, Client};
-use common::http::send_get;
+use common::http::{read, send_get};
 use common::process::cpu_time;
 use common::relay::far_away;
 use common::{MANAGED, SOON, Server, World, eventually, kill, path_of, timed};
@@ -349,7 +349,7 @@ fn n_there(stream: &mut std::net::TcpStream) -> usize {
         .unwrap();
     let (mut n, mut buffer) = (0, vec![0; 1 << 16]);
     loop {
-        match stream.read(&mut buffer) {
+        match read(stream, &mut buffer) {
             Ok(0) => return n,
             Ok(read) => n += read,
             Err(error) if error.kind() == ErrorKind::WouldBlock => return n,

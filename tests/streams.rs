@@ -7,7 +7,7 @@ use std::net::TcpStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::http::{read_all, send_get};
+use common::http::{read, read_all, send_get};
 use common::process::succeed;
 use common::{Server, World, eventually, source, timed};
 
@@ -73,7 +73,7 @@ fn read_watching(server: &Server, client: &mut TcpStream) -> (Vec<u8>, u64) {
     let mut buffer = vec![0; 1 << 20];
     let mut looked = Instant::now();
     loop {
-        let n = client.read(&mut buffer).unwrap();
+        let n = read(client, &mut buffer).unwrap();
         if n == 0 {
             return (all, peak);
         }

@@ -1,7 +1,7 @@
 //! A client with one connection, which it uses again as long as the server lets
 //! it, and which notices every byte that it did not ask for.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 
 use super::http;
@@ -186,7 +186,7 @@ impl Client {
             return false;
         };
         let mut buffer = [0; 16 << 10];
-        match connection.read(&mut buffer) {
+        match http::read(connection, &mut buffer) {
             Ok(n @ 1..) => {
                 self.ahead.extend_from_slice(&buffer[..n]);
                 true

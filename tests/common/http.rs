@@ -108,12 +108,22 @@ pub fn send_get(stream: &mut TcpStream, path: &str) {
     .unwrap();
 }
 
+/// A stop of this process ends a read that has a bound.
+pub fn read(stream: &mut TcpStream, buffer: &mut [u8]) -> std::io::Result<usize> {
+    loop {
+        match stream.read(buffer) {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
+}
+
 /// Everything until the server closes or resets the connection, and whether it was a reset.
 pub fn read_all(stream: &mut TcpStream) -> (Vec<u8>, bool) {
     let mut all = Vec::new();
     let mut buffer = vec![0; 1 << 16];
     loop {
-        match stream.read(&mut buffer) {
+        match read(stream, &mut buffer) {
             Ok(0) => return (all, false),
             Ok(n) => all.extend_from_slice(&buffer[..n]),
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {
