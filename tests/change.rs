@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use common::load::{EVERY_MANNER, Load};
-use common::process::{is_alive, parent, threads, try_parent, user_of};
+use common::process::{self, is_alive, parent, threads, try_parent, user_of};
 use common::tls::Certificate;
 use common::{MANAGED, Pool, SOON, Server, World, eventually, http, kill, path_of, poll};
 use nix::sys::signal::Signal;
@@ -62,15 +62,13 @@ impl Files {
     /// As a package manager does it: the running program's file goes, another has its name.
     fn install(&self, program: &Path) {
         let new = self.program.with_extension("new");
-        std::fs::copy(program, &new).unwrap();
+        process::install(program, &new);
         std::fs::rename(new, &self.program).unwrap();
     }
 
     fn install_script(&self, script: &str) {
-        use std::os::unix::fs::PermissionsExt;
         let new = self.program.with_extension("sh");
-        std::fs::write(&new, format!("#!/bin/sh\n{script}\n")).unwrap();
-        std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o755)).unwrap();
+        process::install_script(script, &new);
         std::fs::rename(new, &self.program).unwrap();
     }
 }
@@ -704,11 +702,10 @@ fn an_upgrade_after_setuid_stays_that_user() {
     let world = World::stub();
     world.open_to_everybody();
     let worker = world.path("qgisserver-worker");
-    std::fs::copy(
-        Path::new(PROGRAM).with_file_name("qgisserver-worker"),
+    process::install(
+        &Path::new(PROGRAM).with_file_name("qgisserver-worker"),
         &worker,
-    )
-    .unwrap();
+    );
     let files = Files::of(&world, "");
     let flags = format!(
         "server.setuid = nobody\nworker.program = {}",

@@ -6,6 +6,7 @@ mod common;
 use std::path::{Path, PathBuf};
 
 use common::native::Native;
+use common::process::install_script;
 use common::{Reply, Server, World, eventually, http, source};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -248,10 +249,8 @@ fn a_plugin_that_changed_is_there_after_a_rolling_restart() {
 
 /// A program that does what qgis-plugin-manager does, as far as we use it.
 fn manager(world: &World, script: &str) -> PathBuf {
-    use std::os::unix::fs::PermissionsExt;
     let path = world.path("manager");
-    std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    install_script(script, &path);
     path
 }
 

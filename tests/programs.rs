@@ -5,7 +5,7 @@ mod common;
 use std::io::{Read, Write};
 use std::process::{Command, Output};
 
-use common::process::{Process, user_of};
+use common::process::{Process, install, user_of};
 use common::tls::Certificate;
 use common::{Server, World, http};
 use tokio_rustls::rustls;
@@ -232,7 +232,7 @@ fn setuid_takes_the_privileges_of_all_processes_once_the_port_is_bound() {
     world.open_to_everybody();
     // The build may be in a place that only its owner can enter.
     let worker = world.path("qgisserver-worker");
-    std::fs::copy(program("qgisserver-worker").get_program(), &worker).unwrap();
+    install(program("qgisserver-worker").get_program().as_ref(), &worker);
     let settings = format!(
         "server.setuid = nobody\nworker.program = {}",
         worker.display()

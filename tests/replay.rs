@@ -54,9 +54,12 @@ impl Shop {
     }
 
     fn does(&self, program: &str, what: &str) {
-        let path = self.path("bin").join(program);
-        std::fs::write(&path, format!("#!/bin/sh\nset -e\n{what}\n")).unwrap();
-        std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).unwrap();
+        let (path, text) = (self.path("bin").join(program), self.path("text"));
+        std::fs::write(&text, format!("#!/bin/sh\nset -e\n{what}\n")).unwrap();
+        std::fs::set_permissions(&text, PermissionsExt::from_mode(0o755)).unwrap();
+        // Written here, it could not be run as long as a child of another test has it open.
+        let copied = Command::new("cp").args([text, path]).status();
+        assert!(copied.unwrap().success());
     }
 
     /// Asks for a module that no QGIS has.

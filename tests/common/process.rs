@@ -154,6 +154,23 @@ pub fn succeed(command: &mut Command) -> Output {
     done
 }
 
+/// A program that can be run at once. Were it written here, a child that another test starts
+/// meanwhile would have it open, too, until it is a program of its own; and what is open for
+/// writing cannot be run.
+pub fn install(program: &Path, to: &Path) {
+    succeed(Command::new("cp").args([program, to]));
+}
+
+/// The same of a script for a shell.
+pub fn install_script(script: &str, to: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    let text = to.with_extension("text");
+    std::fs::write(&text, format!("#!/bin/sh\n{script}\n")).unwrap();
+    std::fs::set_permissions(&text, std::fs::Permissions::from_mode(0o755)).unwrap();
+    install(&text, to);
+    std::fs::remove_file(text).unwrap();
+}
+
 /// A session of its own, which does not outlive the test, even if that is killed.
 fn detach() -> nix::Result<()> {
     nix::unistd::setsid()?;
