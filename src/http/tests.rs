@@ -832,7 +832,8 @@ async fn a_path_of_an_api_is_no_way_to_a_web_service() {
 #[tokio::test]
 async fn a_path_that_no_api_takes_does_not_exist() {
     let broker = Broker::new(|_| async {
-        let text = "<ServiceException code=\"Service configuration error\">Service unknown";
+        let text = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<ServiceExceptionReport>\n \
+                    <ServiceException code=\"Service configuration error\">Service unknown";
         Ok((head(400), FakeBody::whole(text)))
     });
     let server = Server::start(&broker, |_| {});
