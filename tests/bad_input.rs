@@ -182,6 +182,8 @@ fn no_spelling_of_a_parameter_and_no_body_opens_a_project_outside_the_root() {
                 format!("<GetCapabilities service='WMS' MAP='{map}'/>"),
                 format!("\u{FEFF}<GetCapabilities service='WMS' :::map='{map}'/>"),
                 format!("<GetCapabilities service='WMS' MAP='{map}'/>\0"),
+                format!("<GetCapabilities service='WMS' x:MAP='{map}'/>"),
+                format!("<GetCapabilities service='WMS' xmlnsx:MAP='{map}'/>"),
             ];
             for body in &bodies {
                 let paths = [
@@ -225,6 +227,39 @@ fn a_project_where_the_server_is_started_is_not_that_of_requests_that_name_none(
     assert_eq!(refused.status, 500);
     assert!(refused.text().contains("Project file error"));
     assert_eq!(server.get(&capabilities("world")).status, 200);
+}
+
+/// QGIS parses them before it knows what is asked for.
+#[test]
+fn a_small_body_that_would_stop_a_worker_is_refused() {
+    let server = Server::real("server.timeout = 20");
+    let query = "/ows/?MAP=world&SERVICE=WMS&REQUEST=GetCapabilities";
+    let nested = |n| "<a>".repeat(n) + &"</a>".repeat(n);
+    let pairs = |n| (0..n).map(|i| format!("a{i}=&")).collect::<String>();
+    let quoted = format!(
+        "<GetCapabilities>{}</GetCapabilities>",
+        "&amp;".repeat(5000)
+    );
+    without_losses(&server, || {
+        for (body, is_refused) in [
+            (nested(60_000), true),
+            ("<a>".repeat(60_000), true),
+            (nested(500), false),
+            (pairs(20_000), true),
+            (format!("<a>&{}", pairs(20_000)), true),
+            (pairs(900), false),
+            (quoted, false),
+        ] {
+            for kind in ["text/xml", "text/plain"] {
+                let reply = server.post(query, kind, body.as_bytes());
+                let start = &body[..20];
+                assert_eq!(reply.status == 413, is_refused, "{start} {}", reply.status);
+                assert!(is_refused || reply.status < 502, "{start} {}", reply.status);
+            }
+        }
+        let reply = server.post(query, "text/xml", nested(60_000).as_bytes());
+        assert!(exception(&reply).contains("too deep"));
+    });
 }
 
 /// Nobody learns from an answer whether a file exists that is not served.

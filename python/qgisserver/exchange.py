@@ -43,6 +43,20 @@ NO_PROJECT = b"""<?xml version="1.0" encoding="UTF-8"?>
 parameter pointing to a valid QGIS project file</ServerException>
 """
 
+# What is said of a body that would stop the worker.
+TOO_MUCH = b"""<?xml version="1.0" encoding="UTF-8"?>
+<ServiceExceptionReport version="1.3.0" xmlns="http://www.opengis.net/ogc">
+ <ServiceException code="NoApplicableCode">The body has too many parameters, or elements too \
+deep within each other</ServiceException>
+</ServiceExceptionReport>
+"""
+
+# Qt recurses into a document, and ends the process if that is much deeper than this.
+DEPTH_MAX = 1000
+
+# QGIS compares each parameter with all before it.
+PARAMETERS_MAX = 1000
+
 # All that QGIS says when a filter raised.
 BARE = b"Internal Server Error"
 
@@ -287,6 +301,8 @@ def serve(server, recorder, sink, eager, method, url, headers, body, project, ha
         response = Response(server, sink, recorder, eager)
     else:
         response = Document(server, sink, recorder, eager, hands)
+    if _is_parsed(method, headers, body) and _is_too_much(body):
+        return 413, {"Content-Type": "text/xml; charset=utf-8"}, TOO_MUCH, ()
     if project is None and _names_project(method, request, headers, body):
         return 500, {"Content-Type": "text/xml; charset=utf-8"}, NO_PROJECT, ()
     recorder.begin(None if method in READING else request)
@@ -308,6 +324,46 @@ def serve(server, recorder, sink, eager, method, url, headers, body, project, ha
     return status, response.headers(), data, response.keys
 
 
+def _is_parsed(method, headers, body):
+    """Whether QGIS looks for parameters in the body."""
+    return body and method not in READING and "json" not in headers.get("Content-Type", "")
+
+
+def _is_too_much(body):
+    """As a document, or as ``name=value&…`` if it is none."""
+    if body.count(b"<") > DEPTH_MAX and _depth(body) > DEPTH_MAX:
+        return True
+    if body.count(b"&") < PARAMETERS_MAX:
+        return False
+    _, is_one = _document(body)
+    return not is_one
+
+
+def _depth(body):
+    """Of the elements in each other, up to where the body is no document any more."""
+    from xml.parsers import expat
+
+    depth = deepest = 0
+
+    def begin(*_):
+        nonlocal depth, deepest
+        depth += 1
+        deepest = max(deepest, depth)
+
+    def end(_):
+        nonlocal depth
+        depth -= 1
+
+    parser = expat.ParserCreate()
+    parser.StartElementHandler, parser.EndElementHandler = begin, end
+    try:
+        parser.Parse(body, True)
+    except expat.ExpatError:
+        # Qt stops there, too.
+        pass
+    return deepest
+
+
 def _names_project(method, request, headers, body):
     """QGIS reads MAP in the body, too, of what does not call itself JSON, and would open any
     file or database that is named there. Where projects may be was looked at before, and if
@@ -315,7 +371,7 @@ def _names_project(method, request, headers, body):
     """
     if request.parameters().get("MAP"):
         return True
-    if not body or method in READING or "json" in headers.get("Content-Type", ""):
+    if not _is_parsed(method, headers, body):
         return False
     from qgis.server import QgsServerParameters
 
@@ -330,15 +386,27 @@ def _names(body):
     ``name=value&…``.
     """
     from qgis.PyQt.QtCore import QUrlQuery
+
+    document, _ = _document(body)
+    attributes = document.documentElement().attributes()
+    # Without its prefix, as QGIS looks for it.
+    names = {attributes.item(n).toAttr().name() for n in range(attributes.count())}
+    return names | {name for name, _ in QUrlQuery(_text(body)).queryItems()}
+
+
+def _document(body):
+    """As QGIS reads it, and whether it is one to its end."""
     from qgis.PyQt.QtXml import QDomDocument
 
-    # Qt takes no mark of its encoding for a part of a text, nor (before Qt 6) what follows a NUL.
-    text = body.decode("utf-8-sig", "replace")
     document = QDomDocument()
-    document.setContent(text.split("\0")[0], True)
-    attributes = document.documentElement().attributes()
-    names = {attributes.item(n).nodeName() for n in range(attributes.count())}
-    return names | {name for name, _ in QUrlQuery(text).queryItems()}
+    # Before Qt 6 what follows a NUL is no part of a text.
+    is_one, *_ = document.setContent(_text(body).split("\0")[0], True)
+    return document, is_one
+
+
+def _text(body):
+    """Qt takes no mark of its encoding for a part of a text."""
+    return body.decode("utf-8-sig", "replace")
 
 
 def _service(request):

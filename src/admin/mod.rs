@@ -299,7 +299,8 @@ impl Server {
         if request.method() != Method::POST {
             return Err(Refusal::Method { allow: "POST" });
         }
-        if request.headers().contains_key(header::ORIGIN) {
+        let is_of_page = |name: &str| request.headers().contains_key(name);
+        if ["origin", "sec-fetch-site"].into_iter().any(is_of_page) {
             return Err(Refusal::OfBrowser);
         }
         self.restart.notify_one();

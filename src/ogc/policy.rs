@@ -653,8 +653,10 @@ fn root(text: &str) -> Result<Pairs, Unclear> {
             return Err(Unclear);
         }
         let name = name.trim();
-        if !name.starts_with("xmlns") {
-            pairs.push((ows::name(name), value.to_owned()));
+        if name != "xmlns" && !name.starts_with("xmlns:") {
+            // QGIS looks for a name without its prefix, of which there is one at most.
+            let local = name.split_once(':').map_or(name, |(_, local)| local);
+            pairs.push((ows::name(local), value.to_owned()));
         }
         rest = next.trim_start();
     }
@@ -902,7 +904,12 @@ mod tests {
         ] {
             assert!(!allowed(&rules, &Asked { query, ..WMS }), "{query}");
         }
-        for body in ["::service=WFS", "<GetFeature :::service='WFS'/>"] {
+        for body in [
+            "::service=WFS",
+            "<GetFeature :::service='WFS'/>",
+            "<GetFeature x:service='WFS'/>",
+            "<GetFeature xmlnsx:service='WFS'/>",
+        ] {
             let query = "";
             assert!(!allowed(&rules, &Asked { query, body, ..WMS }), "{body}");
         }
@@ -1144,6 +1151,8 @@ mod tests {
             ("MAP=a", b"<GetFeature map='b'/>"),
             ("", b"SERVICE=WMS&service=WFS"),
             ("", b"<a service='WMS' SERVICE='WFS'/>"),
+            ("", b"<a service='WMS' x:SERVICE='WFS'/>"),
+            ("", b"<GetMap x:REQUEST='GetFeature'/>"),
             ("", b"<!DOCTYPE a><a/>"),
             ("", b"<a service='W&#70;S'/>"),
             ("", b"<a service='WMS'/>&SERVICE=WFS"),
