@@ -330,6 +330,7 @@ fn a_worker_killed_every_second_costs_no_map() {
         }
         // Where few could be killed so far there are maps to be made.
         while killer.n_killed * 3 <= n_seconds && maps.iter().any(|map| !map.is_finished()) {
+            // One a second, as before.
             std::thread::sleep(Duration::from_secs(1));
             killer.strike(&answered);
         }

@@ -335,7 +335,7 @@ def _is_too_much(body):
         return True
     if body.count(b"&") < PARAMETERS_MAX:
         return False
-    _, is_one = _document(body)
+    _, is_one = _document(_text(body))
     return not is_one
 
 
@@ -387,20 +387,21 @@ def _names(body):
     """
     from qgis.PyQt.QtCore import QUrlQuery
 
-    document, _ = _document(body)
+    text = _text(body)
+    document, _ = _document(text)
     attributes = document.documentElement().attributes()
     # Without its prefix, as QGIS looks for it.
     names = {attributes.item(n).toAttr().name() for n in range(attributes.count())}
-    return names | {name for name, _ in QUrlQuery(_text(body)).queryItems()}
+    return names | {name for name, _ in QUrlQuery(text).queryItems()}
 
 
-def _document(body):
+def _document(text):
     """As QGIS reads it, and whether it is one to its end."""
     from qgis.PyQt.QtXml import QDomDocument
 
     document = QDomDocument()
     # Before Qt 6 what follows a NUL is no part of a text.
-    is_one, *_ = document.setContent(_text(body).split("\0")[0], True)
+    is_one, *_ = document.setContent(text.split("\0")[0], True)
     return document, is_one
 
 

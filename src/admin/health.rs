@@ -10,8 +10,8 @@ use crate::http::pages;
 use crate::metrics::Metrics;
 use crate::protocol::NotOpened;
 
-/// This process answers.
-pub fn ping() -> String {
+/// This process answers, and does what it is told.
+pub fn ok() -> String {
     json!({ "status": "ok" }).to_string()
 }
 

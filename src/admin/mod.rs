@@ -272,7 +272,7 @@ impl Server {
             "" => Ok((JSON, pool::links(&self.base(request)))),
             "/pool" => Ok((JSON, pool::report(&self.status().await?))),
             "/cache" => Ok((JSON, pool::cached(&self.status().await?))),
-            "/ping" => Ok((JSON, health::ping())),
+            "/ping" => Ok((JSON, health::ok())),
             "/ready" => match self.is_ready() {
                 true => Ok((JSON, health::ready())),
                 false => Err(Refusal::NotReady),
@@ -304,7 +304,7 @@ impl Server {
             return Err(Refusal::OfBrowser);
         }
         self.restart.notify_one();
-        Ok(pool::restarted())
+        Ok(health::ok())
     }
 
     fn base(&self, request: &Request<Incoming>) -> String {

@@ -48,8 +48,3 @@ pub fn cached(broker: &Status) -> String {
     let cached = cached.map(|(name, n)| json!({ "name": name, "workers": n }));
     json!({ "cached": cached.collect::<Vec<_>>() }).to_string()
 }
-
-/// What a restart that was begun says.
-pub fn restarted() -> String {
-    json!({ "status": "ok" }).to_string()
-}

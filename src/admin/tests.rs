@@ -137,6 +137,7 @@ async fn anything_else_is_a_problem() {
             (405, _) => Some("\r\nallow: get, head\r\n"),
             _ => None,
         };
+        assert_eq!(reply.head.contains("\r\nallow:"), allowed.is_some());
         assert!(allowed.is_none_or(|it| reply.head.contains(it)));
     }
 }

@@ -526,8 +526,8 @@ pub fn mend_location(headers: &mut HeaderMap, url: &str) {
 /// tells of data may have the same words in it.
 pub fn is_of_no_api<C>(response: &Response<Content<C>>) -> bool {
     let says = |text: &Bytes| {
-        let start = String::from_utf8_lossy(&text[..text.len().min(400)]);
-        let says = |words: &str| start.starts_with("<?xml") && start.contains(words);
+        let start = || String::from_utf8_lossy(&text[..text.len().min(400)]);
+        let says = |words: &str| text.starts_with(b"<?xml") && start().contains(words);
         says("<ServerException>Project file error") || says("code=\"Service configuration error\"")
     };
     match response.body() {
